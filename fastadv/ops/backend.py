@@ -1,0 +1,88 @@
+"""Which implementation an op runs: its Triton kernel or its eager reference."""
+
+import contextlib
+import functools
+import importlib.util
+import os
+from collections.abc import Iterator
+
+import torch
+
+_CHOICES = ("auto", "triton", "reference")
+_TRITON_DEVICES = ("cuda", "xpu")  # ROCm calls itself cuda
+
+
+def _checked(choice: str, source: str) -> str:
+    if choice not in _CHOICES:
+        raise ValueError(f"{source} must be one of {_CHOICES}; got {choice!r}")
+    return choice
+
+
+_choice = _checked(os.environ.get("FASTADV_BACKEND", "auto"), "FASTADV_BACKEND")
+
+
+class use_backend(contextlib.AbstractContextManager):
+    """Choose the implementation of every op: "auto" (Triton on GPUs), "triton" or "reference".
+
+    Works as a call and as a context manager that restores the previous choice. "triton" on CPU
+    tensors needs TRITON_INTERPRET=1, set before triton is first imported. Raises ValueError for any
+    other name. Example: `with fastadv.ops.use_backend("reference"): ...`.
+    """
+
+    def __init__(self, choice: str) -> None:
+        global _choice
+        self._previous = _choice
+        _choice = _checked(choice, "use_backend(choice)")
+
+    def __enter__(self) -> "use_backend":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        global _choice
+        _choice = self._previous
+
+
+@functools.cache
+def triton_is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def explain(device: torch.device) -> tuple[str, str]:
+    """(backend, reason) that ops on `device` would run with now; raises as they would."""
+    on_gpu = device.type in _TRITON_DEVICES
+    if _choice == "reference":
+        return "reference", "chosen by use_backend or FASTADV_BACKEND"
+    if _choice == "auto" and not on_gpu:
+        return "reference", f"no Triton device: tensors are on {device.type}"
+    if not triton_is_installed():
+        if _choice == "auto":
+            return "reference", "triton is not installed"
+        raise RuntimeError("backend 'triton' was chosen: install it first (pip install triton)")
+    if on_gpu:
+        return "triton", f"tensors are on {device.type}"
+    if interpreting():
+        return "triton", "TRITON_INTERPRET=1: kernels run in the interpreter"
+    raise RuntimeError(
+        f"backend 'triton' was chosen for tensors on {device.type}: move them to a GPU, or set "
+        "TRITON_INTERPRET=1 before python starts"
+    )
+
+
+def runs_triton(device: torch.device) -> bool:
+    if _choice == "reference" or (_choice == "auto" and device.type not in _TRITON_DEVICES):
+        return False  # the common CPU path, kept free of string building
+    return explain(device)[0] == "triton"
+
+
+@contextlib.contextmanager
+def on_device_of(tensor: torch.Tensor) -> Iterator[None]:
+    """Make the device of `tensor` current: triton launches on the current CUDA device."""
+    if tensor.device.type == "cuda" and tensor.device.index != torch.cuda.current_device():
+        with torch.cuda.device(tensor.device):
+            yield
+    else:
+        yield

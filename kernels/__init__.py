@@ -1,0 +1,1 @@
+"""Triton device code, launch grids and ahead-of-time signatures; imported as `fastadv.kernels`."""

@@ -1,0 +1,110 @@
+"""Compiles kernels ahead of time, without a GPU, and reads what the machine code uses."""
+
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+
+@dataclass(frozen=True)
+class AotCase:
+    """One specialisation of a kernel: argument types, constants, and what the test demands of it.
+
+    signature: argument name -> "*fp32", "fp64", "i32", ...; every argument is taken to be divisible
+    by 16 but those in `unaligned`. vectorised: sm_90 must load and store 128 bits at a time.
+    """
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int
+    unaligned: tuple[str, ...] = ()
+    vectorised: bool = False
+
+
+class Resources(NamedTuple):
+    """Registers and stack bytes of a thread; `wide_*` count 128-bit global accesses."""
+
+    registers: int
+    stack_bytes: int
+    wide_loads: int
+    wide_stores: int
+    narrow_accesses: int
+
+
+def compile_case(case: AotCase, target: str) -> Resources:
+    """Compile for one of TARGETS; needs a process without TRITON_INTERPRET."""
+    arguments = case.kernel.arg_names
+    signature = {n: "constexpr" if n in case.constants else case.signature[n] for n in arguments}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, n in enumerate(arguments)
+        if n not in case.constants and n not in case.unaligned and signature[n][0] in "*i"
+    }
+    constants = {(arguments.index(n),): value for n, value in case.constants.items()}
+    compiled = triton.compile(
+        ASTSource(case.kernel, signature, constants, aligned),
+        target=TARGETS[target],
+        options={"num_warps": case.num_warps, "enable_fp_fusion": False},
+    )
+    if TARGETS[target].backend == "hip":
+        return _read_amdgcn(compiled.asm["amdgcn"])
+    return _read_ptx(compiled.asm["ptx"], compiled.metadata.target.arch)
+
+
+def _read_ptx(ptx: str, arch: int) -> Resources:
+    suffix = "a" if arch >= 90 else ""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        report = subprocess.run(
+            [_ptxas(arch), "-v", f"--gpu-name=sm_{arch}{suffix}", "--fmad=false", str(source)],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stderr
+    stack = sum(int(n) for n in re.findall(r"(\d+) bytes (?:stack frame|spill)", report))
+    registers = re.search(r"Used (\d+) registers", report)
+    assert registers is not None, report
+    wide = {kind: len(re.findall(rf"{kind}\.global[^;]*\.v4\.b32", ptx)) for kind in ("ld", "st")}
+    wide = {k: n + len(re.findall(rf"{k}\.global[^;]*\.v2\.b64", ptx)) for k, n in wide.items()}
+    every = len(re.findall(r"(?:ld|st)\.global", ptx))
+    return Resources(
+        int(registers[1]), stack, wide["ld"], wide["st"], every - wide["ld"] - wide["st"]
+    )
+
+
+def _read_amdgcn(text: str) -> Resources:
+    def field(name: str) -> int:
+        found = re.search(rf"\.{name}:\s+(\d+)", text)
+        assert found is not None, name
+        return int(found[1])
+
+    loads = len(re.findall(r"(?:global|buffer)_load_dwordx4", text))
+    stores = len(re.findall(r"(?:global|buffer)_store_dwordx4", text))
+    every = len(re.findall(r"(?:global|buffer)_(?:load|store)_", text))
+    stack = field("private_segment_fixed_size") + field("vgpr_spill_count")
+    return Resources(field("vgpr_count"), stack, loads, stores, every - loads - stores)
+
+
+def _ptxas(arch: int) -> str:
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    blackwell = folder / "ptxas-blackwell"
+    binary = blackwell if arch >= 100 and blackwell.exists() else folder / "ptxas"
+    return os.environ.get("TRITON_PTXAS_PATH", str(binary))
