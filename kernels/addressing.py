@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .rounding import divide
+
 
 @triton.jit
 def scalar_or_row(scalar, rows_ptr, row, PER_SAMPLE: tl.constexpr, DTYPE: tl.constexpr):
@@ -45,7 +47,7 @@ def load_grad(
         g = tl.load(grad_ptr + e, mask=mask, other=0.0).to(DTYPE)
     if RESCALE:
         std = tl.load(std_ptr + channel(e, INNER, CHANNELS_LAST), mask=mask, other=1.0).to(DTYPE)
-        g = tl.div_rn(g, std) if DTYPE == tl.float32 else g / std
+        g = divide(g, std, DTYPE)
     return tl.where(g == g, g, 0.0)
 
 
@@ -58,7 +60,7 @@ def store_model_input(
     c = channel(e, INNER, CHANNELS_LAST)
     mean = tl.load(mean_ptr + c, mask=mask, other=0.0).to(DTYPE)
     std = tl.load(std_ptr + c, mask=mask, other=1.0).to(DTYPE)
-    normalised = tl.div_rn(value - mean, std) if DTYPE == tl.float32 else (value - mean) / std
+    normalised = divide(value - mean, std, DTYPE)
     if DTYPE == tl.float64 and input_ptr.dtype.element_ty != tl.float64:
         normalised = normalised.to(tl.float32)  # torch casts fp64 to half through fp32
     if CROSS:

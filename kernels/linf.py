@@ -7,6 +7,8 @@ from . import slots
 from .addressing import load_grad, scalar_or_row, store_model_input
 from .aot import AotCase
 from .geometry import compute_dtype, elementwise_geometry, row_geometry
+from .momentum import updated_momentum
+from .rounding import clamp_keeping_nan
 
 _ACTIVE = tl.constexpr(slots.ACTIVE)
 _WIDTH = tl.constexpr(slots.WIDTH)
@@ -17,10 +19,7 @@ def step_and_project_linf(x_adv, direction, x, step_size, eps, lo, hi):
     """clamp(min(max(x_adv + step_size * sign(direction), x - eps), x + eps), lo, hi)."""
     sign = tl.where(direction > 0, 1.0, 0.0) - tl.where(direction < 0, 1.0, 0.0)
     moved = x_adv + step_size * sign.to(x_adv.dtype)
-    moved = tl.maximum(moved, x - eps, propagate_nan=tl.PropagateNan.ALL)
-    moved = tl.minimum(moved, x + eps, propagate_nan=tl.PropagateNan.ALL)
-    moved = tl.maximum(moved, lo, propagate_nan=tl.PropagateNan.ALL)
-    return tl.minimum(moved, hi, propagate_nan=tl.PropagateNan.ALL)
+    return clamp_keeping_nan(clamp_keeping_nan(moved, x - eps, x + eps), lo, hi)
 
 
 @triton.jit
@@ -111,9 +110,7 @@ def linf_momentum_kernel(
                 CHANNELS_LAST,
             )  # fmt: skip
             total += tl.abs(g)
-        mean_abs = tl.sum(total, 0)
-        count = tl.full([], 1, DTYPE) * D
-        mean_abs = tl.div_rn(mean_abs, count) if DTYPE == tl.float32 else mean_abs / count
+        sum_abs = tl.sum(total, 0)
         for start in range(0, D, BLOCK):
             e = start + offset
             mask = e < D
@@ -121,9 +118,7 @@ def linf_momentum_kernel(
                 grad_ptr + base, e, mask, std_ptr, D, INNER, DTYPE, MODEL_INPUT, CROSS,
                 CHANNELS_LAST,
             )  # fmt: skip
-            unit = tl.div_rn(g, mean_abs) if DTYPE == tl.float32 else g / mean_abs
-            unit = tl.where(unit == unit, unit, 0.0)  # 0/0 and inf/inf add no momentum
-            m = mu * tl.load(momentum_ptr + base + e, mask=mask, other=0.0).to(DTYPE) + unit
+            m = updated_momentum(momentum_ptr + base, e, mask, g, sum_abs, D, mu, DTYPE)
             x_adv = tl.load(x_adv_ptr + base + e, mask=mask).to(DTYPE)
             x = tl.load(x_ptr + base + e, mask=mask).to(DTYPE)
             moved = step_and_project_linf(x_adv, m, x, step, radius, low, high)

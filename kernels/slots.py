@@ -6,9 +6,11 @@ The loss head writes them (one program a row, so nothing races); the steps only 
 STEP = 0  # steps taken to reach the current iterate
 SUCCESS_STEP = 1  # STEP of the first iterate that fooled the model, -1 while none has
 ACTIVE = 2  # 1: the next step moves this slot; 0: finished, its iterate stays as it is
-FAULT = 3  # bits: FAULT_NAN_LOGITS, FAULT_BAD_LABEL
+FAULT = 3  # bits, see below
 IMPROVED = 4  # 1: the last evaluated iterate has the highest loss so far
 WIDTH = 5
 
 FAULT_NAN_LOGITS = 1
 FAULT_BAD_LABEL = 2
+FAULT_ZERO_GRADIENT = 4  # at the start iterate
+FAULT_NAN_GRADIENT = 8  # at the start iterate

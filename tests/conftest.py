@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,23 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from fastadv.ops import backend  # noqa: E402
+
+if os.environ.get("TRITON_INTERPRET") == "1" and backend.triton_is_installed():
+    from triton.runtime import interpreter
+
+    _convert = interpreter._convert_float
+
+    def _convert_rounding_to_bf16(value, from_type, to_type, rounding_mode):
+        """The interpreter truncates fp32 to bf16; hardware rounds to nearest, ties to even."""
+        if to_type.is_bf16() and from_type.primitive_bitwidth == 32 and rounding_mode is None:
+            value = np.ascontiguousarray(value)
+            bits = value.view(np.uint32).astype(np.uint64)
+            rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+            quiet = np.uint64(0x7FC0)  # a NaN stays one
+            return np.where(np.isnan(value.view(np.float32)), quiet, rounded).astype(np.uint16)
+        return _convert(value, from_type, to_type, rounding_mode)
+
+    interpreter._convert_float = _convert_rounding_to_bf16
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

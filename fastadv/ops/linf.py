@@ -111,7 +111,8 @@ def linf_step(
     radius = step_arguments.scalar_or_rows("eps", eps, x)
     memory_format = layout.dense_format(x_adv) or torch.contiguous_format
     x_adv, grad, x = (layout.in_format(t, memory_format) for t in (x_adv, grad, x))
-    return _STEP(x_adv, grad, x, *step, *radius, lo, hi)
+    with torch.no_grad():  # a step is not differentiated through
+        return _STEP(x_adv, grad, x, *step, *radius, lo, hi)
 
 
 def linf_step_reference(

@@ -1,0 +1,45 @@
+# Targets: demo, test, check, bench. Each makes .venv by itself; TORCH=... chooses the torch to install.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+# peers are installed without their pins: torchattacks and art would drag torchvision and old numpy in
+PEERS := torchattacks==3.5.1 foolbox==3.3.4 eagerpy==0.30.0 adversarial-robustness-toolbox==1.20.1
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m fastadv demo
+
+test: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest tests/test_floors.py
+	$(BIN)/python -m benchmarks.report --check
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest benchmarks
+	$(BIN)/python -m benchmarks.attacks
+	$(BIN)/python -m benchmarks.report
+
+clean:
+	rm -rf $(VENV) build dist demo-output
+
+$(VENV)/.torch:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "fastadv needs Python 3.11 or later: make PYTHON=python3.11"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet -e ".[cli,plot]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo pyproject.toml
+	$(BIN)/pip install --quiet -e ".[dev]"
+	$(BIN)/pip install --quiet --no-deps $(PEERS)
+	touch $@

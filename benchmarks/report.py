@@ -1,0 +1,92 @@
+"""Writes tables and charts from result rows into README.md: `python -m benchmarks.report --help`.
+
+A block `<!-- benchmark:NAME -->` ... `<!-- /benchmark -->` is rewritten from the newest run of its
+suite. NAME: attacks, attacks-full, attacks-chart, ops or counts, with @device for one device.
+"""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+from benchmarks import schema, tables
+
+_ROOT = Path(__file__).parent.parent
+_BLOCK = re.compile(
+    r"(?P<open><!-- benchmark:(?P<name>[\w-]+)(?:@(?P<device>[\w-]+))? -->\n)"
+    r".*?(?P<close><!-- /benchmark -->)",
+    re.DOTALL,
+)
+_MARKER = re.compile(r"<!-- /?benchmark\b")
+
+
+def render(text: str, results: Path, folder: Path) -> tuple[str, dict[Path, str]]:
+    """(text with every block rewritten, charts by path); folder: where the text's file lies.
+
+    Raises ValueError for an unknown name, a block left open, no rows, or a row that is not valid:
+    one without an equality error above all.
+    """
+    charts: dict[Path, str] = {}
+
+    def block(match: re.Match[str]) -> str:
+        name, device = match["name"], match["device"]
+        known = tables.TABLES | tables.CHARTS
+        if name not in known:
+            raise ValueError(f"benchmark:{name} must be one of {', '.join(known)}")
+        suite, write = known[name]
+        rows = schema.newest_run(schema.read_rows(suite, results, device))
+        if not rows:
+            raise ValueError(
+                f"benchmark:{name} has no rows: run `python -m benchmarks.{suite}` first"
+            )
+        content = write(rows)
+        if name in tables.CHARTS:
+            path = results / rows[0].environment.device / f"{name}.svg"
+            charts[path] = content
+            link = os.path.relpath(path, folder).replace(os.sep, "/")
+            content = f"![{name.replace('-', ' ')}]({link})"
+        return f"{match['open']}{content}\n{match['close']}"
+
+    rewritten, blocks = _BLOCK.subn(block, text)
+    if len(_MARKER.findall(text)) != 2 * blocks:
+        raise ValueError(
+            "every `<!-- benchmark:NAME -->` must stand on a line of its own and be closed by "
+            "`<!-- /benchmark -->`"
+        )
+    return rewritten, charts
+
+
+def stale(readme: Path, results: Path) -> dict[Path, str]:
+    """The files whose content is not what the rows say, with what it should be."""
+    text, wanted = render(readme.read_text(), results, readme.parent)
+    wanted[readme] = text
+    return {
+        path: content
+        for path, content in wanted.items()
+        if not path.exists() or path.read_text() != content
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
+    parser.add_argument("--readme", type=Path, default=_ROOT / "README.md")
+    parser.add_argument("--results", type=Path, default=schema.RESULTS)
+    options = parser.parse_args(arguments)
+    try:
+        files = stale(options.readme, options.results)
+    except ValueError as error:
+        sys.exit(f"benchmarks.report: {error}")
+    for path, content in files.items():
+        if options.check:
+            print(f"{path.name} differs from the rows: run `python -m benchmarks.report`")
+        else:
+            path.write_text(content)
+            print(f"wrote {path.name}")
+    if options.check and files:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

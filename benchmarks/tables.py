@@ -1,0 +1,222 @@
+"""Markdown tables and SVG charts from result rows; every number in them comes from a row."""
+
+from collections.abc import Callable, Sequence
+from html import escape
+
+from benchmarks.schema import Row
+
+_EMPTY = "–"
+
+
+def attacks(rows: Sequence[Row]) -> str:
+    """One line a case: each provider's median and speed-up, worst error, robust accuracy."""
+    providers = _distinct(row.provider for row in rows)
+    heads = ["attack", "model", "n", "eps", *providers, "largest error", "robust accuracy"]
+    lines = []
+    for case in _cases(rows):
+        by_provider = {row.provider: row for row in case}
+        first = case[0].robustness
+        assert first is not None, "the attack suite writes no row without"
+        cells = [_attack_name(case[0]), first.model, str(first.n), _eps(first.eps)]
+        cells += [_time(by_provider.get(name)) for name in providers]
+        cells += [f"{max(row.equality.error for row in case):.1g}", _accuracies(case)]
+        lines.append(cells)
+    row = rows[0]
+    base = _distinct(row.baseline for row in rows)
+    note = (
+        f"Median of {row.rounds} interleaved calls; in brackets the speed-up over "
+        f"{' or '.join(base)} (median of ratios within a round). Timed: {row.timed}. Not timed: "
+        f"{row.not_timed}. Errors: against the textbook loop from the same start, checked before "
+        "any time is taken; with restarts, of robust accuracy. All random numbers have seed "
+        f"{_distinct(str(r.robustness.seed) for r in rows if r.robustness)[0]}."
+    )
+    return _table(heads, lines) + f"\n\n{note}\n\n{_provenance(rows)}"
+
+
+def attacks_full(rows: Sequence[Row]) -> str:
+    """One line a row, with quantiles and tolerances."""
+    heads = ["case", "provider", "shape", "q50 (q20 to q80)", "speed-up", "error (tolerance)"]
+    heads += ["robust accuracy", "steps", "restarts", "step size"]
+    lines = []
+    for row in rows:
+        r = row.robustness
+        assert r is not None, "the attack suite writes no row without"
+        lines.append(
+            [
+                row.case,
+                row.provider,
+                _shape(row),
+                f"{_quantiles(row)} {row.unit}",
+                _ratio(row),
+                _error(row),
+                _percent(r.robust_accuracy),
+                str(r.steps),
+                str(r.restarts),
+                f"{r.step_size:.4g}",
+            ]  # fmt: skip
+        )
+    return _table(heads, lines) + f"\n\n{_provenance(rows)}"
+
+
+def ops(rows: Sequence[Row]) -> str:
+    """One line a row, with the share of the copy bandwidth."""
+    heads = ["op", "shape", "dtype", "provider", "q50 (q20 to q80)", "speed-up"]
+    heads += ["of copy bandwidth", "error (tolerance)"]
+    lines = []
+    for row in rows:
+        share = f"{row.bandwidth.percent_of_copy:.0f} %" if row.bandwidth else _EMPTY
+        lines.append(
+            [
+                row.case,
+                _shape(row),
+                row.dtype,
+                row.provider,
+                f"{_quantiles(row)} {row.unit}",
+                _ratio(row),
+                share,
+                _error(row),
+            ]  # fmt: skip
+        )
+    row = rows[0]
+    note = f"{row.rounds} interleaved calls; speed-up over: {row.baseline}. Timed: {row.timed}."
+    if row.bandwidth:
+        note += f" Copy bandwidth in the same run: {row.bandwidth.copy_gb_s:.0f} GB/s."
+    return _table(heads, lines) + f"\n\n{note}\n\n{_provenance(rows)}"
+
+
+def counts(rows: Sequence[Row]) -> str:
+    """One line a row: what a step costs beside the model."""
+    heads = ["attack", "library", "ops", "launches", "bytes per element", "host reads", "error"]
+    lines = [
+        [
+            row.case.removesuffix(", one step"), row.provider, f"{row.extra['ops']:.0f}",
+            f"{row.extra['launches']:.0f}", f"{row.q50:.1f}",
+            f"{row.extra['data_dependent_ops']:.0f}", _error(row),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    note = (
+        f"One step on a batch of {rows[0].n} images of {_shape(rows[0])}, fp32, beside the forward "
+        "and backward of the model to its input; counted, not timed. Bytes: read and written by "
+        "each eager op, or by the loads and stores of an interpreted kernel."
+    )
+    return _table(heads, lines) + f"\n\n{note}\n\n{_provenance(rows)}"
+
+
+def attacks_chart(rows: Sequence[Row]) -> str:
+    """Horizontal bars of the speed-up over the baseline, a group a case, as an SVG document."""
+    bar, gap, left, width = 14, 12, 250, 430
+    largest = max(row.ratio for row in rows)
+    colours = dict(zip(_distinct(row.provider for row in rows), _COLOURS, strict=False))
+    parts, y = [], 28
+    for case in _cases(rows):
+        parts.append(_text(4, y + 11, case[0].case, weight="bold"))
+        y += bar + 4
+        for row in case:
+            length = max(1.0, width * row.ratio / largest)
+            label = f"{row.ratio:.2f}x, {row.q50:.4g} {row.unit}"
+            colour = colours.get(row.provider, "#888888")
+            parts.append(_text(left - 6, y + 11, row.provider, anchor="end"))
+            parts.append(
+                f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar - 2}" '
+                f'fill="{colour}"/>'
+            )
+            parts.append(_text(left + length + 4, y + 11, label))
+            y += bar
+        y += gap
+    where = rows[0].environment
+    title = f"Speed-up over {rows[0].baseline}, {where.device}, {where.date[:10]}, n in the table"
+    size = f'width="{left + width + 140}" height="{y}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">\n'
+        '<rect width="100%" height="100%" fill="white"/>\n'
+        + "\n".join([_text(4, 16, title, weight="bold"), *parts])
+        + "\n</svg>\n"
+    )
+
+
+TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
+    "attacks": ("attacks", attacks),
+    "attacks-full": ("attacks", attacks_full),
+    "ops": ("ops", ops),
+    "counts": ("counts", counts),
+}
+CHARTS: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
+    "attacks-chart": ("attacks", attacks_chart),
+}
+# Okabe and Ito's colours, which the colour-blind can tell apart
+_COLOURS = (
+    "#0072B2", "#56B4E9", "#009E73", "#F0E442", "#999999", "#E69F00", "#D55E00", "#CC79A7",
+)  # fmt: skip
+
+
+def _provenance(rows: Sequence[Row]) -> str:
+    """Where the rows come from: device, versions, commit, date and the command that made them."""
+    where = rows[0].environment
+    versions = ", ".join(f"{name} {version}" for name, version in where.versions.items())
+    return (
+        f"{where.device}, {where.threads} threads, load average {where.load:g} before the run; "
+        f"{versions}; commit {where.commit}, {where.date[:10]}: `{where.command}`"
+    )
+
+
+def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in r) + " |" for r in rows)
+
+
+def _cases(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows grouped by case and shape, in the order of their first row."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.case, row.shape), []).append(row)
+    return list(groups.values())
+
+
+def _distinct(values) -> list[str]:  # noqa: ANN001
+    return list(dict.fromkeys(values))
+
+
+def _attack_name(row: Row) -> str:
+    return row.case.rpartition(" ")[0] or row.case
+
+
+def _eps(eps: float) -> str:
+    levels = eps * 255
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-9 else f"{eps:g}"
+
+
+def _time(row: Row | None) -> str:
+    return _EMPTY if row is None else f"{row.q50:.4g} {row.unit} ({_ratio(row)})"
+
+
+def _ratio(row: Row) -> str:
+    return f"{row.ratio:.2f}x"
+
+
+def _quantiles(row: Row) -> str:
+    return f"{row.q50:.4g} ({row.q20:.4g} to {row.q80:.4g})"
+
+
+def _error(row: Row) -> str:
+    return f"{row.equality.error:.1g} ({row.equality.tolerance:.1g})"
+
+
+def _shape(row: Row) -> str:
+    return "x".join(map(str, row.shape))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _accuracies(case: Sequence[Row]) -> str:
+    """One number where all providers agree, else the lowest and highest."""
+    values = sorted(row.robustness.robust_accuracy for row in case if row.robustness)
+    low, high = _percent(values[0]), _percent(values[-1])
+    return low if low == high else f"{low} to {high}"
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "start", weight: str = "normal") -> str:
+    attributes = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}"'
+    return f"<text {attributes}>{escape(text)}</text>"

@@ -1,0 +1,253 @@
+"""One call of an attack: check, look at the clean samples, attack, verify on the user's model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fastadv import diagnostics, losses
+from fastadv.attacks import inputs, targets
+from fastadv.attacks.pgd import ProjectedGradient, start_kinds
+from fastadv.attacks.result import AttackResult
+from fastadv.engine.continuous import run_continuous
+from fastadv.engine.ledger import Ledger
+from fastadv.engine.plain import run_chunk, run_plain
+from fastadv.engine.work import Work, spread
+from fastadv.execution import Execution
+from fastadv.gradient import Oracle
+from fastadv.isolation import Model, isolated
+from fastadv.kernels import slots as columns
+from fastadv.ops import heads
+from fastadv.threat_model import check_fits, contains
+
+if TYPE_CHECKING:
+    from fastadv.attacks.attack import Attack
+
+
+class Call:
+    """The arguments of one call, checked; `result` or `last_iterates` carries it out."""
+
+    def __init__(
+        self, attack: Attack, model: Model, x: torch.Tensor, y: torch.Tensor | None, *,
+        target: torch.Tensor | str | None, sample_ids: torch.Tensor | None,
+        x_init: torch.Tensor | None, execution: Execution,
+    ) -> None:  # fmt: skip
+        if not callable(model):
+            raise TypeError(f"model must be callable; got {type(model).__name__}")
+        targets.check_rule(target)
+        self.attack = attack
+        self.model = model
+        self.execution = execution
+        self.target = target
+        # a clone made outside inference mode is an ordinary tensor; detached, x keeps its graph
+        with torch.inference_mode(False):
+            x = inputs.check_images(x, attack.threat.bounds)
+            self.x = x.clone() if x.is_inference() else x.detach()
+            self.y = None if y is None else inputs.check_labels(y, x, name="y").clone()
+            self.x_init = inputs.check_start(x_init, x)
+            self.sample_ids = inputs.check_sample_ids(sample_ids, x)
+        check_fits(attack.threat, self.x)
+        self.batch_size = execution.batch_size or max(1, len(x))
+        self.oracle = Oracle(
+            model, attack.resolved_loss, targeted=target is not None, passes=attack.eot
+        )
+
+    def result(self) -> AttackResult:
+        with isolated(self.model, device=self.x.device, seed=self.attack.seed):
+            if len(self.x) == 0:
+                return self._empty()
+            logits = self._clean_logits()
+            work = self._work(logits)
+            if self.attack.keep == "last":
+                ledger = Ledger(self._run_all(work))
+                clean_prediction = None if logits is None else logits.argmax(1)
+                wrong = np.zeros(len(work), dtype=bool)
+            else:
+                assert logits is not None, "every attack that can stop looks at the clean samples"
+                clean_prediction = logits.argmax(1)
+                wrong = self._hits(clean_prediction, work).cpu().numpy()
+                ledger = Ledger(work.x)
+                pending = np.flatnonzero(~wrong | (self.attack.keep == "best"))
+                run = run_plain if self.execution.batching == "plain" else run_continuous
+                run(self._algorithm(work), work, pending, ledger, self.batch_size)
+            return self._verified(work, ledger, wrong, clean_prediction)
+
+    def last_iterates(self) -> torch.Tensor:
+        """The iterates after the last step: no early stop, no verification."""
+        with isolated(self.model, device=self.x.device, seed=self.attack.seed):
+            if len(self.x) == 0:
+                return self.x.clone(memory_format=torch.preserve_format)
+            return self._run_all(self._work(self._clean_logits()))
+
+    def _clean_logits(self) -> torch.Tensor | None:
+        """(n, C) logits of the clean samples, where anything depends on them."""
+        attack, rule = self.attack, isinstance(self.target, str)
+        needed = attack.keep != "last" or attack.resolved_loss.needs_reference or rule
+        if not needed and self.y is not None:
+            return None
+        if not needed and self.target is not None:
+            if not attack.resolved_loss.needs_labels_when_targeted:
+                return None
+        logits = self._batched_logits(self.x)
+        bad = int(logits.isnan().any(1).sum())
+        if bad:
+            raise ValueError(
+                f"the model returns NaN logits for {bad} of {len(logits)} clean samples"
+            )
+        diagnostics.warn("probabilities", _count_probabilities(logits), len(logits))
+        return logits
+
+    def _batched_logits(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.oracle.logits(chunk) for chunk in x.split(self.batch_size)])
+
+    def _work(self, logits: torch.Tensor | None) -> Work:
+        x, attack = self.x, self.attack
+        if self.y is not None:
+            labels = self.y
+        else:
+            # targeted without labels or logits: only the target is ever compared
+            labels = torch.zeros_like(self.sample_ids) if logits is None else logits.argmax(1)
+        chosen = None
+        if logits is not None:
+            inputs.check_range(labels, logits.shape[1], name="y")
+        if self.target is not None:
+            chosen = targets.choose(
+                self.target, logits, labels, seed=attack.seed, sample_ids=self.sample_ids, x=x
+            )
+            if logits is not None:
+                inputs.check_range(chosen, logits.shape[1], name="target")
+        reference = None
+        if attack.resolved_loss.needs_reference and logits is not None:
+            reference = logits.float().softmax(1)
+        return Work(
+            x=x, labels=labels, targets=chosen, reference=reference, sample_ids=self.sample_ids,
+            eps=spread(attack.threat.eps, x), step_size=spread(attack.effective_step_size, x),
+            x_init=self.x_init,
+        )  # fmt: skip
+
+    def _algorithm(self, work: Work) -> ProjectedGradient:
+        attack = self.attack
+        kind = attack.random_start
+        if kind is True:
+            kind = start_kinds(attack.threat)[0]
+        options: dict[str, Any] = {}
+        if attack.threat.norm == "l2":
+            options["guard"] = attack.guard
+        if attack.threat.norm == "l1":
+            options["sparsity"] = attack.effective_sparsity
+        return ProjectedGradient(
+            self.oracle, attack.threat, steps=attack.steps, restarts=attack.restarts,
+            seed=attack.seed, start_kind=kind or None, clamp_start=attack.clamp_start,
+            first_step=self._first_step(work), momentum_decay=attack.decay,
+            stop_early=attack.keep == "first_success", keep_best=attack.keep == "best",
+            step_options=options,
+        )  # fmt: skip
+
+    def _first_step(self, work: Work) -> int:
+        """0 if the start iterates may be returned; 1 if they may lie outside ball or bounds."""
+        if self.x_init is not None:
+            inside = contains(self.attack.threat, self.x_init, work.x, work.eps)
+            return 0 if bool(inside.all()) else 1
+        return 0 if self.attack.clamp_start or not self.attack.random_start else 1
+
+    def _run_all(self, work: Work) -> torch.Tensor:
+        """Every step of every sample, batch by batch; faults are read once, at the end."""
+        algorithm = self._algorithm(work)
+        iterates, faults = [], []
+        for samples in np.array_split(
+            np.arange(len(work)), range(self.batch_size, len(work), self.batch_size)
+        ):
+            state = run_chunk(algorithm, work, samples, 0)
+            iterates.append(state.x_adv.detach())
+            faults.append(state.slots[:, columns.FAULT])
+        self._report(torch.cat(faults).cpu().numpy())
+        return iterates[0] if len(iterates) == 1 else _joined(iterates, work.x)
+
+    def _hits(self, prediction: torch.Tensor, work: Work) -> torch.Tensor:
+        if work.targets is not None:
+            return prediction == work.targets
+        return prediction != work.labels
+
+    def _verified(
+        self, work: Work, ledger: Ledger, wrong: np.ndarray, clean_prediction: torch.Tensor | None
+    ) -> AttackResult:
+        """Success as the user's own model sees it, on exactly the tensor that is returned."""
+        x_adv, loss_kind = ledger.x_adv, self.attack.resolved_loss
+        logits = self._batched_logits(x_adv)
+        loss, prediction = self._final_loss(logits, work, loss_kind)
+        success = self._hits(prediction, work) & ~logits.isnan().any(1)
+        success &= contains(self.attack.threat, x_adv, work.x, work.eps)
+        step = torch.as_tensor(ledger.step, device=x_adv.device).long()
+        step = torch.where(step < 0, self.attack.steps, step)
+        step[torch.as_tensor(wrong, device=x_adv.device)] = 0
+        self._report(ledger.faults)
+        return AttackResult(
+            x_adv=x_adv,
+            success=success,
+            loss=loss,
+            distance=self.attack.threat.distance(x_adv, work.x),
+            step=torch.where(success, step, -1),
+            prediction=prediction,
+            clean_prediction=clean_prediction,
+            forwards=self.oracle.forwards,
+            backwards=self.oracle.backwards,
+        )
+
+    def _final_loss(
+        self, logits: torch.Tensor, work: Work, loss: losses.Loss
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if loss.function is not None:
+            rows = self.oracle.custom_loss(logits, work.labels, work.targets)
+            return rows, logits.argmax(1)
+        value = torch.empty(len(logits), dtype=work.eps.dtype, device=logits.device)
+        prediction = torch.empty_like(work.labels)
+        correct = torch.empty_like(work.labels, dtype=torch.bool)
+        heads.loss_head_(
+            logits, work.labels, work.targets, work.reference, value, None, prediction, correct,
+            None, None, loss.kind, loss.parameter, 0, 0, False,
+        )  # fmt: skip
+        return value, prediction
+
+    def _report(self, faults: np.ndarray) -> None:
+        """Raise for labels out of range, warn of what weakened the attack."""
+        bad = int((faults & columns.FAULT_BAD_LABEL != 0).sum())
+        if bad:
+            raise ValueError(
+                f"y or target lies outside [0, {self.oracle.classes}), the classes of the model, "
+                f"for {bad} of {len(faults)} samples"
+            )
+        for bit, code in (
+            (columns.FAULT_ZERO_GRADIENT, "zero_gradient"),
+            (columns.FAULT_NAN_GRADIENT, "nan_gradient"),
+            (columns.FAULT_NAN_LOGITS, "nan_logits"),
+        ):
+            diagnostics.warn(code, int((faults & bit != 0).sum()), len(faults))
+
+    def _empty(self) -> AttackResult:
+        def vector(dtype: torch.dtype) -> torch.Tensor:
+            return torch.empty(0, dtype=dtype, device=self.x.device)
+
+        return AttackResult(
+            x_adv=self.x.clone(memory_format=torch.preserve_format),
+            success=vector(torch.bool),
+            loss=vector(torch.float32),
+            distance=vector(torch.float64),
+            step=vector(torch.int64),
+            prediction=vector(torch.int64),
+            clean_prediction=vector(torch.int64),
+            forwards=0,
+            backwards=0,
+        )
+
+
+def _joined(chunks: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    whole = torch.empty_like(like)
+    return torch.cat(chunks, out=whole)
+
+
+def _count_probabilities(logits: torch.Tensor) -> int:
+    rows = logits.double()
+    likely = ((rows >= 0) & (rows <= 1)).all(1) & ((rows.sum(1) - 1).abs() < 1e-3)
+    return int(likely.sum()) if bool(likely.all()) else 0

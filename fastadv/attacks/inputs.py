@@ -1,0 +1,80 @@
+"""Checks of what a user hands to an attack; each error names the argument and the remedy."""
+
+import torch
+
+from fastadv.threat_model import Bounds
+
+
+def check_images(x: object, bounds: Bounds) -> torch.Tensor:
+    """x as (B, ...) floats inside bounds; synchronises once."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"x must be a torch.Tensor of shape (B, ...); got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"x must be a floating-point tensor; got {x.dtype}. Convert 8-bit images with "
+            "x.float() / 255"
+        )
+    if x.ndim == 0:
+        raise ValueError("x must have a batch dimension, (B, ...); got a scalar")
+    if x.numel() == 0:
+        return x
+    low, high = torch.stack(torch.aminmax(x)).tolist()
+    if low != low or high != high:
+        raise ValueError("x has NaN")
+    if bounds is not None and (low < bounds[0] or high > bounds[1]):
+        raise ValueError(
+            f"x must lie in bounds {bounds}; got values from {low:g} to {high:g}. Give inputs in "
+            "pixel units and wrap a model of normalised inputs in fastadv.Normalized, or set the "
+            "threat model's bounds"
+        )
+    return x
+
+
+def check_labels(labels: object, x: torch.Tensor, *, name: str) -> torch.Tensor:
+    """Labels or targets as (B,) int64 beside x."""
+    if not isinstance(labels, torch.Tensor):
+        raise TypeError(f"{name} must be a (B,) integer tensor; got {type(labels).__name__}")
+    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
+        raise TypeError(f"{name} must be an integer tensor of class indices; got {labels.dtype}")
+    if labels.shape != x.shape[:1]:
+        raise ValueError(f"{name} must have shape ({len(x)},); got {tuple(labels.shape)}")
+    if labels.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}; got {labels.device}")
+    return labels.to(torch.int64)
+
+
+def check_range(labels: torch.Tensor, classes: int, *, name: str) -> None:
+    """Raises ValueError for a label outside [0, classes); synchronises once."""
+    if labels.numel() == 0:
+        return
+    low, high = torch.stack(torch.aminmax(labels)).tolist()
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"{name} must lie in [0, {classes}), the classes of the model; got values from {low} "
+            f"to {high}"
+        )
+
+
+def check_sample_ids(sample_ids: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """(B,) int64 on the device of x; 0..B-1 if None."""
+    if sample_ids is None:
+        return torch.arange(len(x), device=x.device)
+    if not isinstance(sample_ids, torch.Tensor) or sample_ids.is_floating_point():
+        raise TypeError("sample_ids must be a (B,) integer tensor")
+    if sample_ids.shape != x.shape[:1]:
+        raise ValueError(f"sample_ids must have shape ({len(x)},); got {tuple(sample_ids.shape)}")
+    return sample_ids.to(x.device, torch.int64)
+
+
+def check_start(x_init: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+    if x_init is None:
+        return None
+    if not isinstance(x_init, torch.Tensor) or (x_init.shape, x_init.dtype, x_init.device) != (
+        x.shape,
+        x.dtype,
+        x.device,
+    ):
+        raise ValueError(
+            f"x_init must be a tensor like x, {tuple(x.shape)} {x.dtype} on {x.device}"
+        )
+    return x_init.detach()

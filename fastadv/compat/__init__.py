@@ -1,0 +1,1 @@
+"""The names and signatures of other attack libraries, running fastadv's attacks."""

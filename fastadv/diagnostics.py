@@ -1,0 +1,34 @@
+"""Structured warnings: what made an attack weaker than it looks."""
+
+import warnings
+
+
+class AttackWarning(UserWarning):
+    """Something weakens an attack; `code` names it, `count` says for how many samples.
+
+    Codes: "zero_gradient", "nan_gradient", "nan_logits", "probabilities".
+    """
+
+    def __init__(self, code: str, count: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.count = count
+
+
+_TEXTS = {
+    "zero_gradient": "the input gradient is exactly zero, so the attack cannot move them: the "
+    "model saturates or masks its gradients; try loss='margin' or loss='dlr', or BPDA",
+    "nan_gradient": "the input gradient has NaN, which counts as 0: the attack is weaker than "
+    "it looks",
+    "nan_logits": "the model returned NaN logits on the way; such iterates never count as a "
+    "success",
+    "probabilities": "the model returns probabilities (rows sum to 1): attacks need logits, "
+    "remove the softmax, or gradients vanish where the model is confident",
+}
+
+
+def warn(code: str, count: int, total: int) -> None:
+    """Warn that `count` of `total` samples have the problem `code`; nothing if count is 0."""
+    if count:
+        message = f"{code}: {count} of {total} samples: {_TEXTS[code]}"
+        warnings.warn(AttackWarning(code, count, message), stacklevel=2)

@@ -1,0 +1,1 @@
+"""Runs slot algorithms over work items: the plain loop and continuous batching."""

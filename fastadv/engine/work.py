@@ -1,0 +1,42 @@
+"""What is to be attacked: samples, labels, targets, radii and start points."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fastadv.ops import layout
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row a sample; None where an attack does not need it.
+
+    x, x_init: (n, ...). labels, targets, sample_ids: (n,) int64. reference: (n, C) clean
+    probabilities. eps, step_size: (n,) in the dtype that x is computed in.
+    """
+
+    x: torch.Tensor
+    labels: torch.Tensor
+    targets: torch.Tensor | None
+    reference: torch.Tensor | None
+    sample_ids: torch.Tensor
+    eps: torch.Tensor
+    step_size: torch.Tensor
+    x_init: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, samples: torch.Tensor) -> "Work":
+        def pick(rows: torch.Tensor | None) -> torch.Tensor | None:
+            return None if rows is None else rows.index_select(0, samples)
+
+        return Work(**{name: pick(rows) for name, rows in vars(self).items()})  # type: ignore[arg-type]
+
+
+def spread(value: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A float or (n,) tensor as one value a sample."""
+    dtype = layout.compute_dtype(x)
+    if isinstance(value, torch.Tensor):
+        return value.to(x.device, dtype).expand(len(x)).contiguous()
+    return torch.full((len(x),), value, dtype=dtype, device=x.device)

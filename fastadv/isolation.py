@@ -1,0 +1,67 @@
+"""Attacks leave no trace: modes, flags, random state and autograd modes are put back, always."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from types import MethodType
+
+import torch
+from torch import nn
+
+Model = Callable[[torch.Tensor], torch.Tensor]
+
+
+def module_of(model: Model) -> nn.Module | None:
+    """The module behind a model: itself, or the owner of a bound method; else None."""
+    owner = model.__self__ if isinstance(model, MethodType) else model
+    return owner if isinstance(owner, nn.Module) else None
+
+
+@contextlib.contextmanager
+def isolated(model: Model, *, device: torch.device, seed: int) -> Iterator[None]:
+    """Evaluate `model` in eval mode with frozen weights, then restore every flag, also on errors.
+
+    Inside: every submodule in eval mode, no parameter requires a gradient, no gradient mode, no
+    inference mode, no autocast (success is decided in the model's own precision), and the global
+    generators of the CPU and of `device` seeded with `seed`, so that what a random model draws is
+    reproducible. A plain function keeps the modes of whatever modules it calls.
+    """
+    module = module_of(model)
+    modules = [] if module is None else list(module.modules())
+    training = [m for m in modules if m.training]
+    trainable = [] if module is None else [p for p in module.parameters() if p.requires_grad]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_restored_generators(device, seed))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        for kind in {"cpu", device.type}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.callback(_restore_flags, training, trainable)
+        # the attributes, not .eval(): a module may override train() and eval()
+        for m in training:
+            m.training = False
+        for p in trainable:
+            p.requires_grad_(False)
+        yield
+
+
+def _restore_flags(training: list[nn.Module], trainable: list[nn.Parameter]) -> None:
+    for m in training:
+        m.training = True
+    for p in trainable:
+        p.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def _restored_generators(device: torch.device, seed: int) -> Iterator[None]:
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed % 2**63)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)

@@ -1,0 +1,70 @@
+"""Losses by name or as callables (logits, y) -> (B,), and where each is defined."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+# public name -> kind of the fused head
+_KINDS = {
+    "ce": "cross_entropy",
+    "margin": "margin",
+    "dlr": "dlr",
+    "difference": "difference",
+    "kl": "kl",
+}
+_NEEDS_LABELS_WHEN_TARGETED = ("dlr", "difference")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss as the engine runs it: a head kind with its parameter, or a callable (kind "none")."""
+
+    kind: str
+    parameter: float = 0.0
+    function: LossFunction | None = None
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kind == "kl"
+
+    @property
+    def needs_labels_when_targeted(self) -> bool:
+        return self.kind in _NEEDS_LABELS_WHEN_TARGETED
+
+
+def resolve(loss: str | LossFunction, *, kappa: float, label_smoothing: float) -> Loss:
+    """The Loss of a name or callable; ValueError for an unknown name or a misplaced option."""
+    if kappa and loss != "margin":
+        raise ValueError(f"kappa={kappa:g} belongs to loss='margin'; got loss={loss!r}")
+    if label_smoothing and loss != "ce":
+        raise ValueError(f"label_smoothing={label_smoothing:g} belongs to loss='ce'; got {loss!r}")
+    if not 0 <= label_smoothing < 1 or kappa < 0:
+        raise ValueError(
+            f"kappa must be >= 0 and label_smoothing in [0, 1); got {kappa=}, {label_smoothing=}"
+        )
+    if isinstance(loss, str):
+        if loss not in _KINDS:
+            raise ValueError(f"loss must be one of {tuple(_KINDS)} or a callable; got {loss!r}")
+        return Loss(_KINDS[loss], kappa if loss == "margin" else label_smoothing)
+    return Loss("none", 0.0, loss)
+
+
+def check_classes(loss: Loss, classes: int, *, targeted: bool) -> None:
+    """Raises ValueError where `loss` is undefined, naming the one to use instead."""
+    if classes < 2:
+        raise ValueError(f"the model must return (B, C) logits with C >= 2; got C = {classes}")
+    needed = 4 if targeted else 3
+    if loss.kind == "dlr" and classes < needed:
+        raise ValueError(
+            f"loss='dlr' needs at least {needed} classes{' when targeted' if targeted else ''}; "
+            f"the model has {classes}: use loss='margin'"
+        )
+    if loss.kind == "difference" and not targeted:
+        raise ValueError(
+            "loss='difference' is L(y) - L(target): give target=, or use loss='margin'"
+        )
+    if loss.kind == "kl" and targeted:
+        raise ValueError("loss='kl' moves away from the clean output and takes no target=")

@@ -1,0 +1,226 @@
+"""Threat models: a norm, a radius and the pixel bounds, with all that depends on the norm."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from fastadv.ops import l1, l2, linf, start
+
+Bounds = tuple[float, float] | None
+
+# one rounding of x +- eps (contract C3): half an ulp of a value in [0.5, 1)
+_UNIT_ROUNDOFF = {
+    torch.float64: 2.0**-53,
+    torch.float32: 2.0**-24,
+    torch.float16: 2.0**-11,
+    torch.bfloat16: 2.0**-8,
+}
+
+
+class ThreatModel(Protocol):
+    """What an attack asks of a norm; `Linf`, `L2` and `L1` are the three that exist.
+
+    eps: float or (B,) tensor, in input units. bounds: (lo, hi) or None. Tensors are (B, ...).
+    """
+
+    norm: ClassVar[str]
+
+    @property
+    def eps(self) -> float | torch.Tensor: ...
+
+    @property
+    def bounds(self) -> Bounds: ...
+
+    def step_(
+        self, x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, *,
+        step_size: float | torch.Tensor, eps: float | torch.Tensor, **more: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        """One fused ascent step with projection and clamp, in place."""
+        ...
+
+    def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """x_adv projected onto the eps-ball around x and bounds (L2: ball, then box)."""
+        ...
+
+    def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """||x_adv - x|| of each sample, (B,) float64."""
+        ...
+
+    def rounding(self, size: int) -> float:
+        """How one rounding of each of `size` elements adds up in this norm."""
+        ...
+
+
+def start_point(
+    threat: ThreatModel, x: torch.Tensor, *, seed: int, sample_ids: torch.Tensor | None = None,
+    draw: int | torch.Tensor = 0, kind: str = "uniform", clamp_start: bool = True,
+    eps: float | torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """A random start in the eps-ball around x: kind "uniform", "gaussian" or (L2) "sphere".
+
+    Philox-keyed by (seed, sample_id, draw): the same bits for any batch. clamp_start=False leaves
+    the point outside bounds where the draw lands there.
+    Example: `fastadv.start_point(fastadv.L2(0.5), x, seed=0)`.
+    """
+    return start.random_start(
+        x, eps=threat.eps if eps is None else eps, seed=seed, sample_ids=sample_ids, draw=draw,
+        kind=f"{threat.norm}_{kind}", bounds=threat.bounds if clamp_start else None,
+    )  # fmt: skip
+
+
+def contains(
+    threat: ThreatModel, x_adv: torch.Tensor, x: torch.Tensor,
+    eps: float | torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """(B,) bool: x_adv is in bounds and, in float64, distance <= eps * (1 + 1e-6) + r.
+
+    r is one rounding of x +- eps: u (L-infinity), u * sqrt(d) (L2), u * d (L1), times
+    max(|lo|, |hi|).
+    """
+    radius = threat.eps if eps is None else eps
+    size = x[0].numel() if len(x) else 0
+    bounds = threat.bounds
+    if bounds is None:
+        largest = float(x.abs().amax()) if x.numel() else 0.0
+        in_bounds = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    else:
+        largest = max(abs(bounds[0]), abs(bounds[1]))
+        outside = (x_adv < bounds[0]) | (x_adv > bounds[1]) | x_adv.isnan()
+        in_bounds = ~outside.flatten(1).any(1) if x.ndim > 1 else ~outside
+    slack = _UNIT_ROUNDOFF[x.dtype] * threat.rounding(size) * largest
+    if isinstance(radius, torch.Tensor):
+        radius = radius.to(x.device, torch.float64)
+    return in_bounds & (threat.distance(x_adv, x) <= radius * (1 + 1e-6) + slack)
+
+
+def check_fits(threat: ThreatModel, x: torch.Tensor) -> None:
+    """Raises ValueError if the ball is wider than the box: eps was meant in other units."""
+    if threat.bounds is None or x.numel() == 0:
+        return
+    lo, hi = threat.bounds
+    size = x[0].numel()
+    widest = (hi - lo) * {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[threat.norm]
+    eps = float(torch.as_tensor(threat.eps).max())
+    if eps > widest:
+        raise ValueError(
+            f"{threat!r}: eps={eps:g} is larger than the box, whose diameter is {widest:g} in this "
+            f"norm for inputs in {threat.bounds}; give eps in input units (8/255, not 8)"
+        )
+
+
+def _difference(x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return (x_adv.double() - x.double()).reshape(len(x), -1)
+
+
+def _check(threat: ThreatModel) -> None:
+    eps, bounds = threat.eps, threat.bounds
+    name = type(threat).__name__
+    radius = torch.as_tensor(eps)
+    if radius.ndim > 1 or not bool((radius.isfinite() & (radius >= 0)).all()):
+        raise ValueError(f"{name} eps must be a finite float or (B,) tensor >= 0; got {eps}")
+    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+        raise ValueError(f"{name} bounds must be (lo, hi) with lo < hi, or None; got {bounds}")
+
+
+def _pasteable(threat: ThreatModel) -> str:
+    bounds = "" if threat.bounds == (0.0, 1.0) else f", bounds={threat.bounds}"
+    return f"fastadv.{type(threat).__name__}({threat.eps!r}{bounds})"
+
+
+@dataclass(frozen=True, repr=False)
+class Linf:
+    """max|x_adv - x| <= eps, inside bounds.
+
+    eps: radius in input units (8/255 for images in [0, 1]), float or (B,) tensor. bounds: (lo, hi),
+    or None for no clamp. Raises ValueError for a negative radius or one wider than bounds.
+    Example: `fastadv.Linf(8 / 255)`. Source: Madry et al. 2018, arXiv:1706.06083.
+    """
+
+    eps: float | torch.Tensor
+    bounds: Bounds = (0.0, 1.0)
+    norm: ClassVar[str] = "linf"
+
+    __repr__ = _pasteable
+
+    def __post_init__(self) -> None:
+        _check(self)
+        check_fits(self, torch.empty(1, 1))
+
+    def step_(self, x_adv, grad, x, *, step_size, eps, **more) -> torch.Tensor:
+        return linf.linf_step_(
+            x_adv, grad, x, step_size=step_size, eps=eps, bounds=self.bounds, **more
+        )
+
+    def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        still = torch.zeros_like(x_adv)
+        return linf.linf_step(x_adv, still, x, step_size=0.0, eps=self.eps, bounds=self.bounds)
+
+    def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() == 0:
+            return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        return _difference(x_adv, x).abs().amax(1)
+
+    def rounding(self, size: int) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, repr=False)
+class L2:
+    """||x_adv - x||_2 <= eps, inside bounds; arguments as in `Linf`.
+
+    Example: `fastadv.L2(0.5)`. Source: Madry et al. 2018, arXiv:1706.06083.
+    """
+
+    eps: float | torch.Tensor
+    bounds: Bounds = (0.0, 1.0)
+    norm: ClassVar[str] = "l2"
+
+    __repr__ = _pasteable
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def step_(self, x_adv, grad, x, *, step_size, eps, **more) -> torch.Tensor:
+        return l2.l2_step_(x_adv, grad, x, step_size=step_size, eps=eps, bounds=self.bounds, **more)
+
+    def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        still = torch.zeros_like(x_adv)
+        return l2.l2_step(x_adv, still, x, step_size=0.0, eps=self.eps, bounds=self.bounds)
+
+    def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return _difference(x_adv, x).square().sum(1).sqrt()
+
+    def rounding(self, size: int) -> float:
+        return math.sqrt(size)
+
+
+@dataclass(frozen=True, repr=False)
+class L1:
+    """||x_adv - x||_1 <= eps, inside bounds; arguments as in `Linf`.
+
+    The projection is the exact one onto ball and box together.
+    Example: `fastadv.L1(12.0)`. Source: Croce and Hein 2021, arXiv:2103.01208.
+    """
+
+    eps: float | torch.Tensor
+    bounds: Bounds = (0.0, 1.0)
+    norm: ClassVar[str] = "l1"
+
+    __repr__ = _pasteable
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def step_(self, x_adv, grad, x, *, step_size, eps, **more) -> torch.Tensor:
+        return l1.l1_step_(x_adv, grad, x, step_size=step_size, eps=eps, bounds=self.bounds, **more)
+
+    def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return l1.project_l1(x_adv, x, eps=self.eps, bounds=self.bounds)
+
+    def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return _difference(x_adv, x).abs().sum(1)
+
+    def rounding(self, size: int) -> float:
+        return float(size)

@@ -1,0 +1,176 @@
+"""Iterates of fastadv.compat.torchattacks against torchattacks 3.5.1 itself, from the same start.
+
+Tolerances: L-infinity fp32 1.2e-7, one rounding of a pixel in [0.5, 1], for all but 1e-4 of the
+elements (a gradient that differs in its last bit changes the sign of elements near zero); L2 fp32
+1e-5 after 10 steps; fp64 1e-12 for every element.
+"""
+
+import types
+
+import pytest
+import torch
+
+import fastadv.compat.torchattacks as compat
+
+theirs = pytest.importorskip("torchattacks", reason="needs torchattacks 3.5.1")
+
+MODULES = {
+    "FGSM": "fgsm", "FFGSM": "ffgsm", "RFGSM": "rfgsm", "BIM": "bim", "PGD": "pgd",
+    "PGDL2": "pgdl2", "EOTPGD": "eotpgd", "TPGD": "tpgd", "MIFGSM": "mifgsm",
+}  # fmt: skip
+TARGETED = [name for name in MODULES if name != "TPGD"]
+NORMALIZATION = {
+    "digits": ([0.3], [0.35]),
+    "mnist": ([0.1307], [0.3081]),
+    "batchnorm": ([0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]),
+}
+
+
+def options(name: str) -> dict[str, object]:
+    """40 steps of L-infinity, 10 of L2, from x itself where the class can."""
+    if name in ("FGSM", "FFGSM"):
+        return {}
+    if name == "PGDL2":
+        return {"eps": 1.0, "alpha": 0.2, "steps": 10, "random_start": False}
+    free = {"random_start": False} if name in ("PGD", "EOTPGD") else {}
+    return {"eps": 0.1, "alpha": 0.01, "steps": 40, **free}
+
+
+class _Start:
+    """Whatever torchattacks makes of its noise, x + noise is our start."""
+
+    def __init__(self, start: torch.Tensor) -> None:
+        self.start = start
+
+    def uniform_(self, low: float, high: float) -> "_Start":
+        return self
+
+    def sign(self) -> "_Start":
+        return self
+
+    def __rmul__(self, factor: float) -> "_Start":
+        return self
+
+    def __radd__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.start.clone()
+
+
+def share_start(monkeypatch, name: str, start: torch.Tensor) -> None:
+    """Make torchattacks' class `name` draw `start`; its module sees a torch of its own."""
+    patched = types.SimpleNamespace(**vars(torch))
+    patched.randn_like = patched.empty_like = lambda _: _Start(start)
+    monkeypatch.setattr(f"torchattacks.attacks.{MODULES[name]}.torch", patched)
+
+
+def assert_same(ours: torch.Tensor, other: torch.Tensor, name: str) -> None:
+    assert (ours.shape, ours.dtype) == (other.shape, other.dtype)
+    difference = (ours.double() - other.double()).abs()
+    if ours.dtype == torch.float64:
+        assert float(difference.max()) <= 1e-12
+    elif name == "PGDL2":
+        assert float(difference.max()) <= 1e-5
+    else:
+        assert float((difference > 1.2e-7).double().mean()) <= 1e-4
+
+
+def pair(name: str, net: torch.nn.Module, normalised: str | None = None) -> tuple:
+    atks = [getattr(library, name)(net, **options(name)) for library in (compat, theirs)]
+    if normalised is not None:
+        for atk in atks:
+            atk.set_normalization_used(*NORMALIZATION[normalised])
+    return tuple(atks)
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["fp32", "fp64"])
+def dtype(request) -> torch.dtype:
+    return request.param
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_constructors_and_repr_are_the_same(name, net, capsys):
+    ours, other = (getattr(library, name)(net) for library in (compat, theirs))
+    assert repr(ours) == repr(other)
+    assert ours.supported_mode == other.supported_mode
+    for atk in (ours, other) if name != "TPGD" else ():
+        atk.set_mode_targeted_least_likely(2)
+        atk.set_normalization_used([0.5], [0.5])
+    assert repr(ours) == repr(other)
+    assert (ours.get_mode(), ours.targeted) == (other.get_mode(), other.targeted)
+
+
+@pytest.mark.parametrize("normalised", [False, True], ids=["pixels", "normalised"])
+@pytest.mark.parametrize("model", ["digits", "mnist", "batchnorm"])
+@pytest.mark.parametrize("name", MODULES)
+def test_default_mode(name, model, normalised, dtype, inputs_for, monkeypatch):
+    net, x, y = inputs_for(model, dtype)
+    ours, other = pair(name, net, model if normalised else None)
+    start = ours._start(x, torch.arange(len(x)))
+    if start is not None:
+        share_start(monkeypatch, name, start)
+    images = ours.normalize(x) if normalised else x
+    if normalised and start is not None:
+        # both libraries start from what the round trip makes of x
+        share_start(monkeypatch, name, ours._start(_round_trip(ours, images), torch.arange(len(x))))
+    assert_same(ours(images, y), other(images, y), name)
+
+
+def _round_trip(atk: compat.Attack, images: torch.Tensor) -> torch.Tensor:
+    return atk.inverse_normalize(images).clamp(0, 1)
+
+
+@pytest.mark.parametrize("mode", ["label", "least_likely", "function", "random"])
+@pytest.mark.parametrize("name", TARGETED)
+def test_targeted_modes(name, mode, dtype, inputs_for, monkeypatch, capsys):
+    net, x, y = inputs_for("batchnorm", dtype)
+    ours, other = pair(name, net, "batchnorm")
+    images = ours.normalize(x)
+    start = ours._start(_round_trip(ours, images), torch.arange(len(x)))
+    if start is not None:
+        share_start(monkeypatch, name, start)
+    if mode == "random":
+        drawn = []
+        original = compat.Attack._targets
+        monkeypatch.setattr(
+            compat.Attack, "_targets", lambda *given: drawn.append(original(*given)) or drawn[0]
+        )
+        ours.set_mode_targeted_random(quiet=True)
+        x_adv = ours(images, y)
+        assert bool((drawn[0] != y).all())
+        other.set_mode_targeted_by_label(quiet=True)
+        assert_same(x_adv, other(images, drawn[0]), name)
+        return
+    for atk in (ours, other):
+        if mode == "label":
+            atk.set_mode_targeted_by_label(quiet=True)
+        elif mode == "least_likely":
+            atk.set_mode_targeted_least_likely(2, quiet=True)
+        else:
+            atk.set_mode_targeted_by_function(lambda images, labels: (labels + 1) % 10, quiet=True)
+    assert_same(ours(images, y), other(images, y), name)
+
+
+@pytest.mark.parametrize("name", ["PGD", "EOTPGD"])
+def test_from_the_same_random_start(name, dtype, inputs_for, monkeypatch):
+    net, x, y = inputs_for("digits", dtype)
+    ours, other = pair(name, net)
+    ours.random_start = other.random_start = True
+    share_start(monkeypatch, name, ours._start(x, torch.arange(len(x))))
+    assert_same(ours(x, y), other(x, y), name)
+
+
+def test_each_library_loads_what_the_other_saved(inputs_for, tmp_path, monkeypatch, capsys):
+    net, x, y = inputs_for("digits", torch.float32)
+    ours, other = pair("PGD", net)
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=10)
+    figures = [
+        atk.save(data, tmp_path / str(i), return_verbose=True, save_predictions=True)
+        for i, atk in enumerate((ours, other))
+    ]
+    assert figures[0][0] == pytest.approx(figures[1][0])
+    assert figures[0][1] == pytest.approx(figures[1][1], rel=1e-5)
+    mine, their_own = (
+        next(iter(library.PGD.load(tmp_path / str(i), load_predictions=True)))
+        for library, i in ((compat, 1), (theirs, 0))
+    )
+    for a, b in zip(mine, their_own, strict=True):
+        assert float((a.double() - b.double()).abs().max()) <= 1.2e-7
