@@ -54,7 +54,7 @@ def measure(
     if case.baseline not in providers:
         raise ValueError(f"baseline {case.baseline!r} must be one of {list(providers)}")
     outputs = {name: run() for name, run in providers.items()}
-    equalities = {name: check(name, output) for name, output in outputs.items()}
+    equalities = {name: _checked(check, name, output) for name, output in outputs.items()}
     accuracies = {name: robustness(outputs[name]) if robustness else None for name in outputs}
     extras = {name: extra(outputs[name]) if extra else {} for name in outputs}
     device = next(iter(outputs.values())).device
@@ -97,6 +97,13 @@ def measure(
             )  # fmt: skip
         )
     return rows
+
+
+def _checked(check: Check, name: str, output: torch.Tensor) -> Equality:
+    try:
+        return check(name, output)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def print_rows(rows: list[Row]) -> None:

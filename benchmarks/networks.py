@@ -29,7 +29,7 @@ class Problem:
 
 
 def digits(n: int, device: torch.device) -> Problem:
-    """digits_net, trained here for 30 epochs on the embedded digits; the first n test samples."""
+    """digits_net, trained here for 8 epochs on the embedded digits; the first n test samples."""
     model = digits_net(seed=0)
     _train(model, *load_digits("train"), epochs=8)
     x, y = load_digits("test")
@@ -119,10 +119,9 @@ def _problem(
     device: torch.device,
 ) -> Problem:
     model, x = model.to(device).eval(), x.to(device)
-    if y is None:
-        with torch.no_grad():
-            y = model(x).argmax(1)
-    return Problem(name, data, model, x, y.to(device))
+    with torch.no_grad():
+        labels = model(x).argmax(1) if y is None else y.to(device)
+    return Problem(name, data, model, x, labels)
 
 
 def accuracy(problem: Problem, x: torch.Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +111,7 @@ def l2_step(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
 
 def l1_step(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
     """The L1 step with its exact projection; its eager chain is fastadv's own reference."""
-    options = {"step_size": 1.0, "eps": 12.0, "sparsity": 0.2}
+    options: dict[str, Any] = {"step_size": 1.0, "eps": 12.0, "sparsity": 0.2}
     t = _step(shape, dtype, device, 12.0 / root_of_size(shape) ** 2)
     x_adv = t.x_adv.clone()
     return OpCase(

@@ -31,8 +31,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--copied", type=int, help="elements of the copy that measures bandwidth")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the chain too")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch; its own choice if none")
     parser.add_argument("--results", type=Path, default=schema.RESULTS)
     options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     device = environment.default_device()
     where = environment.describe([], device=device, module="benchmarks.ops", arguments=arguments)
     on_gpu = device.type == "cuda"

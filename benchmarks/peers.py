@@ -6,11 +6,13 @@ not installed or has another algorithm under that name; the suite prints the rea
 """
 
 import contextlib
+import importlib
 import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +47,7 @@ class Unavailable(Exception):
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Import and run a peer: its warnings and prints are not ours to fail on."""
+    """Import a peer: its warnings and prints are not ours to fail on."""
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -57,20 +59,20 @@ def _quiet(name: str) -> Iterator[None]:
 def torchattacks(settings: Settings, problem: Problem) -> Attack:
     """torchattacks has no restarts: the loop its users write, every sample in every restart."""
     with _quiet("torchattacks"):
-        import torchattacks as library
+        library = importlib.import_module("torchattacks")
     return _torchattacks_calls(library, settings, problem)
 
 
 def fastadv_compat(settings: Settings, problem: Problem) -> Attack:
     """fastadv under torchattacks' names, called in the same way."""
     try:
-        from fastadv.compat import torchattacks as library  # pyright: ignore
+        library = importlib.import_module("fastadv.compat.torchattacks")
     except ImportError as error:
         raise Unavailable(f"fastadv.compat.torchattacks is not there yet: {error}") from error
     return _torchattacks_calls(library, settings, problem)
 
 
-def _torchattacks_calls(library, settings: Settings, problem: Problem) -> Attack:  # noqa: ANN001
+def _torchattacks_calls(library: Any, settings: Settings, problem: Problem) -> Attack:
     model, x, y = problem.model, problem.x, problem.y
     common = {"eps": settings.eps, "alpha": settings.step_size, "steps": settings.steps}
     start = {"random_start": settings.restarts > 1}
@@ -102,7 +104,7 @@ def _torchattacks_calls(library, settings: Settings, problem: Problem) -> Attack
 def foolbox(settings: Settings, problem: Problem) -> Attack:
     """foolbox's attack objects through their public call, whose clip and success test included."""
     with _quiet("foolbox"):
-        import foolbox as library
+        library: Any = importlib.import_module("foolbox")
     if settings.kind == "mifgsm":
         raise Unavailable("foolbox's MI-FGSM accumulates signs, not g / mean|g|: not the same")
     if settings.kind == "fgsm":
@@ -129,8 +131,8 @@ def foolbox(settings: Settings, problem: Problem) -> Attack:
 def art(settings: Settings, problem: Problem) -> Attack:
     """ART's attacks from numpy to numpy, batch_size n; its closing success rate included."""
     with _quiet("adversarial-robustness-toolbox"):
-        from art.attacks import evasion
-        from art.estimators.classification import PyTorchClassifier
+        evasion: Any = importlib.import_module("art.attacks.evasion")
+        classification: Any = importlib.import_module("art.estimators.classification")
     if settings.norm == "l2":
         raise Unavailable("ART clips to the bounds before the L2 projection: not the same iterates")
     logging.getLogger("art").setLevel(logging.ERROR)
@@ -138,13 +140,17 @@ def art(settings: Settings, problem: Problem) -> Attack:
     with torch.no_grad():
         classes = problem.model(problem.x[:1]).shape[1]
     on_gpu = problem.x.device.type == "cuda"
-    classifier = PyTorchClassifier(
+    classifier = classification.PyTorchClassifier(
         problem.model, nn.CrossEntropyLoss(), input_shape=tuple(x.shape[1:]), nb_classes=classes,
         clip_values=(0.0, 1.0), device_type="gpu" if on_gpu else "cpu",
     )  # fmt: skip
-    common = {"eps": settings.eps, "eps_step": settings.step_size, "batch_size": len(x)}
+    common: dict[str, Any] = {
+        "eps": settings.eps,
+        "eps_step": settings.step_size,
+        "batch_size": len(x),
+    }
     if settings.kind == "fgsm":
-        attack = evasion.FastGradientMethod(classifier, **(common | {"eps_step": settings.eps}))
+        attack = evasion.FastGradientMethod(classifier, **common)
     elif settings.kind == "mifgsm":
         attack = evasion.MomentumIterativeMethod(
             classifier, decay=1.0, max_iter=settings.steps, verbose=False, **common
@@ -159,7 +165,10 @@ def art(settings: Settings, problem: Problem) -> Attack:
     def run() -> torch.Tensor:
         np.random.seed(settings.seed)
         torch.manual_seed(settings.seed)
-        return torch.from_numpy(attack.generate(x, labels)).to(problem.x.device)
+        with warnings.catch_warnings():  # it hands tensors to numpy by a deprecated way
+            warnings.simplefilter("ignore", DeprecationWarning)
+            x_adv = attack.generate(x, labels)
+        return torch.from_numpy(x_adv).to(problem.x.device)
 
     return run
 

@@ -21,13 +21,15 @@ class Equality:
     """How far a provider's result is from the reference's: the licence to have a time.
 
     error, tolerance: in the units of `metric`, which also says where the tolerance comes from.
-    Raises ValueError unless 0 <= error <= tolerance.
+    outliers: samples beyond the tolerance, where the metric admits some. Raises ValueError unless
+    0 <= error <= tolerance.
     """
 
     error: float
     tolerance: float
     metric: str
     reference: str
+    outliers: int = 0
 
     def __post_init__(self) -> None:
         _require(
@@ -157,15 +159,20 @@ class Row:
         """The inverse of `to_json`; ValueError for a row that could not have been created."""
         values: dict[str, Any] = json.loads(line)
         try:
-            parts = {
-                "equality": _part(Equality, values.get("equality")),
-                "environment": _part(Environment, values.get("environment")),
-                "robustness": _part(Robustness, values.get("robustness")),
-                "bandwidth": _part(Bandwidth, values.get("bandwidth")),
-            }
-            return cls(**(values | parts | {"shape": tuple(values["shape"])}))
+            for name, kind in _PARTS.items():
+                values[name] = _part(kind, values.get(name))
+            values["shape"] = tuple(values["shape"])
+            return cls(**values)
         except (TypeError, KeyError) as error:
             raise ValueError(f"not a result row: {error}") from error
+
+
+_PARTS = {
+    "equality": Equality,
+    "environment": Environment,
+    "robustness": Robustness,
+    "bandwidth": Bandwidth,
+}
 
 
 def _part(kind: type, values: dict[str, Any] | None) -> Any:

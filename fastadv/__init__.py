@@ -11,6 +11,7 @@ if importlib.util.find_spec("fastadv.kernels") is None:
 from fastadv import ops
 from fastadv.attacks import Attack, AttackResult, bim, fgsm, mifgsm, pgd, rfgsm
 from fastadv.diagnostics import AttackWarning
+from fastadv.evaluation import Report, evaluate
 from fastadv.execution import Execution
 from fastadv.threat_model import L1, L2, Linf, contains, start_point
 from fastadv.wrappers import BPDA, Normalized
@@ -26,8 +27,10 @@ __all__ = [
     "Execution",
     "Linf",
     "Normalized",
+    "Report",
     "bim",
     "contains",
+    "evaluate",
     "fgsm",
     "mifgsm",
     "ops",

@@ -7,6 +7,7 @@ it with `figure.savefig("name.png")`. matplotlib is imported when a figure is ma
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +38,14 @@ def accuracy_against_eps(
     axes: Any = figure.add_subplot()
     if mark is not None:
         axes.axvline(mark, color=_FAINT, linewidth=1, linestyle=(0, (2, 3)))
-        axes.text(mark, 102.5, f"eps = {mark:g}", ha="center", fontsize=9, color=_FAINT)
+        axes.text(mark, 103.5, f"eps = {mark:g}", ha="center", fontsize=9, color=_FAINT)
     for k, (name, values) in enumerate(accuracies.items()):
         colour = _COLOURS[k % len(_COLOURS)]
         percent = [100 * value for value in values]
         axes.plot(
             eps, percent, color=colour, label=name, linewidth=2, markersize=6,
             marker=_MARKERS[k % len(_MARKERS)], markeredgecolor="white", markeredgewidth=0.8,
+            clip_on=False, zorder=3,
         )  # fmt: skip
         if intervals is not None:
             low, high = zip(*intervals[name], strict=True)
@@ -54,8 +56,8 @@ def accuracy_against_eps(
     axes.set(ylim=(-2, 102), xlim=(min(eps), max(eps)))
     axes.set_xlabel(f"eps, radius of the {norm} ball (pixels in [0, 1])")
     axes.set_ylabel("accuracy under attack (%)")
-    note = "" if intervals is None else "; bands: 95 % intervals over samples"
-    axes.set_title(title + note, loc="left", fontsize=10, color=_INK, pad=20)
+    note = "" if intervals is None else "\nbands: 95 % intervals over samples"
+    axes.set_title(title + note, loc="left", fontsize=10, color=_INK, pad=22)
     axes.legend(frameon=False, loc="upper right")
     _tidy(axes)
     return figure
@@ -74,8 +76,8 @@ def example_sheet(
     columns = len(x)
     figure = _figure(1.25 * columns + 1.5, 5.2)
     grid = figure.subplots(3, columns, squeeze=False)
-    difference = (x_adv - x).detach().cpu().float().mean(1)
-    largest = max(float(difference.abs().max()), 1e-12)  # an all-zero sheet still has a scale
+    difference = (x_adv - x).detach().cpu().float().mean(1).numpy()
+    largest = max(float(abs(difference).max()), 1e-12)  # an all-zero sheet still has a scale
     names = class_names or [str(k) for k in range(logits.shape[1])]
     rows = ("clean", "perturbation", "adversarial")
     picture: Any = None
@@ -85,7 +87,10 @@ def example_sheet(
             _name_prediction(grid[row, k], (logits, logits_adv)[row // 2][k], int(y[k]), names)
         picture = grid[1, k].imshow(difference[k], cmap="RdBu_r", vmin=-largest, vmax=largest)
         size = f"{float((x_adv[k] - x[k]).abs().max()):.3g}"
-        grid[1, k].set_xlabel(f"max {size}", fontsize=8, color=_INK)
+        grid[1, k].set_xlabel(f"max {size}", fontsize=8, color=_FAINT)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
     for row, name in enumerate(rows):
         grid[row, 0].set_ylabel(name, fontsize=10, color=_INK)
     bar = figure.colorbar(picture, ax=list(grid[1]), fraction=0.02, pad=0.01)
@@ -106,8 +111,8 @@ def restart_losses(losses: Mapping[str, torch.Tensor], *, title: str) -> Figure:
     figure = _figure(4.6 * len(losses) + 0.6, 4.2)
     widths = [3.2, 1.0] * len(losses)
     grid = figure.subplots(1, 2 * len(losses), squeeze=False, width_ratios=widths)[0]
-    for k, (name, runs) in enumerate(losses.items()):
-        runs = runs.detach().cpu().double()
+    for k, (name, values) in enumerate(losses.items()):
+        runs = values.detach().cpu().double().numpy()
         axes, margin = grid[2 * k], grid[2 * k + 1]
         colour = _COLOURS[k % len(_COLOURS)]
         for run in runs:
@@ -119,8 +124,10 @@ def restart_losses(losses: Mapping[str, torch.Tensor], *, title: str) -> Figure:
         axes.set_xlim(0, runs.shape[1] - 1)
         axes.set_ylim(min(0.0, float(runs.min())), float(runs.max()) * 1.05 + 1e-9)
         margin.sharey(axes)
-        bins = torch.linspace(*axes.get_ylim(), 31).tolist()
-        margin.hist(final, bins=bins, orientation="horizontal", color=colour, alpha=0.8)
+        low, high = axes.get_ylim()
+        margin.hist(
+            final, bins=30, range=(low, high), orientation="horizontal", color=colour, alpha=0.8
+        )
         margin.set_xlabel("runs")
         margin.set_title(
             f"final losses\n{final.min():.2f} to {final.max():.2f}", loc="left", fontsize=8
@@ -134,7 +141,7 @@ def restart_losses(losses: Mapping[str, torch.Tensor], *, title: str) -> Figure:
 
 
 def _show_image(axes: Any, image: torch.Tensor) -> None:
-    pixels = image.detach().cpu().float().permute(1, 2, 0)
+    pixels = image.detach().cpu().float().permute(1, 2, 0).numpy()
     axes.imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
 
 
@@ -145,11 +152,16 @@ def _name_prediction(axes: Any, logits: torch.Tensor, y: int, names: Sequence[st
     axes.set_xlabel(text, fontsize=9, color=colour)
 
 
+def check_installed() -> None:
+    """Raises ModuleNotFoundError, with the remedy, if there is no matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError('figures need matplotlib: pip install "fastadv[plot]"')
+
+
 def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('figures need matplotlib: pip install "fastadv[plot]"') from error
+    check_installed()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
 
 

@@ -71,7 +71,8 @@ def _shrink_sum(
             break
         # how far an element was rounded outwards: those rounded farthest come back first
         outwards = (_decoded(levels) - wanted) * (levels - nearer)
-        order = outwards.masked_fill(gain <= 0, -torch.inf).argsort(1, descending=True, stable=True)
+        outwards = outwards.masked_fill(gain <= 0, -torch.inf)
+        order = outwards.argsort(dim=1, descending=True, stable=True)
         gains = gain.clamp(min=0).gather(1, order)
         # an element moves while those before it have not won back the excess
         needed = (gains.cumsum(1) - gains < excess[:, None]) & (excess > 0)[:, None] & (gains > 0)

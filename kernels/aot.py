@@ -38,13 +38,17 @@ class AotCase:
 
 
 class Resources(NamedTuple):
-    """Registers and stack bytes of a thread; `wide_*` count 128-bit global accesses."""
+    """Registers and stack bytes of a thread; `wide_*` count 128-bit global accesses.
+
+    long_products: 64-bit integer multiplications, as row * size needs beyond 2^31 elements.
+    """
 
     registers: int
     stack_bytes: int
     wide_loads: int
     wide_stores: int
     narrow_accesses: int
+    long_products: int
 
 
 def compile_case(case: AotCase, target: str) -> Resources:
@@ -62,12 +66,13 @@ def compile_case(case: AotCase, target: str) -> Resources:
         target=TARGETS[target],
         options={"num_warps": case.num_warps, "enable_fp_fusion": False},
     )
+    long_products = len(re.findall(r"arith\.muli [^\n]*: i64", compiled.asm["ttir"]))
     if TARGETS[target].backend == "hip":
-        return _read_amdgcn(compiled.asm["amdgcn"])
-    return _read_ptx(compiled.asm["ptx"], compiled.metadata.target.arch)
+        return _read_amdgcn(compiled.asm["amdgcn"], long_products)
+    return _read_ptx(compiled.asm["ptx"], compiled.metadata.target.arch, long_products)
 
 
-def _read_ptx(ptx: str, arch: int) -> Resources:
+def _read_ptx(ptx: str, arch: int, long_products: int) -> Resources:
     suffix = "a" if arch >= 90 else ""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
@@ -85,12 +90,11 @@ def _read_ptx(ptx: str, arch: int) -> Resources:
     wide = {kind: len(re.findall(rf"{kind}\.global[^;]*\.v4\.b32", ptx)) for kind in ("ld", "st")}
     wide = {k: n + len(re.findall(rf"{k}\.global[^;]*\.v2\.b64", ptx)) for k, n in wide.items()}
     every = len(re.findall(r"(?:ld|st)\.global", ptx))
-    return Resources(
-        int(registers[1]), stack, wide["ld"], wide["st"], every - wide["ld"] - wide["st"]
-    )
+    narrow = every - wide["ld"] - wide["st"]
+    return Resources(int(registers[1]), stack, wide["ld"], wide["st"], narrow, long_products)
 
 
-def _read_amdgcn(text: str) -> Resources:
+def _read_amdgcn(text: str, long_products: int) -> Resources:
     def field(name: str) -> int:
         found = re.search(rf"\.{name}:\s+(\d+)", text)
         assert found is not None, name
@@ -100,7 +104,8 @@ def _read_amdgcn(text: str) -> Resources:
     stores = len(re.findall(r"(?:global|buffer)_store_dwordx4", text))
     every = len(re.findall(r"(?:global|buffer)_(?:load|store)_", text))
     stack = field("private_segment_fixed_size") + field("vgpr_spill_count")
-    return Resources(field("vgpr_count"), stack, loads, stores, every - loads - stores)
+    narrow = every - loads - stores
+    return Resources(field("vgpr_count"), stack, loads, stores, narrow, long_products)
 
 
 def _ptxas(arch: int) -> str:

@@ -72,10 +72,11 @@ def mixed_problem(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     wrong_every: int = 9,
+    curvature: float = 0.5,
 ) -> Problem:
     """x uniform in [0, 1]; y is the model's prediction, but every `wrong_every`-th is another."""
     size = int(torch.tensor(shape).prod())
-    model = Quadratic(size, classes, seed=seed, dtype=dtype)
+    model = Quadratic(size, classes, seed=seed, curvature=curvature, dtype=dtype)
     generator = torch.Generator().manual_seed(seed + 1)
     x = torch.rand((n, *shape), generator=generator, dtype=torch.float64).to(dtype)
     with torch.no_grad():

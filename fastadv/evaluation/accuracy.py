@@ -124,7 +124,9 @@ class _Task:
             )
             clean, forwards = result.clean_prediction, result.forwards
             if clean is None:  # keep="last" never looks at the clean samples
-                clean, forwards = self._predict(x), forwards + len(x)
+                size, seed = self.execution.batch_size or len(x), getattr(self.attack, "seed", 0)
+                clean = predict(self.model, x, batch_size=size, seed=seed)
+                forwards += len(x)
         state.extend(
             clean_correct=clean == y, success=result.success, step=result.step,
             distance=result.distance,
@@ -133,10 +135,13 @@ class _Task:
         state.backwards += result.backwards
         state.seconds += time.perf_counter() - began
 
-    def _predict(self, x: torch.Tensor) -> torch.Tensor:
-        with isolated(self.model, device=x.device, seed=getattr(self.attack, "seed", 0)):
-            size = self.execution.batch_size or len(x)
-            return torch.cat([self.model(chunk).argmax(1) for chunk in x.split(size)])
+
+def predict(model: Model, x: torch.Tensor, *, batch_size: int, seed: int = 0) -> torch.Tensor:
+    """(n,) classes that the model gives x, in eval mode, on the model's device."""
+    device = _device_of(module_of(model)) or x.device
+    with isolated(model, device=device, seed=seed):
+        parts = [model(chunk.to(device)).argmax(1) for chunk in x.split(batch_size)]
+        return torch.cat(parts)
 
 
 @contextlib.contextmanager

@@ -78,9 +78,9 @@ def digest_of_model(module: torch.nn.Module | None) -> str:
     return digest.hexdigest()
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
+def _bytes(tensor: torch.Tensor) -> Any:
     rows = tensor.detach().cpu().contiguous()
-    return memoryview(rows.reshape(-1).view(torch.uint8).numpy())
+    return rows.reshape(-1).view(torch.uint8).numpy()
 
 
 @dataclass

@@ -28,7 +28,7 @@ class Samples:
         self._rest: tuple[torch.Tensor, torch.Tensor] | None = None
         if _is_pair(data):
             batches: Any = [data]
-            self.length = self.expected = len(data[0])
+            self.length = self.expected = len(data[0])  # type: ignore[index]
         elif isinstance(data, DataLoader):
             batches = data
             self.expected = _expected(data)

@@ -1,6 +1,31 @@
 """Ops: each a schema, an eager reference that defines it, and a Triton launch."""
 
 from fastadv.ops.backend import use_backend
+from fastadv.ops.heads import HeadOutput, loss_head, loss_head_, loss_head_reference
+from fastadv.ops.l1 import l1_step, l1_step_, l1_step_reference, project_l1, project_l1_reference
+from fastadv.ops.l2 import l2_step, l2_step_, l2_step_reference
 from fastadv.ops.linf import linf_step, linf_step_, linf_step_reference
+from fastadv.ops.select import select_rows_
+from fastadv.ops.start import random_start, random_start_reference
 
-__all__ = ["linf_step", "linf_step_", "linf_step_reference", "use_backend"]
+__all__ = [
+    "HeadOutput",
+    "l1_step",
+    "l1_step_",
+    "l1_step_reference",
+    "l2_step",
+    "l2_step_",
+    "l2_step_reference",
+    "linf_step",
+    "linf_step_",
+    "linf_step_reference",
+    "loss_head",
+    "loss_head_",
+    "loss_head_reference",
+    "project_l1",
+    "project_l1_reference",
+    "random_start",
+    "random_start_reference",
+    "select_rows_",
+    "use_backend",
+]

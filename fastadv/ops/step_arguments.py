@@ -136,7 +136,7 @@ def step_in_place(
     model_input: torch.Tensor | None,
     mean: torch.Tensor | None,
     std: torch.Tensor | None,
-    *more: float,
+    *more: float | torch.Tensor | None,
 ) -> torch.Tensor:
     """Check the arguments, give every tensor x_adv's dense layout, call `op` and return x_adv."""
     lo, hi = check_bounds(bounds)

@@ -1,5 +1,6 @@
-"""Contract C2: a sample's adversarial example does not depend on batch, order, schedule, threads."""
+"""Contract C2: the adversarial example of a sample is its own: not of batch, order or schedule."""
 
+import dataclasses
 import math
 from contextlib import contextmanager
 
@@ -21,7 +22,7 @@ from toy_models import (
 import fastadv
 
 STEPS = 6
-SAMPLES = 70
+SAMPLES = 66
 
 
 def _attack(norm, keep="first_success", *, restarts=None, scale=1.0, **more):
@@ -62,10 +63,26 @@ def test_the_batch_size_and_the_schedule_change_no_bit(norm, keep):
     expected = run("plain", None)
     if keep == "first_success":
         assert_mixed(expected, problem.y, STEPS)
-    for batch_size in (1, 7, 64, None):
+    for batch_size in (7, 64, None):
         for batching in ("plain", "continuous"):
             got = run(batching, batch_size)
             assert differing_fields(got, expected) == [], (batching, batch_size)
+
+
+@pytest.mark.parametrize("keep", ["first_success", "best", "last"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_samples_attacked_one_by_one_change_no_bit(norm, keep):
+    problem = mixed_problem(SAMPLES)
+    attack = _attack(norm, keep)
+    expected = attack.run(problem.model, problem.x, problem.y)
+    some = torch.arange(16)
+    if keep == "first_success":
+        assert_mixed(rows_of(expected, some), problem.y[some], STEPS)
+    for batching in ("plain", "continuous"):
+        got = attack.run(
+            problem.model, problem.x[some], problem.y[some], execution=_execution(batching, 1)
+        )
+        assert differing_fields(got, rows_of(expected, some)) == [], batching
 
 
 @pytest.mark.parametrize("batching", ["plain", "continuous"])
@@ -101,7 +118,7 @@ def test_large_images_of_mixed_batches_change_no_bit(norm):
     # radii that leave every outcome among six samples of 150,528 elements
     scale = {"linf": 0.014, "l2": 0.9, "l1": 30.0}[norm]
     problem = mixed_problem(6, (3, 224, 224), classes=3, wrong_every=6)
-    attack = _attack(norm, scale=scale)
+    attack = dataclasses.replace(_attack(norm, scale=scale), steps=2)
     with _threads(1):
         expected = attack.run(problem.model, problem.x, problem.y)
     steps = expected.step.tolist()
@@ -119,15 +136,14 @@ def test_large_images_of_mixed_batches_change_no_bit(norm):
 @pytest.mark.parametrize("keep", ["first_success", "best"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_number_of_threads_changes_no_bit(norm, keep):
-    problem = mixed_problem(SAMPLES, (3, 24, 24))
+    problem = mixed_problem(24, (3, 32, 32), classes=3)
     attack = _attack(norm, keep, scale={"linf": 0.1, "l2": 1.0, "l1": 5.0}[norm])
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2):
         with _threads(threads):
             results.append(attack.run(problem.model, problem.x, problem.y))
     assert results[0].success.any() and not results[0].success.all()
     assert differing_fields(results[1], results[0]) == []
-    assert differing_fields(results[2], results[0]) == []
 
 
 def _second_minus_label(logits, y):
@@ -178,11 +194,9 @@ def test_every_loss_and_target_is_invariant(loss, target):
 def test_every_option_is_invariant(more):
     problem = mixed_problem(SAMPLES)
     attack = _attack("linf", **more)
-    expected = attack.run(
-        problem.model, problem.x, problem.y, execution=_execution("plain", None)
-    )
+    expected = attack.run(problem.model, problem.x, problem.y, execution=_execution("plain", None))
     assert expected.success.any() and not expected.success.all()
-    for batch_size in (1, 16, None):
+    for batch_size in (5, 16, None):
         got = attack.run(
             problem.model, problem.x, problem.y, execution=_execution("continuous", batch_size)
         )
@@ -194,7 +208,7 @@ def test_momentum_is_invariant():
     attack = fastadv.mifgsm(threat_of("linf"), steps=STEPS)
     expected = attack.run(problem.model, problem.x, problem.y)
     assert_mixed(expected, problem.y, STEPS)
-    for batch_size in (1, 7):
+    for batch_size in (3, 16):
         got = attack.run(
             problem.model, problem.x, problem.y, execution=_execution("continuous", batch_size)
         )
@@ -206,11 +220,9 @@ def test_momentum_is_invariant():
 def test_every_dtype_is_invariant(norm, dtype):
     problem = mixed_problem(SAMPLES, dtype=dtype)
     attack = _attack(norm)
-    expected = attack.run(
-        problem.model, problem.x, problem.y, execution=_execution("plain", None)
-    )
+    expected = attack.run(problem.model, problem.x, problem.y, execution=_execution("plain", None))
     assert expected.success.any() and not expected.success.all()
-    for batch_size in (1, 7):
+    for batch_size in (3, 16):
         got = attack.run(
             problem.model, problem.x, problem.y, execution=_execution("continuous", batch_size)
         )
@@ -269,7 +281,7 @@ def test_a_normalised_model_is_invariant(fused):
     attack = _attack("linf", "best")
     expected = attack.run(called, problem.x, y, execution=_execution("plain", None))
     assert expected.success.any() and not expected.success.all()
-    for batch_size in (1, 7):
+    for batch_size in (3, 16):
         got = attack.run(called, problem.x, y, execution=_execution("continuous", batch_size))
         assert differing_fields(got, expected) == [], batch_size
 
@@ -279,9 +291,7 @@ def test_the_model_sees_the_memory_format_of_x_at_every_call(batching):
     # a convolution rounds differently in another layout, so a change of layout is a change of bits
     problem = mixed_problem(SAMPLES)
     x = problem.x.contiguous(memory_format=torch.channels_last)
-    spy = Recording(
-        problem.model, lambda x: x.is_contiguous(memory_format=torch.channels_last)
-    )
+    spy = Recording(problem.model, lambda x: x.is_contiguous(memory_format=torch.channels_last))
     result = _attack("linf").run(spy, x, problem.y, execution=_execution(batching, 16))
     assert_mixed(result, problem.y, STEPS)
     assert all(spy.seen), f"{spy.seen.count(False)} of {len(spy.seen)} calls in another format"

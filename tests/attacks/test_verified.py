@@ -6,8 +6,8 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_models import NORMS, Quadratic, Recording, assert_mixed, mixed_problem, threat_of
 from torch import nn
+from toy_models import NORMS, Quadratic, Recording, assert_mixed, mixed_problem, threat_of
 
 import fastadv
 
@@ -215,9 +215,7 @@ def test_nan_logits_are_warned_of_and_no_success(keep):
     x = torch.full((6, 4), 0.5)
     x[3:] = 0.1
     y = torch.zeros(6, dtype=torch.long)
-    attack = fastadv.pgd(
-        fastadv.Linf(0.2), steps=5, step_size=0.05, random_start=False, keep=keep
-    )
+    attack = fastadv.pgd(fastadv.Linf(0.2), steps=5, step_size=0.05, random_start=False, keep=keep)
     with pytest.warns(fastadv.AttackWarning, match="NaN logits") as caught:
         result = attack.run(_NaNAbove(0.6), x, y)
     assert {w.message.code: w.message.count for w in caught}["nan_logits"] == 3
@@ -258,9 +256,9 @@ def test_an_unclamped_start_gives_no_success_out_of_bounds(norm, keep):
 def test_a_start_iterate_outside_the_ball_gives_no_success_there(norm, keep):
     problem = mixed_problem(48, wrong_every=100)
     threat = threat_of(norm)
-    x_init = 3 * torch.rand(
-        problem.x.shape, generator=torch.Generator().manual_seed(2)
-    ) - 1  # far from x, partly outside bounds, often misclassified
+    x_init = (
+        3 * torch.rand(problem.x.shape, generator=torch.Generator().manual_seed(2)) - 1
+    )  # far from x, partly outside bounds, often misclassified
     attack = fastadv.pgd(threat, steps=STEPS, keep=keep)
     result = attack.run(problem.model, problem.x, problem.y, x_init=x_init)
     _assert_shown(problem.model, threat, problem.x, problem.y, result)

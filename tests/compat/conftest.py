@@ -1,14 +1,21 @@
 """Networks and images of the compatibility tests: small, trained, and different in what matters."""
 
 import copy
+import functools
 
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from fastadv.data.digits import load_digits
 from fastadv.models import digits_net, mnist_net
+
+NORMALIZATION = {
+    "digits": ([0.3], [0.35]),
+    "mnist": ([0.1307], [0.3081]),
+    "batchnorm": ([0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]),
+}
 
 
 def _batchnorm_net() -> nn.Module:
@@ -25,7 +32,7 @@ def _trained(net: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int) -> nn
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     for step in range(steps):
         rows = torch.arange(step * 64, step * 64 + 64) % len(x)
-        loss = functional.cross_entropy(net(x[rows]), y[rows])
+        loss = F.cross_entropy(net(x[rows]), y[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -35,21 +42,28 @@ def _trained(net: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int) -> nn
 
 def images_for(name: str, x: torch.Tensor) -> torch.Tensor:
     if name == "mnist":
-        return functional.interpolate(x, size=28, mode="nearest")
+        return F.interpolate(x, size=28, mode="nearest")
     return x.repeat(1, 3, 1, 1) if name == "batchnorm" else x
 
 
-@pytest.fixture(scope="session")
-def _trained_nets() -> dict[str, nn.Module]:
+def normalised(x: torch.Tensor, name: str) -> torch.Tensor:
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in NORMALIZATION[name])
+    return (x - mean) / std
+
+
+@functools.cache
+def _net(name: str, is_normalised: bool) -> nn.Module:
+    """Trained on pixels or on normalised images: elsewhere it would be sure of everything, and
+    the gradient of a probability of 1 is rounding noise."""
     x, y = load_digits("train")
-    nets = {"digits": digits_net(), "mnist": mnist_net(), "batchnorm": _batchnorm_net()}
-    steps = {"digits": 150, "mnist": 30, "batchnorm": 100}
-    return {name: _trained(net, images_for(name, x), y, steps[name]) for name, net in nets.items()}
+    x = images_for(name, x)
+    net = {"digits": digits_net, "mnist": mnist_net, "batchnorm": _batchnorm_net}[name]()
+    return _trained(net, normalised(x, name) if is_normalised else x, y, steps=30)
 
 
 @pytest.fixture
-def nets(_trained_nets):
-    return copy.deepcopy(_trained_nets)
+def nets() -> dict[str, nn.Module]:
+    return {name: copy.deepcopy(_net(name, False)) for name in NORMALIZATION}
 
 
 @pytest.fixture
@@ -64,11 +78,14 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.fixture
-def inputs_for(nets, digits):
-    """(model, images, labels) by the model's name, in a dtype."""
+def inputs_for(digits):
+    """(model, images in [0, 1], labels, (mean, std)) by the model's name, in a dtype."""
 
-    def make(name: str, dtype: torch.dtype) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    def make(
+        name: str, dtype: torch.dtype, is_normalised: bool = False
+    ) -> tuple[nn.Module, torch.Tensor, torch.Tensor, tuple]:
         x, y = digits
-        return nets[name].to(dtype), images_for(name, x).to(dtype), y
+        net = copy.deepcopy(_net(name, is_normalised))
+        return net.to(dtype), images_for(name, x).to(dtype), y, NORMALIZATION[name]
 
     return make

@@ -14,14 +14,14 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # foolbox imports from scipy's old names
     foolbox = pytest.importorskip("foolbox", reason="needs foolbox 3.3.4 and eagerpy")
 
-EPS, ALPHA, STEPS = 0.1, 0.01, 40
+EPS, ALPHA, STEPS = 8 / 255, 2 / 255, 40
 
 
 @pytest.mark.parametrize("random_start", [False, True], ids=["from x", "from a random start"])
 @pytest.mark.parametrize("model", ["digits", "mnist", "batchnorm"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 def test_pgd(model, random_start, dtype, inputs_for, monkeypatch):
-    net, x, y = inputs_for(model, dtype)
+    net, x, y, _ = inputs_for(model, dtype)
     ours = compat.PGD(net, eps=EPS, alpha=ALPHA, steps=STEPS, random_start=random_start)
     attack = foolbox.attacks.LinfPGD(abs_stepsize=ALPHA, steps=STEPS, random_start=random_start)
     if random_start:

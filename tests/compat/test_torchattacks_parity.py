@@ -19,11 +19,6 @@ MODULES = {
     "PGDL2": "pgdl2", "EOTPGD": "eotpgd", "TPGD": "tpgd", "MIFGSM": "mifgsm",
 }  # fmt: skip
 TARGETED = [name for name in MODULES if name != "TPGD"]
-NORMALIZATION = {
-    "digits": ([0.3], [0.35]),
-    "mnist": ([0.1307], [0.3081]),
-    "batchnorm": ([0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]),
-}
 
 
 def options(name: str) -> dict[str, object]:
@@ -31,9 +26,9 @@ def options(name: str) -> dict[str, object]:
     if name in ("FGSM", "FFGSM"):
         return {}
     if name == "PGDL2":
-        return {"eps": 1.0, "alpha": 0.2, "steps": 10, "random_start": False}
+        return {"steps": 10, "random_start": False}
     free = {"random_start": False} if name in ("PGD", "EOTPGD") else {}
-    return {"eps": 0.1, "alpha": 0.01, "steps": 40, **free}
+    return {"steps": 40, **free}
 
 
 class _Start:
@@ -55,8 +50,18 @@ class _Start:
         return self.start.clone()
 
 
-def share_start(monkeypatch, name: str, start: torch.Tensor) -> None:
+def our_start(atk: compat.Attack, images: torch.Tensor) -> torch.Tensor | None:
+    """The start of a first call; None where there is none but x."""
+    x = images
+    if atk.normalization_used is not None:
+        x = atk.inverse_normalize(images).clamp(0, 1)
+    return atk._start(x, torch.arange(len(x)))
+
+
+def share_start(monkeypatch, name: str, start: torch.Tensor | None) -> None:
     """Make torchattacks' class `name` draw `start`; its module sees a torch of its own."""
+    if start is None:
+        return
     patched = types.SimpleNamespace(**vars(torch))
     patched.randn_like = patched.empty_like = lambda _: _Start(start)
     monkeypatch.setattr(f"torchattacks.attacks.{MODULES[name]}.torch", patched)
@@ -73,11 +78,11 @@ def assert_same(ours: torch.Tensor, other: torch.Tensor, name: str) -> None:
         assert float((difference > 1.2e-7).double().mean()) <= 1e-4
 
 
-def pair(name: str, net: torch.nn.Module, normalised: str | None = None) -> tuple:
+def pair(name: str, net: torch.nn.Module, normalization: tuple | None = None) -> tuple:
     atks = [getattr(library, name)(net, **options(name)) for library in (compat, theirs)]
-    if normalised is not None:
+    if normalization is not None:
         for atk in atks:
-            atk.set_normalization_used(*NORMALIZATION[normalised])
+            atk.set_normalization_used(*normalization)
     return tuple(atks)
 
 
@@ -102,31 +107,20 @@ def test_constructors_and_repr_are_the_same(name, net, capsys):
 @pytest.mark.parametrize("model", ["digits", "mnist", "batchnorm"])
 @pytest.mark.parametrize("name", MODULES)
 def test_default_mode(name, model, normalised, dtype, inputs_for, monkeypatch):
-    net, x, y = inputs_for(model, dtype)
-    ours, other = pair(name, net, model if normalised else None)
-    start = ours._start(x, torch.arange(len(x)))
-    if start is not None:
-        share_start(monkeypatch, name, start)
+    net, x, y, normalization = inputs_for(model, dtype, normalised)
+    ours, other = pair(name, net, normalization if normalised else None)
     images = ours.normalize(x) if normalised else x
-    if normalised and start is not None:
-        # both libraries start from what the round trip makes of x
-        share_start(monkeypatch, name, ours._start(_round_trip(ours, images), torch.arange(len(x))))
+    share_start(monkeypatch, name, our_start(ours, images))
     assert_same(ours(images, y), other(images, y), name)
-
-
-def _round_trip(atk: compat.Attack, images: torch.Tensor) -> torch.Tensor:
-    return atk.inverse_normalize(images).clamp(0, 1)
 
 
 @pytest.mark.parametrize("mode", ["label", "least_likely", "function", "random"])
 @pytest.mark.parametrize("name", TARGETED)
 def test_targeted_modes(name, mode, dtype, inputs_for, monkeypatch, capsys):
-    net, x, y = inputs_for("batchnorm", dtype)
-    ours, other = pair(name, net, "batchnorm")
-    images = ours.normalize(x)
-    start = ours._start(_round_trip(ours, images), torch.arange(len(x)))
-    if start is not None:
-        share_start(monkeypatch, name, start)
+    net, x, y, normalization = inputs_for("batchnorm", dtype, True)
+    ours, other = pair(name, net, normalization)
+    images, y = ours.normalize(x), (y + 3) % 10
+    share_start(monkeypatch, name, our_start(ours, images))
     if mode == "random":
         drawn = []
         original = compat.Attack._targets
@@ -151,15 +145,15 @@ def test_targeted_modes(name, mode, dtype, inputs_for, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["PGD", "EOTPGD"])
 def test_from_the_same_random_start(name, dtype, inputs_for, monkeypatch):
-    net, x, y = inputs_for("digits", dtype)
+    net, x, y, _ = inputs_for("digits", dtype)
     ours, other = pair(name, net)
     ours.random_start = other.random_start = True
-    share_start(monkeypatch, name, ours._start(x, torch.arange(len(x))))
+    share_start(monkeypatch, name, our_start(ours, x))
     assert_same(ours(x, y), other(x, y), name)
 
 
 def test_each_library_loads_what_the_other_saved(inputs_for, tmp_path, monkeypatch, capsys):
-    net, x, y = inputs_for("digits", torch.float32)
+    net, x, y, _ = inputs_for("digits", torch.float32)
     ours, other = pair("PGD", net)
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=10)
     figures = [

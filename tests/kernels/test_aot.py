@@ -54,6 +54,11 @@ def test_vectorised_kernels_access_128_bits_at_a_time(compiled):
             assert resources["wide_loads"] and resources["wide_stores"], (module, case, resources)
 
 
+def test_offsets_of_rows_are_computed_in_64_bits(compiled):
+    # beyond 2^31 elements row * size overflows 32 bits
+    assert [row for row in compiled if row[4]["long_products"] == 0] == []
+
+
 def test_registers_leave_room_for_two_blocks_a_multiprocessor(compiled):
     # 65,536 registers on sm_90: above 128 a thread, a second block of 8 warps does not fit
     assert [r for r in compiled if r[3] == "sm_90" and r[4]["registers"] > 128] == []

@@ -10,7 +10,7 @@ from fastadv.attacks import inputs as checks
 from fastadv.isolation import Model
 from fastadv.wrappers import Normalized
 
-# of the dtype's spacing at 1: (x - mean) / std * std + mean is off by at most 2 of them
+# spacings at 1 that x may leave [0, 1] by: (x - mean) / std * std + mean is off by at most 2
 _ROUND_TRIP = 8
 
 Normalization = dict[str, torch.Tensor]
@@ -54,7 +54,8 @@ def to_pixels(inputs: Any, used: Normalization | None) -> torch.Tensor:
     low, high, given_low, given_high = torch.stack(
         [*torch.aminmax(x), *torch.aminmax(inputs)]
     ).tolist()
-    slack = _ROUND_TRIP * torch.finfo(x.dtype).eps
+    # float64 images were often normalised in float32, as mean and std are
+    slack = _ROUND_TRIP * max(torch.finfo(x.dtype).eps, torch.finfo(torch.float32).eps)
     if low < -slack or high > 1 + slack:
         if used is None:
             raise ValueError(

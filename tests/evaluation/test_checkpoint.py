@@ -1,0 +1,270 @@
+"""Interrupted evaluations go on to the same bits; checkpoints of anything else are refused."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import fastadv
+from fastadv.data import load_digits
+from fastadv.evaluation import checkpoint, evaluate
+from fastadv.models import digits_net
+
+ATTACK = fastadv.pgd(fastadv.Linf(0.1), steps=3, restarts=2, seed=1)
+BATCH = 2  # blocks of 16
+
+
+class Failing(nn.Module):
+    """digits_net that raises at a given call, or never (0), and counts its calls."""
+
+    def __init__(self, at: int = 0):
+        super().__init__()
+        self.net = digits_net(3)
+        self.at, self.calls = at, 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == self.at:
+            raise RuntimeError("killed")
+        return self.net(x)
+
+
+@pytest.fixture(scope="module")
+def data():
+    x, y = load_digits("test")
+    return x[:70], digits_net(3)(x[:70]).argmax(1).where(torch.arange(70) % 4 != 0, y[:70])
+
+
+def comparable(report) -> dict:
+    """All of a report that does not depend on the clock, tensors as their bytes."""
+    return {
+        name: value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
+        for name, value in vars(report).items()
+        if name != "seconds"
+    }
+
+
+def run(model, data, path=None, attack=ATTACK, batch_size=BATCH):
+    return evaluate(model, data, attack, batch_size=batch_size, checkpoint=path)
+
+
+def test_interrupted_at_any_block_and_resumed_equals_uninterrupted(data, tmp_path):
+    whole = Failing()
+    expected = comparable(run(whole, data))
+    for k in range(5):
+        path = tmp_path / f"{k}.pt"
+        with pytest.raises(RuntimeError, match="killed"):
+            run(Failing(at=1 + k * whole.calls // 5), data, path)
+        resumed = Failing()
+        assert comparable(run(resumed, data, path)) == expected
+        assert resumed.calls <= whole.calls
+
+
+def test_interrupted_after_every_block_makes_no_call_twice(data, tmp_path):
+    whole = Failing()
+    expected = comparable(run(whole, data))
+
+    class OneBlock:
+        """An attack that is stopped before its second block."""
+
+        def __init__(self):
+            self.blocks = 0
+
+        def run(self, *arguments, **more):
+            self.blocks += 1
+            if self.blocks == 2:
+                raise KeyboardInterrupt
+            return ATTACK.run(*arguments, **more)
+
+        def __repr__(self):
+            return repr(ATTACK)
+
+        def __getattr__(self, name):
+            return getattr(ATTACK, name)
+
+    calls = 0
+    for _ in range(4):
+        model = Failing()
+        with pytest.raises(KeyboardInterrupt):
+            run(model, data, tmp_path / "c.pt", OneBlock())
+        calls += model.calls
+    model = Failing()
+    assert comparable(run(model, data, tmp_path / "c.pt", OneBlock())) == expected
+    assert calls + model.calls == whole.calls
+
+
+SCRIPT = """
+import sys, time
+import torch
+import fastadv
+from fastadv.data import load_digits
+from fastadv.evaluation import evaluate
+from fastadv.models import digits_net
+
+torch.set_num_threads(1)
+path, report, slow = sys.argv[1], sys.argv[2], sys.argv[3] == "slow"
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = digits_net(3)
+    def forward(self, x):
+        time.sleep(0.02 * slow)
+        return self.net(x)
+
+x, y = load_digits("test")
+attack = fastadv.pgd(fastadv.Linf(0.1), steps=4, restarts=2, seed=1)
+evaluate(Net(), (x[:80], y[:80]), attack, batch_size=2, checkpoint=path or None).save(report)
+"""
+
+
+def test_kill_nine_and_resume_equals_uninterrupted(tmp_path):
+    import json
+
+    script = tmp_path / "evaluation.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+
+    def command(path: str, report: str, pace: str) -> list[str]:
+        return [sys.executable, str(script), path, str(tmp_path / report), pace]
+
+    path = tmp_path / "progress.pt"
+    with subprocess.Popen(command(str(path), "killed.json", "slow")) as process:
+        deadline = time.monotonic() + 100
+        while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "killed.json").exists()
+    saved = torch.load(path, weights_only=True)
+    assert 0 < len(saved["columns"]["success"]) < 80 and not saved["finished"]
+
+    subprocess.run(command(str(path), "resumed.json", "fast"), check=True)
+    subprocess.run(command("", "whole.json", "fast"), check=True)
+    reports = [json.loads((tmp_path / name).read_text()) for name in ("resumed.json", "whole.json")]
+    for report in reports:
+        del report["seconds"]
+    assert reports[0] == reports[1]
+
+
+def test_a_finished_checkpoint_returns_without_calling_the_model(data, tmp_path):
+    expected = comparable(run(Failing(), data, tmp_path / "c.pt"))
+    model = Failing(at=1)
+    assert comparable(run(model, data, tmp_path / "c.pt")) == expected
+    assert model.calls == 0
+
+
+def test_a_checkpoint_does_not_depend_on_how_the_data_are_cut(data, tmp_path):
+    """Out of memory at one batch size: go on with a smaller one."""
+    with pytest.raises(RuntimeError, match="killed"):
+        run(Failing(at=20), data, tmp_path / "c.pt", batch_size=3)
+    assert 0 < len(torch.load(tmp_path / "c.pt", weights_only=True)["columns"]["step"]) < 70
+    resumed = run(Failing(), data, tmp_path / "c.pt", batch_size=2)
+    assert torch.equal(resumed.success, run(Failing(), data).success)
+
+
+def test_what_a_checkpoint_belongs_to_is_checked(data, tmp_path):
+    path = tmp_path / "c.pt"
+    with pytest.raises(RuntimeError, match="killed"):
+        run(Failing(at=40), data, path)
+    x, y = data
+    changed = x.clone()
+    changed[3] = changed[3].flip(-1)
+    other = Failing()
+    with torch.no_grad():
+        other.net[0].bias[0] += 1e-3
+    longer = fastadv.pgd(fastadv.Linf(0.1), steps=4, restarts=2, seed=1)
+    for arguments, message in (
+        ((Failing(), data, path, longer), "belongs to another attack: .*steps=3"),
+        ((other, data, path), "belongs to another model"),
+        ((Failing(), (x[:60], y[:60]), path), "another number of samples: 70, not 60"),
+        ((Failing(), (changed, y), path), "belongs to other data: its 32 samples"),
+        ((Failing(), (x, (y + 1) % 10), path), "belongs to other data"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(*arguments)
+    run(Failing(), data, path)  # and it is still good
+
+
+def test_a_longer_or_shorter_loader_does_not_pass_for_the_finished_one(data, tmp_path):
+    x, y = data
+
+    def loader(n):
+        return torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(x[:n], y[:n]), batch_size=4
+        )
+
+    run(Failing(), loader(40), tmp_path / "c.pt")
+    for n in (44, 36):
+        with pytest.raises(ValueError, match="belongs to other data: its 40 samples"):
+            run(Failing(), loader(n), tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 cut off"])
+def test_a_damaged_file_is_refused(data, tmp_path, content):
+    (tmp_path / "c.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        run(Failing(), data, tmp_path / "c.pt")
+
+
+def test_a_file_of_something_else_is_refused(data, tmp_path):
+    torch.save({"weights": torch.zeros(2)}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="is not a checkpoint of this version"):
+        run(Failing(), data, tmp_path / "c.pt")
+
+
+def test_a_pickle_that_runs_code_is_not_run(data, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "evil"),))
+
+    torch.save({"format": Evil()}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        run(Failing(), data, tmp_path / "c.pt")
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_missing_folder_is_refused_before_the_attack(data, tmp_path):
+    model = Failing()
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        run(model, data, tmp_path / "nowhere" / "c.pt")
+    assert model.calls == 0
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    checkpoint.write_atomically(path, b"old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_the_digest_is_the_same_however_the_data_are_cut():
+    x, y = torch.rand(9, 2, 3), torch.arange(9)
+
+    def digest(x, y, cuts):
+        whole = checkpoint.DataDigest()
+        for a, b in zip(x.split(cuts), y.split(cuts), strict=True):
+            whole.update(a, b)
+        return whole.hexdigest()
+
+    expected = digest(x, y, 9)
+    assert {digest(x, y, cuts) for cuts in (1, 2, 4, 5)} == {expected}
+    assert digest(x, y.int(), 3) == expected  # labels of any integer type
+    assert digest(x.reshape(9, 3, 2), y, 9) != expected
+    assert digest(x.double(), y, 9) != expected
+    assert digest(x.transpose(1, 2).contiguous().transpose(1, 2), y, 9) == expected
+
+
+def test_the_digest_of_a_model_sees_weights_and_buffers():
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    first = checkpoint.digest_of_model(net)
+    assert checkpoint.digest_of_model(net) == first
+    net[1].running_mean[0] += 1
+    assert checkpoint.digest_of_model(net) != first
+    assert checkpoint.digest_of_model(None) == ""
