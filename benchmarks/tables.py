@@ -3,55 +3,66 @@
 from collections.abc import Callable, Sequence
 from html import escape
 
-from benchmarks.schema import Row
+from benchmarks.schema import Robustness, Row
 
 _EMPTY = "–"
+# ablations of the columns beside them: too wide for a first screen
+_FULL_TABLE_ONLY = ("fastadv, first success, plain", "fastadv.compat.torchattacks")
 
 
-def attacks(rows: Sequence[Row]) -> str:
+def first_screen(rows: Sequence[Row]) -> str:
     """One line a case: each provider's median and speed-up, worst error, robust accuracy."""
+    rows = [row for row in rows if row.provider not in _FULL_TABLE_ONLY]
     providers = _distinct(row.provider for row in rows)
     heads = ["attack", "model", "n", "eps", *providers, "largest error", "robust accuracy"]
     lines = []
     for case in _cases(rows):
         by_provider = {row.provider: row for row in case}
-        first = case[0].robustness
-        assert first is not None, "the attack suite writes no row without"
+        first = _robustness(case[0])
         cells = [_attack_name(case[0]), first.model, str(first.n), _eps(first.eps)]
         cells += [_time(by_provider.get(name)) for name in providers]
         cells += [f"{max(row.equality.error for row in case):.1g}", _accuracies(case)]
         lines.append(cells)
     row = rows[0]
-    base = _distinct(row.baseline for row in rows)
+    rounds = sorted({row.rounds for row in rows})
+    restarted = _distinct(
+        f"{_attack_name(row)}: {_robustness(row).steps} steps from each of "
+        f"{_robustness(row).restarts} random starts; "
+        for row in rows
+        if _robustness(row).restarts > 1
+    )
+    seeds = _distinct(str(_robustness(row).seed) for row in rows)
     note = (
-        f"Median of {row.rounds} interleaved calls; in brackets the speed-up over "
-        f"{' or '.join(base)} (median of ratios within a round). Timed: {row.timed}. Not timed: "
-        f"{row.not_timed}. Errors: against the textbook loop from the same start, checked before "
-        "any time is taken; with restarts, of robust accuracy. All random numbers have seed "
-        f"{_distinct(str(r.robustness.seed) for r in rows if r.robustness)[0]}."
+        f"Median of {' or '.join(map(str, rounds))} interleaved calls; in brackets the speed-up "
+        f"over {' or '.join(_distinct(row.baseline for row in rows))} (median of ratios within a "
+        f"round; below 1 is slower). Timed: {row.timed}. Not timed: {row.not_timed}. Errors: "
+        "against the textbook loop from the same start, checked before any time is taken; with "
+        "restarts, of robust accuracy. "
+        f"{''.join(restarted)}without restarts from the clean sample; seed {', '.join(seeds)}."
     )
     return _table(heads, lines) + f"\n\n{note}\n\n{_provenance(rows)}"
 
 
-def attacks_full(rows: Sequence[Row]) -> str:
+def attacks(rows: Sequence[Row]) -> str:
     """One line a row, with quantiles and tolerances."""
     heads = ["case", "provider", "shape", "q50 (q20 to q80)", "speed-up", "error (tolerance)"]
-    heads += ["robust accuracy", "steps", "restarts", "step size"]
+    heads += ["outliers", "robust accuracy", "steps", "restarts", "eps", "step size"]
     lines = []
     for row in rows:
-        r = row.robustness
-        assert r is not None, "the attack suite writes no row without"
+        r = _robustness(row)
         lines.append(
             [
                 row.case,
                 row.provider,
-                _shape(row),
+                _shape(row.shape),
                 f"{_quantiles(row)} {row.unit}",
                 _ratio(row),
                 _error(row),
+                str(row.equality.outliers),
                 _percent(r.robust_accuracy),
                 str(r.steps),
                 str(r.restarts),
+                _eps(r.eps),
                 f"{r.step_size:.4g}",
             ]  # fmt: skip
         )
@@ -68,7 +79,7 @@ def ops(rows: Sequence[Row]) -> str:
         lines.append(
             [
                 row.case,
-                _shape(row),
+                _shape(row.shape),
                 row.dtype,
                 row.provider,
                 f"{_quantiles(row)} {row.unit}",
@@ -78,13 +89,16 @@ def ops(rows: Sequence[Row]) -> str:
             ]  # fmt: skip
         )
     row = rows[0]
-    note = f"{row.rounds} interleaved calls; speed-up over: {row.baseline}. Timed: {row.timed}."
+    note = (
+        f"Median of {row.rounds} interleaved calls; speed-up over the {row.baseline}. "
+        f"Timed: {row.timed}."
+    )
     if row.bandwidth:
         note += f" Copy bandwidth in the same run: {row.bandwidth.copy_gb_s:.0f} GB/s."
     return _table(heads, lines) + f"\n\n{note}\n\n{_provenance(rows)}"
 
 
-def counts(rows: Sequence[Row]) -> str:
+def step_cost(rows: Sequence[Row]) -> str:
     """One line a row: what a step costs beside the model."""
     heads = ["attack", "library", "ops", "launches", "bytes per element", "host reads", "error"]
     lines = [
@@ -96,8 +110,8 @@ def counts(rows: Sequence[Row]) -> str:
         for row in rows
     ]  # fmt: skip
     note = (
-        f"One step on a batch of {rows[0].n} images of {_shape(rows[0])}, fp32, beside the forward "
-        "and backward of the model to its input; counted, not timed. Bytes: read and written by "
+        f"One step on a batch of {rows[0].n} images of {_shape(rows[0].shape[1:])}, fp32, beside "
+        "the forward and backward of the model to its input; counted, not timed. Bytes: read and written by "
         "each eager op, or by the loads and stores of an interpreted kernel."
     )
     return _table(heads, lines) + f"\n\n{note}\n\n{_provenance(rows)}"
@@ -136,10 +150,10 @@ def attacks_chart(rows: Sequence[Row]) -> str:
 
 
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
+    "first-screen": ("attacks", first_screen),
     "attacks": ("attacks", attacks),
-    "attacks-full": ("attacks", attacks_full),
     "ops": ("ops", ops),
-    "counts": ("counts", counts),
+    "step-cost": ("counts", step_cost),
 }
 CHARTS: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "attacks-chart": ("attacks", attacks_chart),
@@ -155,8 +169,8 @@ def _provenance(rows: Sequence[Row]) -> str:
     where = rows[0].environment
     versions = ", ".join(f"{name} {version}" for name, version in where.versions.items())
     return (
-        f"{where.device}, {where.threads} threads, load average {where.load:g} before the run; "
-        f"{versions}; commit {where.commit}, {where.date[:10]}: `{where.command}`"
+        f"{where.device}, torch threads: {where.threads}, load average {where.load:g} before the "
+        f"run; {versions}; commit {where.commit}, {where.date[:10]}: `{where.command}`"
     )
 
 
@@ -202,8 +216,13 @@ def _error(row: Row) -> str:
     return f"{row.equality.error:.1g} ({row.equality.tolerance:.1g})"
 
 
-def _shape(row: Row) -> str:
-    return "x".join(map(str, row.shape))
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _robustness(row: Row) -> Robustness:
+    assert row.robustness is not None, "the attack suite writes no row without"
+    return row.robustness
 
 
 def _percent(share: float) -> str:
@@ -212,7 +231,7 @@ def _percent(share: float) -> str:
 
 def _accuracies(case: Sequence[Row]) -> str:
     """One number where all providers agree, else the lowest and highest."""
-    values = sorted(row.robustness.robust_accuracy for row in case if row.robustness)
+    values = sorted(_robustness(row).robust_accuracy for row in case)
     low, high = _percent(values[0]), _percent(values[-1])
     return low if low == high else f"{low} to {high}"
 

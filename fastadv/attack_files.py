@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastadv.attacks import Attack, AttackResult, constructors
+from fastadv.attacks import Attack, AttackResult, constructors, targets
 from fastadv.data import load_cifar10, load_mnist, to_unit_interval
 from fastadv.evaluation import Report, evaluate
-from fastadv.evaluation.accuracy import predict
+from fastadv.evaluation.accuracy import logits_of
 from fastadv.evaluation.checkpoint import write_atomically
 from fastadv.execution import Execution
 from fastadv.isolation import Model
@@ -25,6 +25,7 @@ from fastadv.threat_model import L1, L2, Linf, ThreatModel, contains
 
 FORMATS = ("auto", "npz", "mnist", "cifar10")
 ATTACKS = ("pgd", "fgsm", "bim", "mifgsm", "rfgsm")
+_BATCH_SIZE = 128
 _THREATS = {"linf": Linf, "l2": L2, "l1": L1}
 
 
@@ -154,25 +155,26 @@ def attack_files(
     target: int | str | None, as_bytes: bool, batch_size: int | None,
 ) -> Outcome:  # fmt: skip
     """Attack every sample, round to bytes if asked, and verify what will be saved."""
+    size = batch_size or _BATCH_SIZE
     try:
-        predict(model, x[:1], batch_size=1)
+        logits_of(model, x[:1], batch_size=1)
     except Exception as error:  # whatever the user's model raises on the user's data
         shape = tuple(x[:1].shape)
         raise UserError(f"the model fails on one sample, {shape}: {_said(error)}") from error
-    recorder = _Recorder(attack, target)
-    report = evaluate(model, (x, y), recorder, batch_size=batch_size)
-    x_adv, prediction = recorder.column("x_adv"), recorder.column("prediction")
-    clean_prediction = recorder.column("clean_prediction")
+    goal = None if target is None else _goal(target, model, x, y, attack.seed, size)
+    recorder = _Recorder(attack, goal)
+    report = evaluate(model, (x, y), recorder, batch_size=size)
+    pixels, prediction = recorder.column("x_adv"), recorder.column("prediction")
     distance, success, lost = report.distance, report.success, 0
-    pixels = x_adv
     if as_bytes:
-        pixels = to_uint8(x_adv, x, attack.threat)
+        pixels = to_uint8(pixels, x, attack.threat)
         decoded = to_unit_interval(pixels)
-        prediction = predict(model, decoded, batch_size=batch_size or len(x)).cpu()
-        wanted = prediction != y if target is None else prediction == recorder.targets(y)
-        success = wanted & contains(attack.threat, decoded, x)
+        prediction = logits_of(model, decoded, batch_size=size, seed=attack.seed).argmax(1).cpu()
+        success = prediction != y if goal is None else prediction == goal
+        success &= contains(attack.threat, decoded, x)
         distance = attack.threat.distance(decoded, x)
         lost = int((report.success & ~success).sum())
+    clean_prediction = recorder.column("clean_prediction")
     return Outcome(
         pixels, success, prediction, clean_prediction, distance, report.step, lost, report
     )
@@ -195,27 +197,37 @@ def save_outcome(outcome: Outcome, y: torch.Tensor, path: Path) -> None:
     write_atomically(path, content.getvalue())
 
 
+def _goal(
+    target: int | str, model: Model, x: torch.Tensor, y: torch.Tensor, seed: int, batch_size: int
+) -> torch.Tensor:
+    """(n,) target classes, as `Attack.run` would choose them."""
+    if isinstance(target, int):
+        return torch.full_like(y, target)
+    targets.check_rule(target)
+    logits = logits_of(model, x, batch_size=batch_size, seed=seed).cpu()
+    ids = torch.arange(len(x))
+    return targets.choose(target, logits, y, seed=seed, sample_ids=ids, x=x)
+
+
 @dataclass
 class _Recorder:
-    """An attack that keeps its results, for `evaluate` reports no images; and has a target."""
+    """An attack that keeps its results, for `evaluate` reports no images; and has targets."""
 
     attack: Attack
-    target: int | str | None
+    goal: torch.Tensor | None
     results: list[AttackResult] = field(default_factory=list)
 
     def run(
         self, model: Model, x: torch.Tensor, y: torch.Tensor | None = None, *,
         sample_ids: torch.Tensor | None = None, execution: Execution | None = None,
     ) -> AttackResult:  # fmt: skip
-        target = self.targets(x) if isinstance(self.target, int) else self.target
+        assert sample_ids is not None, "evaluate gives them"
+        goal = None if self.goal is None else self.goal.to(x.device)[sample_ids]
         result = self.attack.run(
-            model, x, y, target=target, sample_ids=sample_ids, execution=execution
+            model, x, y, target=goal, sample_ids=sample_ids, execution=execution
         )
         self.results.append(result)
         return result
-
-    def targets(self, like: torch.Tensor) -> torch.Tensor:
-        return torch.full((len(like),), self.target, device=like.device)  # type: ignore[arg-type]
 
     def column(self, name: str) -> torch.Tensor:
         return torch.cat([getattr(result, name) for result in self.results]).cpu()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +50,7 @@ class Call:
             self.y = None if y is None else inputs.check_labels(y, x, name="y").clone()
             self.x_init = inputs.check_start(x_init, x)
             self.sample_ids = inputs.check_sample_ids(sample_ids, x)
+        inputs.check_device(model, self.x)
         check_fits(attack.threat, self.x)
         self.batch_size = execution.batch_size or max(1, len(x))
         self.oracle = Oracle(
@@ -55,7 +58,7 @@ class Call:
         )
 
     def result(self) -> AttackResult:
-        with isolated(self.model, device=self.x.device, seed=self.attack.seed):
+        with self._isolated():
             if len(self.x) == 0:
                 return self._empty()
             logits = self._clean_logits()
@@ -76,10 +79,18 @@ class Call:
 
     def last_iterates(self) -> torch.Tensor:
         """The iterates after the last step: no early stop, no verification."""
-        with isolated(self.model, device=self.x.device, seed=self.attack.seed):
+        with self._isolated():
             if len(self.x) == 0:
                 return self.x.clone(memory_format=torch.preserve_format)
             return self._run_all(self._work(self._clean_logits()))
+
+    @contextlib.contextmanager
+    def _isolated(self) -> Iterator[None]:
+        with (
+            isolated(self.model, device=self.x.device, seed=self.attack.seed),
+            inputs.explained_dtype(self.model, self.x),
+        ):
+            yield
 
     def _clean_logits(self) -> torch.Tensor | None:
         """(n, C) logits of the clean samples, where anything depends on them."""

@@ -1,7 +1,11 @@
 """Checks of what a user hands to an attack; each error names the argument and the remedy."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
+from fastadv.isolation import Model, module_of
 from fastadv.threat_model import Bounds
 
 
@@ -28,6 +32,33 @@ def check_images(x: object, bounds: Bounds) -> torch.Tensor:
             "threat model's bounds"
         )
     return x
+
+
+def check_device(model: Model, x: torch.Tensor) -> None:
+    """Raises ValueError if no parameter of the model is on the device of x."""
+    module = module_of(model)
+    devices = set() if module is None else {p.device for p in module.parameters()}
+    offloaded = any(device.type == "meta" for device in devices)
+    if devices and x.device not in devices and not offloaded:
+        theirs = ", ".join(sorted(str(device) for device in devices))
+        raise ValueError(f"x is on {x.device}, the model on {theirs}: move one to the other")
+
+
+@contextlib.contextmanager
+def explained_dtype(model: Model, x: torch.Tensor) -> Iterator[None]:
+    """Name x's dtype in the error of a model that fails because its weights have another one."""
+    try:
+        yield
+    except RuntimeError as error:
+        module = module_of(model)
+        dtypes = set() if module is None else {p.dtype for p in module.parameters()}
+        if dtypes and x.dtype not in dtypes:
+            theirs = ", ".join(sorted(str(dtype) for dtype in dtypes))
+            raise TypeError(
+                f"x is {x.dtype}, the model's parameters are {theirs}: convert x or the model. "
+                f"The model failed with: {error}"
+            ) from error
+        raise
 
 
 def check_labels(labels: object, x: torch.Tensor, *, name: str) -> torch.Tensor:

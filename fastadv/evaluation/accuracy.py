@@ -125,7 +125,7 @@ class _Task:
             clean, forwards = result.clean_prediction, result.forwards
             if clean is None:  # keep="last" never looks at the clean samples
                 size, seed = self.execution.batch_size or len(x), getattr(self.attack, "seed", 0)
-                clean = predict(self.model, x, batch_size=size, seed=seed)
+                clean = logits_of(self.model, x, batch_size=size, seed=seed).argmax(1)
                 forwards += len(x)
         state.extend(
             clean_correct=clean == y, success=result.success, step=result.step,
@@ -136,12 +136,11 @@ class _Task:
         state.seconds += time.perf_counter() - began
 
 
-def predict(model: Model, x: torch.Tensor, *, batch_size: int, seed: int = 0) -> torch.Tensor:
-    """(n,) classes that the model gives x, in eval mode, on the model's device."""
+def logits_of(model: Model, x: torch.Tensor, *, batch_size: int, seed: int = 0) -> torch.Tensor:
+    """(n, C) logits that the model gives x, in eval mode, on the model's device."""
     device = _device_of(module_of(model)) or x.device
     with isolated(model, device=device, seed=seed):
-        parts = [model(chunk.to(device)).argmax(1) for chunk in x.split(batch_size)]
-        return torch.cat(parts)
+        return torch.cat([model(chunk.to(device)) for chunk in x.split(batch_size)])
 
 
 @contextlib.contextmanager

@@ -115,9 +115,9 @@ def test_separate_calls_find_the_same_examples(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_large_images_of_mixed_batches_change_no_bit(norm):
-    # radii that leave every outcome among six samples of 150,528 elements
-    scale = {"linf": 0.014, "l2": 0.9, "l1": 30.0}[norm]
-    problem = mixed_problem(6, (3, 224, 224), classes=3, wrong_every=6)
+    # radii that leave every outcome among five samples of 150,528 elements
+    scale = {"linf": 0.025, "l2": 0.9, "l1": 30.0}[norm]
+    problem = mixed_problem(5, (3, 224, 224), classes=3, wrong_every=6)
     attack = dataclasses.replace(_attack(norm, scale=scale), steps=2)
     with _threads(1):
         expected = attack.run(problem.model, problem.x, problem.y)
@@ -126,18 +126,18 @@ def test_large_images_of_mixed_batches_change_no_bit(norm):
     with _threads(2):
         threaded = attack.run(problem.model, problem.x, problem.y)
     assert differing_fields(threaded, expected) == []
-    for batch_size in (1, 4):
-        got = attack.run(
-            problem.model, problem.x, problem.y, execution=_execution("continuous", batch_size)
-        )
-        assert differing_fields(got, expected) == [], batch_size
+    one_by_one = attack.run(
+        problem.model, problem.x, problem.y, execution=_execution("continuous", 1)
+    )
+    assert differing_fields(one_by_one, expected) == []
 
 
-@pytest.mark.parametrize("keep", ["first_success", "best"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_number_of_threads_changes_no_bit(norm, keep):
-    problem = mixed_problem(24, (3, 32, 32), classes=3)
-    attack = _attack(norm, keep, scale={"linf": 0.1, "l2": 1.0, "l1": 5.0}[norm])
+def test_the_number_of_threads_changes_no_bit(norm):
+    # 36,864 elements: torch splits above 32,768
+    problem = mixed_problem(12, (3, 32, 32), classes=3)
+    scale = {"linf": 0.1, "l2": 1.0, "l1": 5.0}[norm]
+    attack = dataclasses.replace(_attack(norm, "best", scale=scale), steps=2)
     results = []
     for threads in (1, 2):
         with _threads(threads):

@@ -19,7 +19,7 @@ def results(row, with_changes, tmp_path):
 @pytest.fixture
 def readme(tmp_path):
     path = tmp_path / "README.md"
-    path.write_text(_README.format(name="attacks"))
+    path.write_text(_README.format(name="first-screen"))
     return path
 
 
@@ -35,7 +35,7 @@ def test_a_table_holds_what_the_rows_say(readme, results):
     assert "old" not in text and text.startswith("# x\n") and text.endswith("tail\n")
 
 
-@pytest.mark.parametrize("name", ["attacks", "attacks-full", "attacks-chart", "attacks@test-cpu"])
+@pytest.mark.parametrize("name", ["first-screen", "attacks", "attacks-chart", "attacks@test-cpu"])
 def test_a_written_report_passes_its_check(readme, results, name):
     readme.write_text(_README.format(name=name))
     _run(readme, results)

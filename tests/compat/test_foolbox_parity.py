@@ -12,7 +12,9 @@ import fastadv.compat.torchattacks as compat
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # foolbox imports from scipy's old names
-    foolbox = pytest.importorskip("foolbox", reason="needs foolbox 3.3.4 and eagerpy")
+    foolbox = pytest.importorskip(
+        "foolbox", reason="needs foolbox 3.3.4, eagerpy, GitPython and requests"
+    )
 
 EPS, ALPHA, STEPS = 8 / 255, 2 / 255, 40
 

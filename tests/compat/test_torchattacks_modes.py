@@ -1,5 +1,7 @@
 """Targeted modes of fastadv.compat.torchattacks."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -162,3 +164,20 @@ def test_choosing_targets_leaves_training_flags_alone_after_an_error(net, digits
     with pytest.raises(ZeroDivisionError):
         atk(*digits)
     assert net.training and not net[0].training and net[2].training
+
+
+def test_labels_out_of_range_are_refused_in_targeted_modes(net, digits):
+    x, y = digits
+    for mode in ("set_mode_targeted_random", "set_mode_targeted_least_likely"):
+        atk = compat.PGD(net)
+        getattr(atk, mode)(quiet=True)
+        with pytest.raises(ValueError, match=r"labels must lie in \[0, 10\)"):
+            atk(x, y + 5)
+
+
+def test_attacks_can_be_pickled(net, digits):
+    atk = compat.PGD(net)
+    atk.set_mode_targeted_least_likely(2, quiet=True)
+    copied = pickle.loads(pickle.dumps(atk))
+    assert repr(copied) == repr(atk)
+    assert torch.equal(copied(*digits), atk(*digits))

@@ -52,6 +52,14 @@ def test_what_the_round_trip_leaves_outside_the_bounds_is_clamped(nets, images, 
     )
 
 
+def test_doubles_that_were_normalised_in_float32_are_accepted(nets, images, digits):
+    atk = compat.PGD(nets["batchnorm"].double(), steps=1)
+    atk.set_normalization_used(MEAN, STD)
+    x = normalised(images).double()
+    assert float(atk.inverse_normalize(x).min()) < 0, "else nothing is tested"
+    assert atk(x, digits[1]).dtype == torch.float64
+
+
 def test_images_normalised_twice_are_refused(nets, images, digits):
     atk = compat.PGD(nets["batchnorm"])
     atk.set_normalization_used(mean=MEAN, std=STD)

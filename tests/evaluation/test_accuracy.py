@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import fastadv
 from fastadv.evaluation import Report, evaluate
-from fastadv.evaluation.accuracy import predict
+from fastadv.evaluation.accuracy import logits_of
 
 THREAT = fastadv.Linf(0.25)
 ATTACK = fastadv.pgd(THREAT, steps=3, restarts=2, seed=7)
@@ -183,10 +183,13 @@ def test_a_warning_of_the_model_passes_through():
         evaluate(Loud(2, 3), (x, y), fastadv.fgsm(THREAT))
 
 
-def test_predict_is_the_argmax_in_eval_mode():
+def test_logits_are_those_of_eval_mode():
     model = nn.Sequential(nn.Dropout(0.9), sign_model()).train()
     x = torch.tensor([[0.1], [0.9], [0.4]])
-    assert predict(model, x, batch_size=2).tolist() == [0, 1, 0]
+    logits = logits_of(model, x, batch_size=2)
+    assert torch.equal(logits, model.eval()(x)) and not logits.requires_grad
+    model.train()
+    logits_of(model, x, batch_size=2)
     assert model.training
 
 

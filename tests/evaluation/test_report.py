@@ -46,7 +46,7 @@ def test_json_holds_the_summary_and_every_sample(report):
     read = json.loads(report.to_json())
     assert read["n"] == 4 and read["robust_accuracy"] == 0.25 and read["clean_accuracy"] == 0.75
     assert (read["eps"], read["steps"], read["restarts"], read["seed"]) == (0.25, 3, 2, 7)
-    assert read["norm"] == "linf" and read["threat"] == "Linf(eps=0.25, bounds=(0.0, 1.0))"
+    assert read["norm"] == "linf" and read["threat"] == repr(fastadv.Linf(0.25))
     assert read["samples"]["robust"] == [True, False, False, False]
     assert read["samples"]["distance"] == report.distance.tolist()
     assert read["robust_accuracy_95"] == list(wilson_interval(1, 4))

@@ -22,7 +22,10 @@ def _accuracy(model, x, y) -> float:
 
 
 def test_naive_pgd_leaves_the_quantised_net_as_accurate_as_it_was(trained_mnist):
-    """PGD-40, eps 0.2, alpha 0.02, no random start, 500 MNIST images: RATES."""
+    """PGD-40, eps 0.2, alpha 0.02, no random start, the first 500 test images of MNIST.
+
+    Measured: 97.8 % before and after; the gradient is exactly zero, and the attack says so.
+    """
     net, x, y = trained_mnist
     x, y, model = x[:_N], y[:_N], Quantised(net)
     clean = _accuracy(model, x, y)
@@ -30,31 +33,28 @@ def test_naive_pgd_leaves_the_quantised_net_as_accurate_as_it_was(trained_mnist)
         x_adv = _attack()(model, x, y)
     assert caught[0].message.code == "zero_gradient"
     assert caught[0].message.count == round(clean * _N)  # all but those already wrong
-    print("naive", clean, _accuracy(model, x_adv, y))
     assert _accuracy(model, x_adv, y) == clean >= 0.95
 
 
 def test_random_starts_alone_do_not_break_it_either(trained_mnist):
-    """As above from 1 and 5 random starts: RATES."""
+    """eps 0.2, seed 0, 500 images, 1 and 5 random starts. Measured: 96.4 % and 96.0 % survive."""
     net, x, y = trained_mnist
     x, y, model = x[:_N], y[:_N], Quantised(net)
-    for restarts, least in ((1, 0.9), (5, 0.9)):
+    for restarts in (1, 5):
         attack = fastadv.pgd(fastadv.Linf(_EPS), steps=2, step_size=_STEP_SIZE, restarts=restarts)
         with pytest.warns(fastadv.AttackWarning, match="zero_gradient"):
             x_adv = attack(model, x, y)
-        print("random", restarts, _accuracy(model, x_adv, y))
-        assert _accuracy(model, x_adv, y) >= least
+        assert _accuracy(model, x_adv, y) >= 0.9
 
 
 @pytest.mark.parametrize("surrogate", [None, lambda x: x], ids=["straight-through", "identity"])
 def test_bpda_breaks_the_quantised_net(surrogate, trained_mnist):
-    """The same attack through `fastadv.BPDA`: RATES."""
+    """The attack that left 97.8 %, through `fastadv.BPDA`. Measured: 0.0 % survive."""
     net, x, y = trained_mnist
     x, y = x[:_N], y[:_N]
     surrogate_model = nn.Sequential(fastadv.BPDA(four_levels, surrogate), net)
     result = _attack().run(surrogate_model, x, y)
     defended = Quantised(net)  # the verdict is that of the defence itself
-    print("bpda", _accuracy(defended, result.x_adv, y))
     assert _accuracy(defended, result.x_adv, y) <= 0.05
     assert float((result.x_adv - x).abs().max()) <= _EPS * (1 + 1e-6) + 2.0**-24
 

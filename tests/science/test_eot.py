@@ -1,7 +1,6 @@
 """Randomness hides the gradient in noise; averaging passes (EOT) finds it again."""
 
 import torch
-from defences import Randomised
 
 import fastadv
 
@@ -25,34 +24,42 @@ def _survival(model, x, y, *, eot: int, steps: int, step_size: float, **more) ->
 
 
 def test_averaging_16_passes_breaks_what_one_pass_does_not(randomised_mnist):
-    """RATES"""
+    """PGD-3, eps 0.15, alpha eps / 3, no random start, keep="last", seed 0, 200 images.
+
+    Measured: clean 96.3 %; 53.3 % survive with eot=1, 12.7 % with 4, 8.2 % with 16.
+    """
     net, x, y = randomised_mnist
-    assert isinstance(net, Randomised)
     x, y = x[:_N], y[:_N]
-    setting = {"steps": 3, "step_size": 0.05, "random_start": False, "keep": "last"}
-    clean = _accuracy(net, x, y)
+    setting = {"steps": 3, "step_size": _EPS / 3, "random_start": False, "keep": "last"}
     survival = {eot: _survival(net, x, y, eot=eot, **setting) for eot in (1, 4, 16)}
-    print(clean, survival)
-    for st, a in ((2, 0.075), (2, 0.1), (3, 0.06), (4, 0.05), (1, 0.15)):
-        s2 = dict(setting, steps=st, step_size=a)
-        print(st, a, {eot: _survival(net, x, y, eot=eot, **s2) for eot in (1, 16)})
-    assert clean >= 0.94
+    assert _accuracy(net, x, y) >= 0.94
     assert survival[1] >= 0.45
-    assert survival[16] <= 0.2
-    assert survival[1] > survival[4] > survival[16]
+    assert survival[4] <= 0.25
+    assert survival[16] <= 0.15
+    assert survival[4] > survival[16]
 
 
-def test_a_success_on_one_lucky_draw_does_not_last_but_one_on_16_mean_logits_does(
-    randomised_mnist,
-):
-    """RATES"""
+def test_long_steps_average_the_noise_themselves(randomised_mnist):
+    """PGD-20, eps 0.15, alpha eps / 4, random start, keep="last", seed 0, 200 images.
+
+    Measured: 6.2 % survive with eot=1: EOT matters where the steps are few or short.
+    """
+    net, x, y = randomised_mnist
+    setting = {"steps": 20, "step_size": _EPS / 4, "keep": "last"}
+    assert _survival(net, x[:_N], y[:_N], eot=1, **setting) <= 0.15
+
+
+def test_a_success_on_one_lucky_draw_lasts_less_than_one_on_mean_logits(randomised_mnist):
+    """PGD-20, eps 0.15, alpha eps / 4, random start, keep="first_success", seed 0, 200 images.
+
+    Measured: 50.0 % survive fresh draws with eot=1, 21.5 % with eot=16.
+    """
     net, x, y = randomised_mnist
     x, y = x[:_N], y[:_N]
     setting = {"steps": 20, "step_size": _EPS / 4}
     one, sixteen = (_survival(net, x, y, eot=eot, **setting) for eot in (1, 16))
-    print("first_success", one, sixteen)
-    print("last", *(_survival(net, x, y, eot=eot, keep="last", **setting) for eot in (1, 16)))
-    assert one - sixteen >= 0.15
+    assert one >= 0.4
+    assert sixteen <= 0.3
 
 
 def test_the_same_seed_draws_the_same_defence(randomised_mnist):

@@ -6,7 +6,7 @@ import torch
 import fastadv
 
 _PLAIN = fastadv.Execution(batching="plain")  # same batches, so that iterates are prefixes
-_EPS = 0.1
+_EPS = 0.2
 _ATTACKS = {
     "fgsm": fastadv.fgsm(fastadv.Linf(_EPS)),
     "rfgsm": fastadv.rfgsm(fastadv.Linf(_EPS)),
@@ -16,8 +16,8 @@ _ATTACKS = {
     "pgd-margin": fastadv.pgd(fastadv.Linf(_EPS), loss="margin"),
     "pgd-dlr": fastadv.pgd(fastadv.Linf(_EPS), loss="dlr"),
     "pgd-kl": fastadv.pgd(fastadv.Linf(_EPS), loss="kl"),
-    "pgd-l2": fastadv.pgd(fastadv.L2(0.5)),
-    "pgd-l1": fastadv.pgd(fastadv.L1(3.0)),
+    "pgd-l2": fastadv.pgd(fastadv.L2(1.0)),
+    "pgd-l1": fastadv.pgd(fastadv.L1(4.0)),
 }
 
 
@@ -32,24 +32,28 @@ def _clean(net, x, y) -> float:
 
 @pytest.mark.parametrize("name", _ATTACKS)
 def test_every_attack_halves_the_accuracy_on_digits(name, trained_digits):
-    """RATES"""
+    """eps 0.2 (1 in L2, 4 in L1), 10 steps, 1 restart, seed 0, 360 digits, clean 97.5 %.
+
+    Measured: fgsm 21.7 %, rfgsm 38.9, bim 1.4, mifgsm 9.4, pgd by ce 1.4, margin 1.4, dlr 1.7 and
+    kl 20.0, in L2 2.2, in L1 3.1.
+    """
     net, x, y = trained_digits
     clean = _clean(net, x, y)
     accuracy = 1 - float(_fooled(_ATTACKS[name], net, x, y).float().mean())
-    print(name, clean, accuracy)
     assert clean >= 0.96
     assert accuracy <= clean / 2
 
 
-@pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
-def test_iterated_losses_agree_within_a_few_samples(loss, trained_digits):
+@pytest.mark.parametrize("loss", ["margin", "dlr"])
+def test_iterated_losses_fool_nearly_the_same_samples(loss, trained_digits):
+    """PGD-40, eps 0.08, alpha 0.01, seed 0, 360 digits: ce fools 33.9 %, margin and dlr 33.6 %."""
     net, x, y = trained_digits
-    fooled = {
-        name: _fooled(fastadv.pgd(fastadv.Linf(0.08), steps=40, step_size=0.01, loss=name), net, x, y)
-        for name in ("ce", loss)
-    }
-    print(loss, {k: float(v.float().mean()) for k, v in fooled.items()})
-    assert (fooled["ce"] != fooled[loss]).float().mean() <= 0.05
+
+    def fooled(name: str) -> torch.Tensor:
+        attack = fastadv.pgd(fastadv.Linf(0.08), steps=40, step_size=0.01, loss=name)
+        return _fooled(attack, net, x, y)
+
+    assert (fooled("ce") != fooled(loss)).float().mean() <= 0.05
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
@@ -80,7 +84,11 @@ def test_more_restarts_keep_every_success(loss, trained_digits):
 
 @pytest.mark.parametrize("name", ["linf", "l2", "l1"])
 def test_a_larger_radius_never_raises_the_robust_accuracy(name, trained_digits):
-    """RATES"""
+    """PGD-20, alpha 2.5 eps / 20 (L1: eps / 4), seed 0, 360 digits, radii / 8, / 4, / 2 and whole.
+
+    Measured: 97.5 % clean; linf 94.2, 90.6, 66.1, 12.8; l2 94.7, 90.3, 68.9, 13.9; l1 90.6, 73.3,
+    24.4, 3.1.
+    """
     net, x, y = trained_digits
     make, largest = {
         "linf": (fastadv.Linf, 0.16), "l2": (fastadv.L2, 0.8), "l1": (fastadv.L1, 4.0)
@@ -89,7 +97,6 @@ def test_a_larger_radius_never_raises_the_robust_accuracy(name, trained_digits):
     for part in (0.125, 0.25, 0.5, 1.0):
         attack = fastadv.pgd(make(largest * part), steps=20)
         curve.append(1 - float(_fooled(attack, net, x, y).float().mean()))
-    print(name, curve)
     assert curve == sorted(curve, reverse=True)
     assert curve[-1] < 0.5 * curve[0]
 

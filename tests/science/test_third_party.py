@@ -1,6 +1,7 @@
 """PGD-50-10 on networks that others trained: the textbook loop's verdicts, sample by sample."""
 
 import functools
+import json
 from typing import NamedTuple
 
 import pytest
@@ -15,7 +16,10 @@ _CASES = {"mnist_kw_0.1": (0.1, 150), "mnist_wong_0.3": (0.3, 150), "cifar_wide_
 
 
 class Case(NamedTuple):
-    """A model with its first n test points and the settings of the reference: alpha = eps / 4."""
+    """A model with those of its first n test points that it classifies rightly, and a radius.
+
+    A clean-wrong point is settled before any attack, so leaving it out changes no verdict.
+    """
 
     name: str
     model: nn.Module
@@ -53,7 +57,10 @@ def case(request, third_party) -> Case:
     eps, n = _CASES[request.param]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, x, y = third_party["load"](request.param, n=n)
-    return Case(request.param, model.to(device), x.to(device), y.to(device), eps)
+    model, x, y = model.to(device), x.to(device), y.to(device)
+    with torch.no_grad():
+        right = model(x).argmax(1) == y
+    return Case(request.param, model, x[right], y[right], eps)
 
 
 def _starts(case: Case, seed: int):
@@ -105,10 +112,9 @@ def test_last_iterates_from_the_textbook_starts_give_the_textbook_verdicts(case)
 
 def test_first_successes_from_the_textbook_starts_are_those_of_any_of_its_iterates(case):
     attack = _attack(case, random_start=False)
-    clean_wrong = _misclassified(case, case.x)
     for start, expected in zip(_starts(case, 0), _textbook_verdicts(case, 0), strict=True):
         result = attack.run(case.model, case.x, case.y, x_init=start)
-        assert torch.equal(result.success, expected.any | clean_wrong)
+        assert torch.equal(result.success, expected.any)
         _assert_shown(case, result)
 
 
@@ -118,12 +124,27 @@ def _assert_shown(case: Case, result: fastadv.AttackResult) -> None:
     assert _within(result.x_adv, case.x, case.eps).all()
 
 
-def test_own_starts_leave_at_most_one_sample_more_than_three_textbook_seeds(case):
-    result = _attack(case, restarts=_RESTARTS, seed=0).run(case.model, case.x, case.y)
+@functools.cache
+def _own(case: Case) -> fastadv.AttackResult:
+    return _attack(case, restarts=_RESTARTS, seed=0).run(case.model, case.x, case.y)
+
+
+def test_own_starts_leave_at_most_one_sample_more_than_the_best_of_three_textbook_seeds(case):
+    """Measured, robust samples of the textbook loop with seeds 0, 1, 2 and of ours with seed 0:
+    mnist_kw_0.1 147, 147, 147 and 147 of 150; mnist_wong_0.3 113, 112, 114 and 112 of 150;
+    cifar_wide_kw 133, 133, 133 and 133 of 250.
+    """
+    result = _own(case)
     _assert_shown(case, result)
-    robust = {}
+    robust = []
     for seed in range(3):
         fooled = torch.stack([verdict.last for verdict in _textbook_verdicts(case, seed)]).any(0)
-        robust[seed] = int((~fooled & ~_misclassified(case, case.x)).sum())
-    print(case.name, robust, int((~result.success).sum()))
-    assert int((~result.success).sum()) <= min(robust.values()) + 1
+        robust.append(int((~fooled).sum()))
+    assert int((~result.success).sum()) <= min(robust) + 1
+
+
+def test_own_starts_leave_at_most_one_sample_more_than_the_recorded_run(case, third_party):
+    """The recorded run, of the same attack by other hands: 147, 113 and 133 robust samples."""
+    (path,) = (third_party["HERE"] / "reference").glob(f"{case.name}__*.json")
+    recorded = json.loads(path.read_text())["pgd_50_10"]["robust"].count("1")
+    assert int((~_own(case).success).sum()) <= recorded + 1

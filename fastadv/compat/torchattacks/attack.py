@@ -8,8 +8,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fastadv
+from fastadv import losses
+from fastadv.attacks import inputs as checks
 from fastadv.attacks import targets
 from fastadv.compat.torchattacks import normalization, saving
+from fastadv.gradient import Oracle
 from fastadv.isolation import Model, isolated, module_of
 from fastadv.threat_model import ThreatModel
 
@@ -17,6 +20,7 @@ TargetFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 _LABEL, _CUSTOM = "targeted(label)", "targeted(custom)"
 _RANDOM, _LEAST_LIKELY = "targeted(random)", "targeted(least-likely)"
+_CE = losses.resolve("ce", kappa=0.0, label_smoothing=0.0)
 _MIXER = 0x9E3779B97F4A7C15  # odd, so that calls of one object never share a seed
 
 
@@ -39,7 +43,7 @@ class Attack:
         self.supported_mode = ["default", "targeted"] if self._takes_labels else ["default"]
         self.targeted = False
         self.normalization_used: normalization.Normalization | None = None
-        self._target_map_function: TargetFunction | None = None
+        self._target_map_function: TargetFunction = _labels
         self._kth_min = 1
         self._seed = seed
         self._calls = 0
@@ -102,20 +106,19 @@ class Attack:
             if y is None:
                 raise ValueError("labels are the targets in mode 'targeted(label)'; got None")
             return y
+        if y is not None:
+            y = checks.check_labels(y, x, name="labels")
         with isolated(model, device=x.device, seed=seed):
             if self.attack_mode == _CUSTOM and y is not None:
-                assert self._target_map_function is not None, "checked by the setter"
                 return self._moved(self._target_map_function(x, y))
-            logits = model(x)
+            logits = Oracle(model, _CE, targeted=True).logits(x)
             y = logits.argmax(1) if y is None else y
+            checks.check_range(y, logits.shape[1], name="labels")
             if self.attack_mode == _CUSTOM:
-                assert self._target_map_function is not None, "checked by the setter"
                 return self._moved(self._target_map_function(x, y))
-            if self.attack_mode == _RANDOM:
-                return targets.choose(
-                    "random", logits, y, seed=self._seed, sample_ids=sample_ids, x=x
-                )
-            return _least_likely(logits, y, self._kth_min)
+            if self.attack_mode == _LEAST_LIKELY:
+                return _least_likely(logits, y, self._kth_min)
+            return targets.choose("random", logits, y, seed=self._seed, sample_ids=sample_ids, x=x)
 
     def get_mode(self) -> str:
         return self.attack_mode
@@ -238,6 +241,10 @@ class Attack:
         shown = {k: v for k, v in vars(self).items() if k not in hidden and k[0] != "_"}
         shown["normalization_used"] = self.normalization_used is not None
         return f"{self.attack}({', '.join(f'{k}={v}' for k, v in shown.items())})"
+
+
+def _labels(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return labels
 
 
 def _device_of(model: Model) -> torch.device | None:

@@ -1,5 +1,6 @@
 """Adversarial data sets: attack a data loader into one file, and load it again."""
 
+import io
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fastadv.compat.torchattacks import normalization
 from fastadv.data.images import to_unit_interval
+from fastadv.evaluation.checkpoint import write_atomically
 from fastadv.isolation import Model
 from fastadv.quantise import to_uint8
 from fastadv.threat_model import ThreatModel
@@ -40,7 +42,8 @@ def save(
 
     The file, of torchattacks' own format, holds images in [0, 1]: float, or uint8 (save_type "int")
     rounded to the nearest level inside the eps-ball. Accuracy, L2 (mean over the misclassified, in
-    [0, 1] units, NaN if there are none) and predictions are those of the images as they are saved.
+    [0, 1] units, NaN if there are none) and predictions are those of the images as they are saved;
+    in mode "targeted(label)" the labels, hence what counts as correct, are the targets.
     The file is written once, after the last batch, and replaces an older one only when whole.
     """
     if save_type not in _TYPES:
@@ -75,7 +78,9 @@ def save(
         raise ValueError("data_loader is empty: there is nothing to attack")
     if save_path is not None:
         contents: dict[str, Any] = {name: torch.cat(rows) for name, rows in columns.items()}
-        _write({**contents, "save_type": save_type}, os.fspath(save_path))
+        buffer = io.BytesIO()
+        torch.save({**contents, "save_type": save_type}, buffer)
+        write_atomically(save_path, buffer.getvalue())
     seconds = time.perf_counter() - started
     if verbose:
         _report(tally, data_loader, seconds, end="\n")
@@ -165,17 +170,3 @@ def _report(tally: _Tally, data_loader: DataLoader, seconds: float, *, end: str)
         end=end,
         flush=True,
     )
-
-
-def _write(contents: dict[str, Any], path: str) -> None:
-    """Write beside `path` and rename: a reader sees the old file or the whole new one."""
-    partial = f"{path}.{os.getpid()}.partial"
-    try:
-        with open(partial, "wb") as file:
-            torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
