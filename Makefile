@@ -3,8 +3,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
-# peers are installed without their pins: torchattacks and art would drag torchvision and old numpy in
+# peers are installed without their pins, which would drag torchvision and an old numpy in
 PEERS := torchattacks==3.5.1 foolbox==3.3.4 eagerpy==0.30.0 adversarial-robustness-toolbox==1.20.1
+PEERS_NEED := GitPython requests scikit-learn six tqdm
 
 .PHONY: demo test check bench clean
 
@@ -41,5 +42,6 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.demo pyproject.toml
 	$(BIN)/pip install --quiet -e ".[dev]"
+	$(BIN)/pip install --quiet $(PEERS_NEED)
 	$(BIN)/pip install --quiet --no-deps $(PEERS)
 	touch $@

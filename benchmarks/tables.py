@@ -111,8 +111,8 @@ def step_cost(rows: Sequence[Row]) -> str:
     ]  # fmt: skip
     note = (
         f"One step on a batch of {rows[0].n} images of {_shape(rows[0].shape[1:])}, fp32, beside "
-        "the forward and backward of the model to its input; counted, not timed. Bytes: read and written by "
-        "each eager op, or by the loads and stores of an interpreted kernel."
+        "the forward and backward of the model to its input; counted, not timed. Bytes: read and "
+        "written by each eager op, or by the loads and stores of an interpreted kernel."
     )
     return _table(heads, lines) + f"\n\n{note}\n\n{_provenance(rows)}"
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from fastadv.isolation import Model
+from fastadv.isolation import Model, module_of
 
 
 class Normalized(nn.Module):
@@ -24,9 +24,12 @@ class Normalized(nn.Module):
         super().__init__()
         self.model = model
         device = None
-        if isinstance(model, nn.Module):
-            self.training = model.training
-            device = next((p.device for p in model.parameters()), None)
+        module = module_of(model)
+        if module is not None:
+            self.training = module.training
+            device = next((p.device for p in module.parameters()), None)
+        if module is not model:
+            self.owner = module  # of a bound method: seen by modules() and parameters()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32, device=device))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32, device=device))
         if self.mean.shape != self.std.shape or self.mean.ndim != 1 or not (self.std > 0).all():

@@ -21,7 +21,7 @@ from fastadv.execution import Execution
 from fastadv.gradient import Oracle
 from fastadv.isolation import Model, isolated
 from fastadv.kernels import slots as columns
-from fastadv.ops import heads
+from fastadv.ops import heads, layout
 from fastadv.threat_model import check_fits, contains
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Call:
                 inputs.check_range(chosen, logits.shape[1], name="target")
         reference = None
         if attack.resolved_loss.needs_reference and logits is not None:
-            reference = logits.float().softmax(1)
+            reference = logits.to(layout.compute_dtype(logits)).softmax(1)
         return Work(
             x=x, labels=labels, targets=chosen, reference=reference, sample_ids=self.sample_ids,
             eps=spread(attack.threat.eps, x), step_size=spread(attack.effective_step_size, x),
@@ -158,6 +158,8 @@ class Call:
 
     def _first_step(self, work: Work) -> int:
         """0 if the start iterates may be returned; 1 if they may lie outside ball or bounds."""
+        if self.attack.keep == "last":
+            return 0  # nothing stops at a success
         if self.x_init is not None:
             inside = contains(self.attack.threat, self.x_init, work.x, work.eps)
             return 0 if bool(inside.all()) else 1

@@ -197,7 +197,7 @@ def test_an_iterate_that_no_later_evaluation_reproduces_is_no_success(execution,
 
 
 class _NaNAbove(nn.Module):
-    """Class 0, but NaN where the first element exceeds a threshold."""
+    """Class 1, but NaN, whose argmax is class 0, where the first element exceeds a threshold."""
 
     def __init__(self, threshold):
         super().__init__()
@@ -206,7 +206,7 @@ class _NaNAbove(nn.Module):
     def forward(self, x):
         rows = x.flatten(1)
         up = rows[:, 0]
-        logits = torch.stack([2 + 0 * up, up, -up], 1)
+        logits = torch.stack([up, 2 + 0 * up, -up], 1)
         return torch.where(up[:, None] > self.threshold, float("nan"), logits)
 
 
@@ -214,7 +214,7 @@ class _NaNAbove(nn.Module):
 def test_nan_logits_are_warned_of_and_no_success(keep):
     x = torch.full((6, 4), 0.5)
     x[3:] = 0.1
-    y = torch.zeros(6, dtype=torch.long)
+    y = torch.ones(6, dtype=torch.long)
     attack = fastadv.pgd(fastadv.Linf(0.2), steps=5, step_size=0.05, random_start=False, keep=keep)
     with pytest.warns(fastadv.AttackWarning, match="NaN logits") as caught:
         result = attack.run(_NaNAbove(0.6), x, y)
@@ -226,11 +226,33 @@ def test_nan_logits_are_warned_of_and_no_success(keep):
 def test_nan_logits_of_the_last_iterate_are_no_success_and_warned_of():
     # the threshold is crossed by the last step, which only the verification evaluates
     x = torch.full((6, 4), 0.5)
-    y = torch.zeros(6, dtype=torch.long)
+    y = torch.ones(6, dtype=torch.long)
     attack = fastadv.pgd(fastadv.Linf(0.2), steps=3, step_size=0.04, random_start=False)
     with pytest.warns(fastadv.AttackWarning, match="NaN logits"):
         result = attack.run(_NaNAbove(0.6), x, y)
     assert not result.success.any()
+
+
+class _Leaky(fastadv.Linf):
+    """A threat model whose steps leave the ball and the box."""
+
+    def step_(self, x_adv, grad, x, *, step_size, eps, **more):
+        return x_adv.add_(step_size.view(-1, 1, 1, 1) * grad.sign())
+
+
+@pytest.mark.parametrize("keep", ["first_success", "best", "last"])
+def test_a_step_that_leaves_the_ball_or_the_box_gives_no_success(keep):
+    problem = mixed_problem(48, wrong_every=100)
+    attack = fastadv.pgd(_Leaky(0.02), steps=4, step_size=0.5, keep=keep)
+    result = attack.run(problem.model, problem.x, problem.y)
+    with torch.no_grad():
+        wrong = problem.model(result.x_adv).argmax(1) != problem.y
+    assert (wrong & (result.distance > 0.03)).any()  # the plant works
+    assert not (result.success & (result.distance > 0.03)).any()
+    # and within eps, but out of bounds
+    edge = fastadv.Linf(0.5, bounds=(0.0, 0.9999))
+    x = problem.x.clamp(max=0.9999)
+    assert not fastadv.contains(edge, x + 0.0002, x).all()
 
 
 @pytest.mark.parametrize("keep", ["first_success", "best", "last"])

@@ -1,5 +1,7 @@
 """The targeted "difference" loss L(y) - L(target) is z_target - z_y: no softmax is left in it."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -57,22 +59,19 @@ def test_the_gradient_of_targeted_ce_is_e_target_minus_softmax(device):
 @pytest.mark.parametrize("name", ["ce", "difference"])
 def test_the_gradient_of_a_net_is_that_of_the_written_out_loss(name, trained_digits):
     net, x, y = trained_digits
-    net, x, y = net.double(), x[:50].double(), y[:50]
+    net, x, y = copy.deepcopy(net).double(), x[:50].double(), y[:50]
     target = (y + 1) % _C
-    try:
-        threat = fastadv.L2(0.01, bounds=None)
-        step_size = 1e-3
-        attack = fastadv.pgd(
-            threat, steps=1, step_size=step_size, random_start=False, loss=name, keep="last"
-        )
-        step = attack(net, x, y, target=target) - x
-        leaf = x.clone().requires_grad_()
-        loss = -F.cross_entropy(net(leaf), target, reduction="sum")
-        if name == "difference":
-            loss = loss + F.cross_entropy(net(leaf), y, reduction="sum")
-        (grad,) = torch.autograd.grad(loss, leaf)
-    finally:
-        net.float()
+    step_size = 1e-3
+    attack = fastadv.pgd(
+        fastadv.L2(0.01, bounds=None), steps=1, step_size=step_size, random_start=False, loss=name,
+        keep="last",
+    )  # fmt: skip
+    step = attack(net, x, y, target=target) - x
+    leaf = x.clone().requires_grad_()
+    loss = -F.cross_entropy(net(leaf), target, reduction="sum")
+    if name == "difference":
+        loss = loss + F.cross_entropy(net(leaf), y, reduction="sum")
+    (grad,) = torch.autograd.grad(loss, leaf)
     expected = step_size * grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     # x + step is rounded at the scale of x, which is 1; the softmax cancels to eight digits
     torch.testing.assert_close(step, expected, rtol=1e-6, atol=2.0**-52)

@@ -169,16 +169,25 @@ def test_untargeted_losses_end_between_half_the_reach_and_the_closed_form(norm, 
     assert (margin >= bound - reach.amax(1) / 2).all()
 
 
-def test_l2_in_a_box_is_between_the_clipped_closed_form_and_the_optimum(device):
+@pytest.mark.parametrize(("steps", "step_size", "share"), [(500, 0.03, 0.99), (60, 1.5, 0.85)])
+def test_l2_in_a_box_nears_the_optimum_as_steps_get_shorter(steps, step_size, share, device):
+    """eps 1.5 in a box that cuts off many entries; ball, then box is not the exact projection.
+
+    Measured, of the largest possible gain of the margin: 99.6 % with short steps, 89.2 % with steps
+    of eps; the closed form without a box, clipped to it: 83.0 %.
+    """
     model, w, x, y, sign = _logistic(torch.float64, device)
-    eps = 1.5  # wide: the box cuts off many entries
-    x_adv = _attack("l2", bounds=(0.0, 1.0), eps=eps, random_start=False)(model, x, y)
+    eps = 1.5
+    attack = fastadv.pgd(
+        fastadv.L2(eps), steps=steps, step_size=step_size, random_start=False, keep="last"
+    )
     direction = -sign[:, None] * w
-    gain = ((x_adv - x) * direction).sum(1)
-    clipped = (x + eps * direction / w.norm()).clamp(0, 1) - x
-    optimum = _best_in_box(x, direction, eps)
-    assert (gain >= (clipped * direction).sum(1)).all()
-    assert (gain <= (optimum * direction).sum(1) + 1e-12).all()
+    gain = ((attack(model, x, y) - x) * direction).sum(1)
+    clipped = ((x + eps * direction / w.norm()).clamp(0, 1) - x) * direction
+    optimum = (_best_in_box(x, direction, eps) * direction).sum(1)
+    assert (gain >= clipped.sum(1)).all()
+    assert (gain <= optimum * (1 + 1e-12)).all()
+    assert (gain >= share * optimum).all()
 
 
 def _best_in_box(x: torch.Tensor, direction: torch.Tensor, eps: float) -> torch.Tensor:
