@@ -186,7 +186,7 @@ def _save(figure, path: Path) -> Path:
 def _print(result: DemoResult, console: Console, *, seed: int, repeats: int) -> None:
     n = result.rows[0].report.n
     table = Table(
-        title=f"8x8 digits, n = {n} held out; L-infinity, eps = {EPS:g} (3/16), seed {seed}",
+        title=f"8x8 digits, n = {n} held out; L-infinity, eps = {EPS:g}, seed {seed}",
         caption="Accuracy in %, with its 95 % interval over samples. The textbook runs every "
         "restart of every sample to the end; fastadv verifies what it returns. Times: median of "
         f"{repeats}, one CPU thread, the two taking turns, all {n} samples at once.",

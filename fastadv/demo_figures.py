@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Networks = dict[str, nn.Module]
-_CURVE_EPS = tuple(k / 32 for k in range(9))
+_CURVE_EPS = tuple(EPS * k / 6 for k in range(9))
 _CURVE_STEPS, _CURVE_RESTARTS = 20, 2
 _RUNS, _RUN_STEPS, _RUN_STEPS_AN_EPS = 20, 100, 20  # the figure of losses
 

@@ -10,8 +10,8 @@ from fastadv.attacks import pgd
 from fastadv.models import digits_net
 from fastadv.threat_model import Linf
 
-# 3 of the 16 grey levels: measured over 6 seeds, PGD-50-10 leaves the standard network at most
-# 2.5 % and the Fast-AT network at least 63 %
+# PGD-50-10 leaves the standard network 0.0 to 1.9 % and the Fast-AT network 62.5 to 66.9 % of the
+# 360 held-out digits (seeds 0 to 5, 2 CPU cores); the grey levels of the digits are 1/16 apart
 EPS = 0.18
 _STANDARD_EPOCHS = 30
 _FAST_EPOCHS = 40
@@ -19,7 +19,7 @@ _WARM_UP_EPOCHS = 5  # eps grows linearly from 0
 _BATCH = 64
 _LEARNING_RATE = 3e-3
 _FAST_STEP = 1.25  # in units of eps; Wong et al. 2020, section 5
-# Fast-AT only: without it 60 epochs overfit, and PGD-50-10 leaves 60 to 64 %
+# Fast-AT only: without it the robust accuracy is about 5 points lower
 _LABEL_SMOOTHING = 0.2
 
 

@@ -110,9 +110,11 @@ class ProjectedGradient:
 
 
 def _probe(state: SlotState, grad: torch.Tensor) -> None:
-    """Mark samples whose first gradient is zero or has NaN; once a load, not every step."""
+    """Mark samples, not fooled yet, whose first gradient is zero or has NaN; once a load."""
     rows = grad.detach().reshape(len(grad), -1)
     first = (state.slots[:, columns.STEP] == 1) & (state.slots[:, columns.ACTIVE] == 1)
+    # beyond kappa the margin loss is flat by definition, which masks nothing
+    first &= state.correct if state.targets is None else state.prediction != state.targets
     zero = first & ~(rows != 0).any(1)
     nan = first & rows.isnan().any(1)
     state.slots[:, columns.FAULT] |= (

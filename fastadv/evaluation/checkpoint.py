@@ -53,9 +53,13 @@ class DataDigest:
 
     def __init__(self) -> None:
         self._images, self._labels = hashlib.sha256(), hashlib.sha256()
+        self._kind = ""
 
     def update(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        self._images.update(f"{x.dtype}{tuple(x.shape[1:])}".encode() * len(x))
+        kind = f"{x.dtype}{tuple(x.shape[1:])}"
+        if kind != self._kind:
+            self._images.update(kind.encode())
+            self._kind = kind
         self._images.update(_bytes(x))
         self._labels.update(_bytes(y.to(torch.int64)))
 

@@ -54,6 +54,14 @@ def run(model, data, path=None, attack=ATTACK, batch_size=BATCH):
     return evaluate(model, data, attack, batch_size=batch_size, checkpoint=path)
 
 
+def interrupt(data, path, batch_size=BATCH):
+    """Leave a checkpoint of somewhat more than half of the data."""
+    whole = Failing()
+    run(whole, data, batch_size=batch_size)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(Failing(at=whole.calls * 7 // 10), data, path, batch_size=batch_size)
+
+
 def test_interrupted_at_any_block_and_resumed_equals_uninterrupted(data, tmp_path):
     whole = Failing()
     expected = comparable(run(whole, data))
@@ -160,8 +168,7 @@ def test_a_finished_checkpoint_returns_without_calling_the_model(data, tmp_path)
 
 def test_a_checkpoint_does_not_depend_on_how_the_data_are_cut(data, tmp_path):
     """Out of memory at one batch size: go on with a smaller one."""
-    with pytest.raises(RuntimeError, match="killed"):
-        run(Failing(at=20), data, tmp_path / "c.pt", batch_size=3)
+    interrupt(data, tmp_path / "c.pt", batch_size=3)
     assert 0 < len(torch.load(tmp_path / "c.pt", weights_only=True)["columns"]["step"]) < 70
     resumed = run(Failing(), data, tmp_path / "c.pt", batch_size=2)
     assert torch.equal(resumed.success, run(Failing(), data).success)
@@ -169,8 +176,7 @@ def test_a_checkpoint_does_not_depend_on_how_the_data_are_cut(data, tmp_path):
 
 def test_what_a_checkpoint_belongs_to_is_checked(data, tmp_path):
     path = tmp_path / "c.pt"
-    with pytest.raises(RuntimeError, match="killed"):
-        run(Failing(at=40), data, path)
+    interrupt(data, path)
     x, y = data
     changed = x.clone()
     changed[3] = changed[3].flip(-1)
