@@ -56,13 +56,13 @@ def test_from_the_same_starts_nearly_all_samples_agree_bit_for_bit(finished):
 
 def test_the_table_states_what_defines_its_numbers(finished):
     result, text = finished
-    for part in ("n = 360", f"eps = {EPS:g}", "seed 0", "50 x 10", "median of 1", "one CPU thread"):
-        assert part in text
+    for part in ("n = 360", f"eps = {EPS:g}", "seed 0", "50 steps and 10 restarts", "median of 1"):
+        assert part in " ".join(text.split())
     row = result.rows[-1]
     line = next(line for line in reversed(text.splitlines()) if "PGD-50-10" in line)
     assert f"{100 * row.report.robust_accuracy:.1f}" in line
     assert f"{row.ratio:.1f}x" in line
-    assert max(map(len, text.splitlines())) <= 80
+    assert "\u2026" not in text  # nothing is cut off at 80 columns
 
 
 def test_the_figures_open_and_are_not_blank(finished):

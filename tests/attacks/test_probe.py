@@ -27,6 +27,6 @@ def test_a_margin_already_reached_is_no_masked_gradient(keep, clamp_start):
 def test_a_flat_model_is_reported_with_its_count():
     with pytest.warns(fastadv.AttackWarning, match="zero_gradient: 2 of 2") as caught:
         fastadv.pgd(fastadv.Linf(0.05)).run(
-            lambda x: (x * 0).sum(1, keepdim=True) + torch.tensor([1.0, 0.0]), _X, _Y
+            lambda x: (x * 0).sum(1, keepdim=True) + torch.tensor([2.0, 0.0]), _X, _Y
         )
     assert [w.message.count for w in caught] == [2]
