@@ -142,7 +142,8 @@ class Linf:
     bounds: Bounds = (0.0, 1.0)
     norm: ClassVar[str] = "linf"
 
-    __repr__ = _pasteable
+    def __repr__(self) -> str:
+        return _pasteable(self)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -177,7 +178,8 @@ class L2:
     bounds: Bounds = (0.0, 1.0)
     norm: ClassVar[str] = "l2"
 
-    __repr__ = _pasteable
+    def __repr__(self) -> str:
+        return _pasteable(self)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -208,7 +210,8 @@ class L1:
     bounds: Bounds = (0.0, 1.0)
     norm: ClassVar[str] = "l1"
 
-    __repr__ = _pasteable
+    def __repr__(self) -> str:
+        return _pasteable(self)
 
     def __post_init__(self) -> None:
         _check(self)
