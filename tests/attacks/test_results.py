@@ -225,6 +225,20 @@ def test_equal_losses_of_restarts_go_to_the_lowest(batching):
     assert same_bits(result.x_adv, first)
 
 
+def test_the_lowest_restart_wins_though_a_later_one_succeeds_first():
+    """Restarts overlap: a slow first one is still on its way when the second is done."""
+    x = torch.full((60, 1), 0.3, dtype=DOUBLE)
+    y = torch.zeros(60, dtype=torch.long)
+    attack = fastadv.pgd(fastadv.Linf(0.25), steps=32, step_size=1 / 64, restarts=6)
+    alone = dataclasses.replace(attack, restarts=1).run(lambda z: _line(z[:, 0]), x, y)
+    assert alone.success.all() and alone.step.min() == 0 and alone.step.max() > 20
+    for batch_size in (60, 20, 7):
+        result = attack.run(
+            lambda z: _line(z[:, 0]), x, y, execution=fastadv.Execution(batch_size=batch_size)
+        )
+        assert differing_fields(result, alone) == [], batch_size
+
+
 @pytest.mark.parametrize("target", ["least_likely", "second_best"])
 def test_targets_by_rule_are_those_of_the_clean_logits(target):
     problem = mixed_problem(40)
