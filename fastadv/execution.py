@@ -27,8 +27,9 @@ class Execution:
     def __post_init__(self) -> None:
         if self.batching not in _BATCHING:
             raise ValueError(f"batching must be one of {_BATCHING}; got {self.batching!r}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1 or None; got {self.batch_size}")
+        size = self.batch_size
+        if size is not None and not (isinstance(size, int) and size >= 1):
+            raise ValueError(f"batch_size must be at least 1, an integer or None; got {size!r}")
         asked = {
             "precision": self.precision != "fp32",
             "channels_last": self.channels_last,

@@ -10,6 +10,8 @@ from fastadv.isolation import Model
 from fastadv.ops import heads
 from fastadv.wrappers import Normalized
 
+_IN_PLACE = "the model modifies its input in place: make its first operation out of place"
+
 
 class Rules(NamedTuple):
     """When a slot is finished: after `steps`, or at a success not before `first_step`."""
@@ -33,6 +35,7 @@ class Oracle:
         self.targeted = targeted
         self.passes = passes
         self.classes = 0  # known after the first forward
+        self.largest_label = -1  # set where a callable loss would see labels before any check
         self.forwards = 0
         self.backwards = 0
 
@@ -42,7 +45,16 @@ class Oracle:
             type(self.model) is Normalized
             and x.ndim >= 2
             and x.dtype in (torch.float32, torch.float64)
-            and not (self.model._forward_hooks or self.model._forward_pre_hooks)
+            and self.model.mean.device == x.device
+            and not any(
+                getattr(self.model, f"_{hooks}")
+                for hooks in (
+                    "forward_hooks",
+                    "forward_pre_hooks",
+                    "backward_hooks",
+                    "backward_pre_hooks",
+                )
+            )
         )
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -84,6 +96,11 @@ class Oracle:
             return self._backward(logits, state, grad_logits), logits.detach()
         with torch.enable_grad():
             objective = self.custom_loss(logits, state.labels, state.targets)
+        if not objective.requires_grad:
+            raise ValueError(
+                "the loss has no gradient: it is detached, or its value does not depend on the "
+                "logits differentiably"
+            )
         loss.copy_(objective.detach())
         if rules is not None:
             self._head(logits.detach(), state, loss, None, "none", rules)
@@ -116,7 +133,12 @@ class Oracle:
 
     def _forward(self, model: Model, x: torch.Tensor) -> torch.Tensor:
         version = x._version
-        logits = model(x)
+        try:
+            logits = model(x)
+        except RuntimeError as error:
+            if x._version == version and "in-place operation" not in str(error):
+                raise
+            raise ValueError(_IN_PLACE) from error
         self.forwards += len(x)
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
@@ -127,10 +149,13 @@ class Oracle:
         if logits.shape[1] != self.classes:
             losses.check_classes(self.loss, logits.shape[1], targeted=self.targeted)
             self.classes = logits.shape[1]
+            if self.largest_label >= self.classes:
+                raise ValueError(
+                    f"y or target must lie in [0, {self.classes}), the classes of the model; got "
+                    f"{self.largest_label}"
+                )
         if x._version != version:
-            raise ValueError(
-                "the model modifies its input in place: make its first operation out of place"
-            )
+            raise ValueError(_IN_PLACE)
         return logits
 
     def _backward(

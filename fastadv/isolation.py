@@ -28,7 +28,8 @@ def isolated(model: Model, *, device: torch.device, seed: int) -> Iterator[None]
     module = module_of(model)
     modules = [] if module is None else list(module.modules())
     training = [m for m in modules if m.training]
-    trainable = [] if module is None else [p for p in module.parameters() if p.requires_grad]
+    parameters = [] if module is None else list(module.parameters())
+    trainable = [p for p in parameters if p.requires_grad and not p.is_inference()]
     with contextlib.ExitStack() as stack:
         stack.enter_context(_restored_generators(device, seed))
         stack.enter_context(torch.inference_mode(False))

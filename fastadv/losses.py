@@ -41,7 +41,7 @@ def resolve(loss: str | LossFunction, *, kappa: float, label_smoothing: float) -
         raise ValueError(f"kappa={kappa:g} belongs to loss='margin'; got loss={loss!r}")
     if label_smoothing and loss != "ce":
         raise ValueError(f"label_smoothing={label_smoothing:g} belongs to loss='ce'; got {loss!r}")
-    if not 0 <= label_smoothing < 1 or kappa < 0:
+    if not 0 <= label_smoothing < 1 or not kappa >= 0:
         raise ValueError(
             f"kappa must be >= 0 and label_smoothing in [0, 1); got {kappa=}, {label_smoothing=}"
         )
@@ -49,6 +49,8 @@ def resolve(loss: str | LossFunction, *, kappa: float, label_smoothing: float) -
         if loss not in _KINDS:
             raise ValueError(f"loss must be one of {tuple(_KINDS)} or a callable; got {loss!r}")
         return Loss(_KINDS[loss], kappa if loss == "margin" else label_smoothing)
+    if not callable(loss):
+        raise TypeError(f"loss must be one of {tuple(_KINDS)} or a callable; got {loss!r}")
     return Loss("none", 0.0, loss)
 
 

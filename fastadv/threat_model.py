@@ -82,13 +82,13 @@ def contains(
     radius = threat.eps if eps is None else eps
     size = x[0].numel() if len(x) else 0
     bounds = threat.bounds
-    if bounds is None:
-        largest = float(x.abs().amax()) if x.numel() else 0.0
-        in_bounds = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    else:
-        largest = max(abs(bounds[0]), abs(bounds[1]))
-        outside = (x_adv < bounds[0]) | (x_adv > bounds[1]) | x_adv.isnan()
-        in_bounds = ~outside.flatten(1).any(1) if x.ndim > 1 else ~outside
+    lo, hi = (-math.inf, math.inf) if bounds is None else bounds
+    outside = (x_adv < lo) | (x_adv > hi) | x_adv.isnan()
+    in_bounds = ~outside.reshape(len(x), size).any(1)
+    largest: float | torch.Tensor = max(abs(lo), abs(hi))
+    if math.isinf(largest):  # no bound on the values but their own
+        values = x.double().abs().reshape(len(x), size)
+        largest = values.amax(1) if size else values.new_zeros(len(x))
     slack = _UNIT_ROUNDOFF[x.dtype] * threat.rounding(size) * largest
     if isinstance(radius, torch.Tensor):
         radius = radius.to(x.device, torch.float64)
@@ -102,7 +102,8 @@ def check_fits(threat: ThreatModel, x: torch.Tensor) -> None:
     lo, hi = threat.bounds
     size = x[0].numel()
     widest = (hi - lo) * {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[threat.norm]
-    eps = float(torch.as_tensor(threat.eps).max())
+    radius = torch.as_tensor(threat.eps)
+    eps = float(radius.max()) if radius.numel() else 0.0
     if eps > widest:
         raise ValueError(
             f"{threat!r}: eps={eps:g} is larger than the box, whose diameter is {widest:g} in this "
@@ -124,12 +125,25 @@ def _check(threat: ThreatModel) -> None:
         raise ValueError(f"{name} bounds must be (lo, hi) with lo < hi, or None; got {bounds}")
 
 
+def _same(threat: ThreatModel, other: object) -> bool:
+    if type(other) is not type(threat):
+        return False
+    return threat.bounds == other.bounds and same_value(threat.eps, other.eps)
+
+
+def same_value(a: object, b: object) -> bool:
+    """a == b, where tensors are equal if all of their elements are."""
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and torch.equal(a, b)
+    return a == b
+
+
 def _pasteable(threat: ThreatModel) -> str:
     bounds = "" if threat.bounds == (0.0, 1.0) else f", bounds={threat.bounds}"
     return f"fastadv.{type(threat).__name__}({threat.eps!r}{bounds})"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Linf:
     """max|x_adv - x| <= eps, inside bounds.
 
@@ -144,6 +158,12 @@ class Linf:
 
     def __repr__(self) -> str:
         return _pasteable(self)
+
+    def __eq__(self, other: object) -> bool:
+        return _same(self, other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.bounds))
 
     def __post_init__(self) -> None:
         _check(self)
@@ -167,7 +187,7 @@ class Linf:
         return 1.0
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class L2:
     """||x_adv - x||_2 <= eps, inside bounds; arguments as in `Linf`.
 
@@ -180,6 +200,12 @@ class L2:
 
     def __repr__(self) -> str:
         return _pasteable(self)
+
+    def __eq__(self, other: object) -> bool:
+        return _same(self, other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.bounds))
 
     def __post_init__(self) -> None:
         _check(self)
@@ -198,7 +224,7 @@ class L2:
         return math.sqrt(size)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class L1:
     """||x_adv - x||_1 <= eps, inside bounds; arguments as in `Linf`.
 
@@ -212,6 +238,12 @@ class L1:
 
     def __repr__(self) -> str:
         return _pasteable(self)
+
+    def __eq__(self, other: object) -> bool:
+        return _same(self, other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.bounds))
 
     def __post_init__(self) -> None:
         _check(self)

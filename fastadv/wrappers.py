@@ -46,7 +46,7 @@ class Normalized(nn.Module):
                 f"x must have {len(self.mean)} channels, one for each mean; got {tuple(x.shape)}"
             )
         shape = (1, -1, *[1] * (x.ndim - 2))
-        return (x - self.mean.to(x.dtype).view(shape)) / self.std.to(x.dtype).view(shape)
+        return (x - self.mean.to(x).view(shape)) / self.std.to(x).view(shape)
 
 
 class BPDA(nn.Module):

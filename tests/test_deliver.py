@@ -143,4 +143,5 @@ def test_benchmark_rows_carry_their_equality_and_command():
     for path in results:
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            assert row["equality_error"] is not None and row["command"], path
+            assert row["equality"]["error"] is not None, path
+            assert row["environment"]["command"].startswith("python -m benchmarks."), path

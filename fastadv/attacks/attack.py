@@ -2,23 +2,23 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 
 from fastadv import losses
 from fastadv.attacks.call import Call
-from fastadv.attacks.pgd import start_kinds
+from fastadv.attacks.projected_gradient import start_kinds
 from fastadv.attacks.result import AttackResult
 from fastadv.execution import Execution
 from fastadv.isolation import Model
-from fastadv.threat_model import ThreatModel
+from fastadv.threat_model import ThreatModel, same_value
 
 _KEEP = ("first_success", "last", "best")
 _DEFAULT_SPARSITY = 0.05  # of the entries move in an L1 step
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Attack:
     """A gradient attack with its settings; made by `fastadv.fgsm`, `pgd`, ... and callable.
 
@@ -42,9 +42,14 @@ class Attack:
     guard: float = 0.0
     keep: str = "first_success"
     seed: int = 0
-    resolved_loss: losses.Loss = field(init=False, compare=False)
+    resolved_loss: losses.Loss = field(init=False)
 
     def __post_init__(self) -> None:
+        if not hasattr(self.threat, "norm"):
+            raise TypeError(
+                f"threat must be fastadv.Linf, L2 or L1, such as fastadv.Linf(8 / 255); got "
+                f"{self.threat!r}"
+            )
         for name in ("steps", "restarts", "eot"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -62,17 +67,42 @@ class Attack:
             )
         if self.restarts > 1 and self.keep == "last":
             raise ValueError("keep='last' takes restarts=1: use 'first_success' or 'best'")
+        if not isinstance(self.seed, int):
+            raise ValueError(f"seed must be an integer; got {self.seed!r}")
         if self.sparsity is not None and not 0 < self.sparsity <= 1:
             raise ValueError(f"sparsity must be in (0, 1]; got {self.sparsity}")
+        if not self.guard >= 0:
+            raise ValueError(f"guard must not be negative; got {self.guard}")
+        for name, norm in (("sparsity", "l1"), ("guard", "l2")):
+            if getattr(self, name) and self.threat.norm != norm:
+                raise ValueError(
+                    f"{name} belongs to {norm.upper()} only; got {name}={getattr(self, name)} for "
+                    f"{self.threat!r}"
+                )
+        if self.step_size is not None:
+            step = torch.as_tensor(self.step_size)
+            if not bool((step.isfinite() & (step >= 0)).all()):
+                raise ValueError(f"step_size must be finite and >= 0; got {self.step_size}")
         resolved = losses.resolve(self.loss, kappa=self.kappa, label_smoothing=self.label_smoothing)
         object.__setattr__(self, "resolved_loss", resolved)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Attack) and all(
+            same_value(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.constructor, self.steps, self.seed, self.threat))
 
     @property
     def effective_step_size(self) -> float | torch.Tensor:
         """step_size, or the constructor's default in terms of eps."""
         if self.step_size is not None:
             return self.step_size
-        return self.threat.eps * _DEFAULT_STEP.get(self.constructor, _madry_step)(self)
+        eps = self.threat.eps
+        if isinstance(eps, torch.Tensor) and eps.element_size() < 4:
+            eps = eps.float()  # a step of a rounded radius would be rounded again
+        return eps * _DEFAULT_STEP.get(self.constructor, _madry_step)(self)
 
     @property
     def effective_sparsity(self) -> float:
@@ -85,7 +115,7 @@ class Attack:
         given = [repr(self.threat)]
         for name, parameter in signature.parameters.items():
             value = getattr(self, name)
-            if name != "threat" and not _same(value, parameter.default):
+            if name != "threat" and not same_value(value, parameter.default):
                 given.append(f"{name}={getattr(value, '__qualname__', None) or repr(value)}")
         return f"fastadv.{self.constructor}({', '.join(given)})"
 
@@ -148,9 +178,3 @@ _DEFAULT_STEP: dict[str, Callable[[Attack], float]] = {
     "rfgsm": lambda attack: 0.5,
     "mifgsm": lambda attack: 1 / attack.steps,
 }
-
-
-def _same(value: object, default: object) -> bool:
-    if isinstance(value, torch.Tensor) or isinstance(default, torch.Tensor):
-        return False
-    return value == default

@@ -11,7 +11,7 @@ import torch
 
 from fastadv import diagnostics, losses
 from fastadv.attacks import inputs, targets
-from fastadv.attacks.pgd import ProjectedGradient, start_kinds
+from fastadv.attacks.projected_gradient import ProjectedGradient, start_kinds
 from fastadv.attacks.result import AttackResult
 from fastadv.engine.continuous import run_continuous
 from fastadv.engine.ledger import Ledger
@@ -51,6 +51,10 @@ class Call:
             self.x_init = inputs.check_start(x_init, x)
             self.sample_ids = inputs.check_sample_ids(sample_ids, x)
         inputs.check_device(model, self.x)
+        if x_init is not None and attack.restarts > 1:
+            raise ValueError(
+                f"restarts={attack.restarts} from one x_init are all the same: use restarts=1"
+            )
         check_fits(attack.threat, self.x)
         self.batch_size = execution.batch_size or max(1, len(x))
         self.oracle = Oracle(
@@ -64,17 +68,22 @@ class Call:
             logits = self._clean_logits()
             work = self._work(logits)
             if self.attack.keep == "last":
-                ledger = Ledger(self._run_all(work))
+                iterates, faults = self._run_all(work)
+                ledger = Ledger(iterates, settles=False)
+                ledger.faults |= faults
                 clean_prediction = None if logits is None else logits.argmax(1)
                 wrong = np.zeros(len(work), dtype=bool)
             else:
                 assert logits is not None, "every attack that can stop looks at the clean samples"
                 clean_prediction = logits.argmax(1)
                 wrong = self._hits(clean_prediction, work).cpu().numpy()
-                ledger = Ledger(work.x)
-                pending = np.flatnonzero(~wrong | (self.attack.keep == "best"))
+                best = self.attack.keep == "best"
+                ledger = Ledger(work.x, settles=not best)
                 run = run_plain if self.execution.batching == "plain" else run_continuous
-                run(self._algorithm(work), work, pending, ledger, self.batch_size)
+                for first_step, samples in self._groups(work):
+                    pending = samples[~wrong[samples] | best]
+                    algorithm = self._algorithm(work, first_step)
+                    run(algorithm, work, pending, ledger, self.batch_size)
             return self._verified(work, ledger, wrong, clean_prediction)
 
     def last_iterates(self) -> torch.Tensor:
@@ -82,7 +91,9 @@ class Call:
         with self._isolated():
             if len(self.x) == 0:
                 return self.x.clone(memory_format=torch.preserve_format)
-            return self._run_all(self._work(self._clean_logits()))
+            iterates, faults = self._run_all(self._work(self._clean_logits()))
+            self._report(faults)
+            return iterates
 
     @contextlib.contextmanager
     def _isolated(self) -> Iterator[None]:
@@ -101,7 +112,7 @@ class Call:
         if not needed and self.target is not None:
             if not attack.resolved_loss.needs_labels_when_targeted:
                 return None
-        logits = self._batched_logits(self.x)
+        logits = self._batched_logits(self.x.clone(memory_format=torch.preserve_format))
         bad = int(logits.isnan().any(1).sum())
         if bad:
             raise ValueError(
@@ -132,13 +143,14 @@ class Call:
         reference = None
         if attack.resolved_loss.needs_reference and logits is not None:
             reference = logits.to(layout.compute_dtype(logits)).softmax(1)
+        eps = spread("eps", attack.threat.eps, x)
+        step_size = spread("step_size", attack.effective_step_size, x)
         return Work(
             x=x, labels=labels, targets=chosen, reference=reference, sample_ids=self.sample_ids,
-            eps=spread(attack.threat.eps, x), step_size=spread(attack.effective_step_size, x),
-            x_init=self.x_init,
+            eps=eps, step_size=step_size, x_init=self.x_init,
         )  # fmt: skip
 
-    def _algorithm(self, work: Work) -> ProjectedGradient:
+    def _algorithm(self, work: Work, first_step: int) -> ProjectedGradient:
         attack = self.attack
         kind = attack.random_start
         if kind is True:
@@ -151,23 +163,27 @@ class Call:
         return ProjectedGradient(
             self.oracle, attack.threat, steps=attack.steps, restarts=attack.restarts,
             seed=attack.seed, start_kind=kind or None, clamp_start=attack.clamp_start,
-            first_step=self._first_step(work), momentum_decay=attack.decay,
+            first_step=first_step, momentum_decay=attack.decay,
             stop_early=attack.keep == "first_success", keep_best=attack.keep == "best",
             step_options=options,
         )  # fmt: skip
 
-    def _first_step(self, work: Work) -> int:
-        """0 if the start iterates may be returned; 1 if they may lie outside ball or bounds."""
-        if self.attack.keep == "last":
-            return 0  # nothing stops at a success
+    def _groups(self, work: Work) -> list[tuple[int, np.ndarray]]:
+        """(first step that may count as a success, samples): not the start iterate where it may
+        lie outside ball or bounds."""
         if self.x_init is not None:
-            inside = contains(self.attack.threat, self.x_init, work.x, work.eps)
-            return 0 if bool(inside.all()) else 1
-        return 0 if self.attack.clamp_start or not self.attack.random_start else 1
+            inside = contains(self.attack.threat, self.x_init, work.x, work.eps).cpu().numpy()
+            return [(0, np.flatnonzero(inside)), (1, np.flatnonzero(~inside))]
+        starts_inside = self.attack.clamp_start or not self.attack.random_start
+        return [(0 if starts_inside else 1, np.arange(len(work)))]
 
-    def _run_all(self, work: Work) -> torch.Tensor:
-        """Every step of every sample, batch by batch; faults are read once, at the end."""
-        algorithm = self._algorithm(work)
+    def _run_all(self, work: Work) -> tuple[torch.Tensor, np.ndarray]:
+        """(last iterates, faults): every step of every sample, batch by batch, read back once."""
+        if self.attack.resolved_loss.function is not None and self.oracle.classes == 0:
+            seen = work.labels if work.targets is None else work.targets
+            inputs.check_range(seen, None, name="y or target")
+            self.oracle.largest_label = int(seen.max())
+        algorithm = self._algorithm(work, 0)
         iterates, faults = [], []
         for samples in np.array_split(
             np.arange(len(work)), range(self.batch_size, len(work), self.batch_size)
@@ -175,8 +191,8 @@ class Call:
             state = run_chunk(algorithm, work, samples, 0)
             iterates.append(state.x_adv.detach())
             faults.append(state.slots[:, columns.FAULT])
-        self._report(torch.cat(faults).cpu().numpy())
-        return iterates[0] if len(iterates) == 1 else _joined(iterates, work.x)
+        whole = iterates[0] if len(iterates) == 1 else _joined(iterates, work.x)
+        return whole, torch.cat(faults).cpu().numpy()
 
     def _hits(self, prediction: torch.Tensor, work: Work) -> torch.Tensor:
         if work.targets is not None:
@@ -192,6 +208,7 @@ class Call:
         loss, prediction = self._final_loss(logits, work, loss_kind)
         success = self._hits(prediction, work) & ~logits.isnan().any(1)
         success &= contains(self.attack.threat, x_adv, work.x, work.eps)
+        ledger.faults[logits.isnan().any(1).cpu().numpy()] |= columns.FAULT_NAN_LOGITS
         step = torch.as_tensor(ledger.step, device=x_adv.device).long()
         step = torch.where(step < 0, self.attack.steps, step)
         step[torch.as_tensor(wrong, device=x_adv.device)] = 0
@@ -245,7 +262,7 @@ class Call:
         return AttackResult(
             x_adv=self.x.clone(memory_format=torch.preserve_format),
             success=vector(torch.bool),
-            loss=vector(torch.float32),
+            loss=vector(layout.compute_dtype(self.x)),
             distance=vector(torch.float64),
             step=vector(torch.int64),
             prediction=vector(torch.int64),

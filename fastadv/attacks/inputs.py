@@ -1,6 +1,7 @@
 """Checks of what a user hands to an attack; each error names the argument and the remedy."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import torch
@@ -23,8 +24,8 @@ def check_images(x: object, bounds: Bounds) -> torch.Tensor:
     if x.numel() == 0:
         return x
     low, high = torch.stack(torch.aminmax(x)).tolist()
-    if low != low or high != high:
-        raise ValueError("x has NaN")
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("x has NaN or infinite values")
     if bounds is not None and (low < bounds[0] or high > bounds[1]):
         raise ValueError(
             f"x must lie in bounds {bounds}; got values from {low:g} to {high:g}. Give inputs in "
@@ -74,12 +75,14 @@ def check_labels(labels: object, x: torch.Tensor, *, name: str) -> torch.Tensor:
     return labels.to(torch.int64)
 
 
-def check_range(labels: torch.Tensor, classes: int, *, name: str) -> None:
-    """Raises ValueError for a label outside [0, classes); synchronises once."""
+def check_range(labels: torch.Tensor, classes: int | None, *, name: str) -> None:
+    """Raises ValueError for a label outside [0, classes), None: not known; synchronises once."""
     if labels.numel() == 0:
         return
     low, high = torch.stack(torch.aminmax(labels)).tolist()
-    if low < 0 or high >= classes:
+    if classes is None and low < 0:
+        raise ValueError(f"{name} must not be negative; got {low}")
+    if classes is not None and (low < 0 or high >= classes):
         raise ValueError(
             f"{name} must lie in [0, {classes}), the classes of the model; got values from {low} "
             f"to {high}"
@@ -94,6 +97,8 @@ def check_sample_ids(sample_ids: torch.Tensor | None, x: torch.Tensor) -> torch.
         raise TypeError("sample_ids must be a (B,) integer tensor")
     if sample_ids.shape != x.shape[:1]:
         raise ValueError(f"sample_ids must have shape ({len(x)},); got {tuple(sample_ids.shape)}")
+    if sample_ids.device not in (x.device, torch.device("cpu")):
+        raise ValueError(f"sample_ids must be on {x.device} or the CPU; got {sample_ids.device}")
     return sample_ids.to(x.device, torch.int64)
 
 
@@ -108,4 +113,6 @@ def check_start(x_init: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | 
         raise ValueError(
             f"x_init must be a tensor like x, {tuple(x.shape)} {x.dtype} on {x.device}"
         )
+    if not bool(x_init.isfinite().all()):
+        raise ValueError("x_init has NaN or infinite values")
     return x_init.detach()

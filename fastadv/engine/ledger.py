@@ -11,12 +11,13 @@ _NO_RESTART = np.iinfo(np.int32).max
 class Ledger:
     """Results of n samples, x_adv on their device and the scalars on the host.
 
-    A successful restart beats every unsuccessful one, the lowest restart winning; among
-    unsuccessful ones the highest loss wins, then the lowest restart.
+    settles: a successful restart beats every unsuccessful one, the lowest restart winning. Among
+    the others, or all if not settles, the highest loss wins, then the lowest restart.
     """
 
-    def __init__(self, x: torch.Tensor) -> None:
+    def __init__(self, x: torch.Tensor, *, settles: bool) -> None:
         n = len(x)
+        self._settles = settles
         self.x_adv = x.clone(memory_format=torch.preserve_format)
         self.step = np.full(n, -1, dtype=np.int32)
         self.faults = np.zeros(n, dtype=np.int32)
@@ -38,16 +39,16 @@ class Ledger:
         for k, (sample, restart) in enumerate(zip(samples, restarts, strict=True)):
             self.faults[sample] |= flags[k, columns.FAULT]
             step, loss = flags[k, columns.SUCCESS_STEP], losses[k]
-            if step >= 0:
+            if self._settles and step >= 0:
                 if restart >= self._fooled_by[sample]:
                     continue
                 self._fooled_by[sample] = restart
-                self.step[sample] = step
             else:
                 ranks = (loss, -restart) > (self._loss[sample], -self._restart[sample])
                 if self._fooled_by[sample] != _NO_RESTART or not ranks:
                     continue
                 self._loss[sample], self._restart[sample] = loss, restart
+            self.step[sample] = step
             winners[int(sample)] = k
         if winners:
             device = self.x_adv.device

@@ -50,11 +50,11 @@ class SlotState:
             return torch.empty(batch, dtype=kind, device=x.device)
 
         def image(kind: torch.dtype, wanted: bool) -> torch.Tensor | None:
-            return dense_like(x, kind) if wanted else None
+            return layout.dense_like(work.x, batch, kind) if wanted else None
 
         return cls(
-            x=dense_like(x, x.dtype),
-            x_adv=dense_like(x, x.dtype),
+            x=layout.dense_like(work.x, batch),
+            x_adv=layout.dense_like(work.x, batch),
             labels=vector(torch.int64),
             targets=rows(work.targets),
             reference=rows(work.reference),
@@ -77,15 +77,20 @@ class SlotState:
     def leaf(self) -> torch.Tensor:
         return self.x_adv if self.model_input is None else self.model_input
 
-    def load(self, rows: torch.Tensor | None, work: Work, start: torch.Tensor) -> None:
-        """Put `work` and its start iterates into `rows`, or into all slots (None)."""
+    def load(
+        self, rows: torch.Tensor | None, work: Work, start: torch.Tensor, *, best: torch.Tensor
+    ) -> None:
+        """Put `work` and its start iterates into `rows`, or into all slots (None).
+
+        best: what is kept as the best iterate until one has been evaluated.
+        """
         self._put("x", rows, work.x)
         self._put("x_adv", rows, start)
         for name in ("labels", "targets", "reference", "eps", "step_size"):
             self._put(name, rows, getattr(work, name))
         if self.best_loss is not None:
             self._put("best_loss", rows, self.loss.new_full((len(work),), float("-inf")))
-            self._put("x_best", rows, start)
+            self._put("x_best", rows, best)
         if self.momentum is not None:
             self._put("momentum", rows, torch.zeros_like(start, dtype=self.momentum.dtype))
         fresh = self.slots.new_zeros(len(work), columns.WIDTH)
@@ -109,19 +114,5 @@ class SlotState:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, torch.Tensor):
-                copy = torch.empty_like(dense_like(value, value.dtype)[: len(rows)])
-                taken[field.name] = copy.copy_(value.index_select(0, rows))
+                taken[field.name] = layout.gather_rows(value, rows)
         return replace(self, **taken)
-
-
-def dense_like(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """An uninitialised dense tensor of x's shape: x's own format where it has one."""
-    memory_format = layout.dense_format(x)
-    if memory_format is None and x.ndim == 4 and x.stride(1) == 1:
-        memory_format = torch.channels_last  # a slice of a channels_last batch
-    return torch.empty(
-        x.shape,
-        dtype=dtype,
-        device=x.device,
-        memory_format=memory_format or torch.contiguous_format,
-    )

@@ -29,14 +29,19 @@ class Work:
 
     def take(self, samples: torch.Tensor) -> "Work":
         def pick(rows: torch.Tensor | None) -> torch.Tensor | None:
-            return None if rows is None else rows.index_select(0, samples)
+            return None if rows is None else layout.gather_rows(rows, samples)
 
         return Work(**{name: pick(rows) for name, rows in vars(self).items()})  # type: ignore[arg-type]
 
 
-def spread(value: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A float or (n,) tensor as one value a sample."""
+def spread(name: str, value: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A float or (n,) tensor as one value a sample; ValueError for another length."""
     dtype = layout.compute_dtype(x)
     if isinstance(value, torch.Tensor):
+        if value.shape not in (torch.Size(), x.shape[:1]):
+            raise ValueError(
+                f"{name} must be a float or one value a sample, ({len(x)},); got "
+                f"{tuple(value.shape)}"
+            )
         return value.to(x.device, dtype).expand(len(x)).contiguous()
     return torch.full((len(x),), value, dtype=dtype, device=x.device)

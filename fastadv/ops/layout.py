@@ -32,6 +32,27 @@ def in_format(tensor: torch.Tensor, memory_format: torch.memory_format) -> torch
     return tensor.contiguous(memory_format=memory_format)
 
 
+def dense_like(tensor: torch.Tensor, rows: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An uninitialised dense tensor of `rows` samples like tensor's, in its own format if any."""
+    memory_format = dense_format(tensor)
+    channels_last = _CHANNELS_LAST.get(tensor.ndim)
+    if memory_format is None and channels_last is not None and tensor.stride(1) == 1:
+        memory_format = channels_last  # a slice of a channels_last batch
+    return torch.empty(
+        (rows, *tensor.shape[1:]),
+        dtype=dtype or tensor.dtype,
+        device=tensor.device,
+        memory_format=memory_format or torch.contiguous_format,
+    )
+
+
+def gather_rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """tensor[index] in tensor's own memory format, which index_select does not keep."""
+    if tensor.ndim < 4:
+        return tensor.index_select(0, index)
+    return dense_like(tensor, len(index)).copy_(tensor.index_select(0, index))
+
+
 def inner_extent(tensor: torch.Tensor, memory_format: torch.memory_format) -> int:
     """How many neighbours of a sample share a channel (NCHW: H*W) or a pixel (NHWC: C)."""
     if tensor.ndim < 2:

@@ -48,7 +48,9 @@ class ProjectedGradient:
     def start(
         self, state: SlotState, rows: torch.Tensor | None, work: Work, restarts: torch.Tensor
     ) -> None:
-        state.load(rows, work, self._start_iterates(work, restarts))
+        start = self._start_iterates(work, restarts)
+        # a start that may not be returned is not the best iterate either
+        state.load(rows, work, start, best=work.x if self.rules.first_step else start)
         if state.model_input is not None:
             normalised = self.oracle.model.normalize(state.x_adv.detach())  # type: ignore[union-attr]
             with torch.no_grad():
