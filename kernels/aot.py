@@ -1,6 +1,5 @@
 """Compiles kernels ahead of time, without a GPU, and reads what the machine code uses."""
 
-import os
 import re
 import subprocess
 import tempfile
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 TARGETS = {
@@ -78,7 +78,7 @@ def _read_ptx(ptx: str, arch: int, long_products: int) -> Resources:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
         report = subprocess.run(
-            [_ptxas(arch), "-v", f"--gpu-name=sm_{arch}{suffix}", "--fmad=false", str(source)],
+            [get_ptxas(arch).path, "-v", f"--gpu-name=sm_{arch}{suffix}", "--fmad=false", str(source)],
             cwd=folder,
             check=True,
             capture_output=True,
@@ -106,10 +106,3 @@ def _read_amdgcn(text: str, long_products: int) -> Resources:
     stack = field("private_segment_fixed_size") + field("vgpr_spill_count")
     narrow = every - loads - stores
     return Resources(field("vgpr_count"), stack, loads, stores, narrow, long_products)
-
-
-def _ptxas(arch: int) -> str:
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    blackwell = folder / "ptxas-blackwell"
-    binary = blackwell if arch >= 100 and blackwell.exists() else folder / "ptxas"
-    return os.environ.get("TRITON_PTXAS_PATH", str(binary))
