@@ -1,6 +1,8 @@
 # Targets: demo, test, check, bench. Each makes .venv by itself; TORCH=... chooses the torch to install.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# 3.6 to 3.9 work; the register and stack figures that tests demand are those of 3.7.1
+TRITON ?= $(if $(filter Linux,$(shell uname)),triton==3.7.1)
 VENV ?= .venv
 BIN := $(VENV)/bin
 # peers are installed without their pins, which would drag torchvision and an old numpy in
@@ -33,7 +35,7 @@ clean:
 $(VENV)/.torch:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "fastadv needs Python 3.11 or later: make PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet $(TORCH) $(TRITON)
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml

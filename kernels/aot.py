@@ -78,7 +78,13 @@ def _read_ptx(ptx: str, arch: int, long_products: int) -> Resources:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
         report = subprocess.run(
-            [get_ptxas(arch).path, "-v", f"--gpu-name=sm_{arch}{suffix}", "--fmad=false", str(source)],
+            [
+                get_ptxas(arch).path,
+                "-v",
+                f"--gpu-name=sm_{arch}{suffix}",
+                "--fmad=false",
+                str(source),
+            ],
             cwd=folder,
             check=True,
             capture_output=True,
