@@ -28,6 +28,17 @@ if os.environ.get("TRITON_INTERPRET") == "1" and backend.triton_is_installed():
 
     interpreter._convert_float = _convert_rounding_to_bf16
 
+    _set_attr = interpreter._LangPatchScope.set_attr
+
+    def _set_scalar_index(scope, target, name, value):
+        """Triton 3.6 converts a (1,) array to an int, which numpy 2.4 refuses."""
+        if name == "__index__":
+            _set_attr(scope, target, name, lambda tensor: tensor.handle.data.item())
+        else:
+            _set_attr(scope, target, name, value)
+
+    interpreter._LangPatchScope.set_attr = _set_scalar_index
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
