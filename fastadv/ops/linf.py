@@ -5,28 +5,28 @@ import torch
 from fastadv.ops import layout, reduction, registry, step_arguments
 
 
-def _project(
-    moved: torch.Tensor, x: torch.Tensor, eps: float | torch.Tensor, lo: float, hi: float
-) -> torch.Tensor:
-    return torch.minimum(torch.maximum(moved, x - eps), x + eps).clamp(lo, hi)
-
-
 def _moved(
     x_adv: torch.Tensor, direction: torch.Tensor, x: torch.Tensor,
     step_size: float, step_rows: torch.Tensor | None, eps: float, eps_rows: torch.Tensor | None,
     lo: float, hi: float,
 ) -> torch.Tensor:  # fmt: skip
+    """min(max(x_adv + step * sign(direction), x - eps), x + eps) clamped to [lo, hi]."""
     dtype = layout.compute_dtype(x_adv)
     x_adv, x = x_adv.to(dtype), x.to(dtype)
     step = step_size if step_rows is None else layout.per_sample(step_rows, x)
     radius = eps if eps_rows is None else layout.per_sample(eps_rows, x)
-    return _project(x_adv + step * direction.sign(), x, radius, lo, hi)
+    # two buffers, written over and over: fresh ones cost page faults, half of the time of a step
+    moved = direction.sign().mul_(step).add_(x_adv)
+    bound = x - radius
+    torch.maximum(moved, bound, out=moved)
+    torch.minimum(moved, torch.add(x, radius, out=bound), out=moved)
+    return moved.clamp_(lo, hi)
 
 
 def _step_reference(
     x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi
 ) -> torch.Tensor:  # fmt: skip
-    direction = step_arguments.reference_grad(grad, x_adv, None, None)
+    direction = grad.to(layout.compute_dtype(x_adv))  # sign(NaN) = 0: nothing to replace
     moved = _moved(x_adv, direction, x, step_size, step_rows, eps, eps_rows, lo, hi)
     return moved.to(x_adv.dtype)
 
@@ -35,8 +35,9 @@ def _step_inplace_reference(
     x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi,
     slots, momentum, decay, model_input, mean, std,
 ) -> None:  # fmt: skip
-    direction = step_arguments.reference_grad(grad, x_adv, model_input, std)
+    direction = grad.to(layout.compute_dtype(x_adv))  # sign(NaN) = 0, and 1/std > 0
     if momentum is not None:
+        direction = step_arguments.reference_grad(grad, x_adv, model_input, std)
         size = direction[0].numel() if len(direction) else 1
         rows = direction.contiguous().view(len(direction), -1).abs()
         mean_abs = reduction.tree_sum(rows) / size

@@ -82,8 +82,10 @@ def reference_store(
     """Write `moved` into the active rows of x_adv, and their normalised copy into model_input."""
     stored = moved.to(x_adv.dtype)
     if slots is not None:
-        stored = torch.where(active_rows(slots, x_adv), stored, x_adv)
-    x_adv.copy_(stored)
+        torch.where(active_rows(slots, x_adv), stored, x_adv, out=x_adv)
+        stored = x_adv
+    else:
+        x_adv.copy_(stored)
     if model_input is not None and mean is not None and std is not None:
         value = stored.to(layout.compute_dtype(x_adv))
         value = (value - layout.per_channel(mean, x_adv)) / layout.per_channel(std, x_adv)
