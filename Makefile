@@ -1,8 +1,8 @@
 # Targets: demo, test, check, bench. Each makes .venv by itself; TORCH=... chooses the torch to install.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-# 3.6 to 3.9 work; the register and stack figures that tests demand are those of 3.7.1
-TRITON ?= $(if $(filter Linux,$(shell uname)),triton==3.7.1)
+# for a torch that brings none; 3.6 to 3.9 work, 3.7.1 is the one whose machine code is checked
+TRITON ?= $(if $(filter Linux,$(shell uname)),triton==3.7.1,pip)
 VENV ?= .venv
 BIN := $(VENV)/bin
 # peers are installed without their pins, which would drag torchvision and an old numpy in
@@ -35,7 +35,8 @@ clean:
 $(VENV)/.torch:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "fastadv needs Python 3.11 or later: make PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(TORCH) $(TRITON)
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install --quiet $(TRITON)
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml

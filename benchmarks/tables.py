@@ -21,7 +21,7 @@ def first_screen(rows: Sequence[Row]) -> str:
         first = _robustness(case[0])
         cells = [_attack_name(case[0]), first.model, str(first.n), _eps(first.eps)]
         cells += [_time(by_provider.get(name)) for name in providers]
-        cells += [f"{max(row.equality.error for row in case):.1g}", _accuracies(case)]
+        cells += [_largest_error(case), _accuracies(case)]
         lines.append(cells)
     row = rows[0]
     rounds = sorted({row.rounds for row in rows})
@@ -37,7 +37,7 @@ def first_screen(rows: Sequence[Row]) -> str:
         f"over {' or '.join(_distinct(row.baseline for row in rows))} (median of ratios within a "
         f"round; below 1 is slower). Timed: {row.timed}. Not timed: {row.not_timed}. Errors: "
         "against the textbook loop from the same start, checked before any time is taken; with "
-        "restarts, of robust accuracy. "
+        f"restarts, of robust accuracy. {_beyond_note(rows)}"
         f"{''.join(restarted)}without restarts from the clean sample; seed {', '.join(seeds)}."
     )
     return _table(heads, lines) + f"\n\n{note}\n\n{_provenance(rows)}"
@@ -46,7 +46,7 @@ def first_screen(rows: Sequence[Row]) -> str:
 def attacks(rows: Sequence[Row]) -> str:
     """One line a row, with quantiles and tolerances."""
     heads = ["case", "provider", "shape", "q50 (q20 to q80)", "speed-up", "error (tolerance)"]
-    heads += ["outliers", "robust accuracy", "steps", "restarts", "eps", "step size"]
+    heads += ["robust accuracy", "steps", "restarts", "eps", "step size"]
     lines = []
     for row in rows:
         r = _robustness(row)
@@ -58,7 +58,6 @@ def attacks(rows: Sequence[Row]) -> str:
                 f"{_quantiles(row)} {row.unit}",
                 _ratio(row),
                 _error(row),
-                str(row.equality.outliers),
                 _percent(r.robust_accuracy),
                 str(r.steps),
                 str(r.restarts),
@@ -66,7 +65,8 @@ def attacks(rows: Sequence[Row]) -> str:
                 f"{r.step_size:.4g}",
             ]  # fmt: skip
         )
-    return _table(heads, lines) + f"\n\n{_provenance(rows)}"
+    notes = [note for note in (_beyond_note(rows).strip(), _provenance(rows)) if note]
+    return "\n\n".join([_table(heads, lines), *notes])
 
 
 def ops(rows: Sequence[Row]) -> str:
@@ -213,7 +213,34 @@ def _quantiles(row: Row) -> str:
 
 
 def _error(row: Row) -> str:
-    return f"{row.equality.error:.1g} ({row.equality.tolerance:.1g})"
+    beyond = _beyond([row])
+    tolerance = f"{row.equality.tolerance:.1g}"
+    return f"{row.equality.error:.1g} ({tolerance}{f'; {beyond}' if beyond else ''})"
+
+
+def _largest_error(case: Sequence[Row]) -> str:
+    beyond = _beyond(case)
+    return f"{max(row.equality.error for row in case):.1g}{f' ({beyond})' if beyond else ''}"
+
+
+def _beyond(case: Sequence[Row]) -> str:
+    """Samples beyond the tolerance, of the provider with the most; empty if there are none."""
+    row = max(case, key=lambda row: row.equality.outliers)
+    outliers = row.equality.outliers
+    return f"{outliers} of {row.n} samples beyond" if outliers else ""
+
+
+def _beyond_note(rows: Sequence[Row]) -> str:
+    """What "samples beyond" means, with a space behind; empty if no row has any."""
+    rows = [row for row in rows if row.equality.outliers]
+    if not rows:
+        return ""
+    tolerances = " or ".join(_distinct(f"{row.equality.tolerance:.1g}" for row in rows))
+    metrics = " or ".join(_distinct(row.equality.metric.partition(":")[0] for row in rows))
+    return (
+        f"Samples beyond: further off than the tolerance ({tolerances}) and left out of the error "
+        f"({metrics}): rounding decides the sign of gradients near zero there. "
+    )
 
 
 def _shape(shape: Sequence[int]) -> str:

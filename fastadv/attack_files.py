@@ -5,6 +5,8 @@ import inspect
 import io
 import os
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from fastadv.evaluation.accuracy import logits_of
 from fastadv.evaluation.checkpoint import write_atomically
 from fastadv.execution import Execution
 from fastadv.isolation import Model
+from fastadv.ops import backend
 from fastadv.quantise import to_uint8
 from fastadv.threat_model import L1, L2, Linf, ThreatModel, contains
 
@@ -27,6 +30,23 @@ FORMATS = ("auto", "npz", "mnist", "cifar10")
 ATTACKS = ("pgd", "fgsm", "bim", "mifgsm", "rfgsm")
 _BATCH_SIZE = 128
 _THREATS = {"linf": Linf, "l2": L2, "l1": L1}
+_FOLDERS_OF_MNIST = ("", "MNIST/raw/", "raw/")
+_FOLDERS_OF_CIFAR = ("", "cifar-10-batches-*/")
+# a loader -> what a folder that it reads has
+_PATTERNS = {
+    load_cifar10: [f"{f}{name}_batch*" for f in _FOLDERS_OF_CIFAR for name in ("test", "data")],
+    load_mnist: [f"{f}*-ubyte{suffix}" for f in _FOLDERS_OF_MNIST for suffix in ("", ".gz")],
+}
+# what numpy and zipfile raise on files that are damaged, encrypted or of another kind
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class UserError(Exception):
@@ -102,27 +122,33 @@ def _reader(path: Path, kind: str) -> Callable[[Path, Any], tuple[torch.Tensor, 
         return load_mnist
     if kind == "cifar10":
         return load_cifar10
-    names = {file.name for folder in (path, *path.glob("cifar-10-batches-*"))
-             for file in folder.iterdir()}  # fmt: skip
-    is_cifar = any(name.startswith(("test_batch", "data_batch_")) for name in names)
-    return load_cifar10 if is_cifar else load_mnist
+    for load, patterns in _PATTERNS.items():
+        if any(found for pattern in patterns for found in path.glob(pattern)):
+            return load
+    raise UserError(
+        f"--data: nothing in the folder {path} is recognised: looked for MNIST files "
+        "(t10k-images-idx3-ubyte) and CIFAR-10 files (test_batch, test_batch.bin); an npz file is "
+        "given by its own path"
+    )
 
 
 def _read_npz(path: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Arrays x (n, ...), bytes or floats in [0, 1], and y (n,); pickled objects are refused."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # a file of our own: numpy leaves one that is no archive open
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays["y"]
     except KeyError as error:
         raise UserError(f"--data: {path} must hold the arrays x and y: {_said(error)}") from error
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise UserError(f"--data: {path} is not an npz file: {_said(error)}") from error
+    except _UNREADABLE as error:
+        raise UserError(f"--data: {path} is not a readable npz file: {_said(error)}") from error
     if x.dtype != np.uint8 and x.dtype.kind != "f":
         raise UserError(f"--data: x must be bytes or floats; got {x.dtype}")
+    if x.ndim == 0:
+        raise UserError("--data: x must have one row a sample; got a scalar")
     if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
         raise UserError(
-            f"--data: y must be {len(x) if x.ndim else 0} integers, one for each x; got {y.dtype} "
-            f"of shape {y.shape}"
+            f"--data: y must be {len(x)} integers, one for each x; got {y.dtype} of shape {y.shape}"
         )
     return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))
 
@@ -157,10 +183,26 @@ def attack_files(
     """Attack every sample, round to bytes if asked, and verify what will be saved."""
     size = batch_size or _BATCH_SIZE
     try:
-        logits_of(model, x[:1], batch_size=1)
+        device = logits_of(model, x[:1], batch_size=1).device
     except Exception as error:  # whatever the user's model raises on the user's data
         shape = tuple(x[:1].shape)
         raise UserError(f"the model fails on one sample, {shape}: {_said(error)}") from error
+    try:
+        backend.explain(device)
+    except RuntimeError as error:
+        raise UserError(str(error)) from error
+    try:
+        return _attack(model, x, y, attack, target=target, as_bytes=as_bytes, size=size)
+    except NotImplementedError:  # the library's own, which says what to do
+        raise
+    except RuntimeError as error:
+        raise UserError(f"attacking {size} samples at once fails: {_said(error)}") from error
+
+
+def _attack(
+    model: Model, x: torch.Tensor, y: torch.Tensor, attack: Attack, *,
+    target: int | str | None, as_bytes: bool, size: int,
+) -> Outcome:  # fmt: skip
     goal = None if target is None else _goal(target, model, x, y, attack.seed, size)
     recorder = _Recorder(attack, goal)
     report = evaluate(model, (x, y), recorder, batch_size=size)

@@ -27,6 +27,24 @@ app = typer.Typer(
 )  # fmt: skip
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fastadv {fastadv.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 def run(arguments: list[str]) -> int:
     """Run one command line; the exit code: 0 done, 2 bad input, 130 interrupted."""
     try:

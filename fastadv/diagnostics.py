@@ -6,7 +6,7 @@ import warnings
 class AttackWarning(UserWarning):
     """Something weakens an attack; `code` names it, `count` says for how many samples.
 
-    Codes: "zero_gradient", "nan_gradient", "nan_logits", "probabilities".
+    Codes: "zero_gradient", "nan_gradient", "nan_logits", "probabilities", "unconfirmed".
     """
 
     def __init__(self, code: str, count: int, message: str) -> None:
@@ -22,6 +22,9 @@ _TEXTS = {
     "it looks",
     "nan_logits": "the model returned NaN logits on the way; such iterates never count as a "
     "success",
+    "unconfirmed": "the search saw a success that the returned tensor does not confirm: the "
+    "model's answers depend on the batch, or on chance; they count as robust, so robust accuracy "
+    "may be overestimated",
     "probabilities": "the model returns probabilities (rows sum to 1): attacks need logits, "
     "remove the softmax, or gradients vanish where the model is confident",
 }

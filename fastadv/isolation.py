@@ -1,8 +1,10 @@
 """Attacks leave no trace: modes, flags, random state and autograd modes are put back, always."""
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Callable, Iterator
-from types import MethodType
+from types import FunctionType, MethodType
 
 import torch
 from torch import nn
@@ -10,10 +12,32 @@ from torch import nn
 Model = Callable[[torch.Tensor], torch.Tensor]
 
 
+def modules_behind(model: object, depth: int = 3) -> list[nn.Module]:
+    """The modules that a callable reaches: itself, the owner of a bound method, those in the
+    arguments of a partial, and those that a function closes over or names globally."""
+    if isinstance(model, nn.Module):
+        return [model]
+    if depth == 0 or not callable(model) or isinstance(model, type):
+        return []
+    if isinstance(model, functools.partial):
+        reached = [model.func, *model.args, *model.keywords.values()]
+    elif isinstance(model, MethodType):
+        reached = [model.__self__, model.__func__]
+    elif isinstance(model, FunctionType):
+        cells = inspect.getclosurevars(model)
+        reached = [*cells.nonlocals.values(), *cells.globals.values()]
+        reached += [*(model.__defaults__ or ()), *(model.__kwdefaults__ or {}).values()]
+    else:
+        reached = list(getattr(model, "__dict__", {}).values())
+    found: dict[nn.Module, None] = {}
+    for value in reached:
+        found.update(dict.fromkeys(modules_behind(value, depth - 1)))
+    return list(found)
+
+
 def module_of(model: Model) -> nn.Module | None:
-    """The module behind a model: itself, or the owner of a bound method; else None."""
-    owner = model.__self__ if isinstance(model, MethodType) else model
-    return owner if isinstance(owner, nn.Module) else None
+    """The module behind a model: itself, or the first that a callable reaches; else None."""
+    return next(iter(modules_behind(model)), None)
 
 
 @contextlib.contextmanager
@@ -23,12 +47,11 @@ def isolated(model: Model, *, device: torch.device, seed: int) -> Iterator[None]
     Inside: every submodule in eval mode, no parameter requires a gradient, no gradient mode, no
     inference mode, no autocast (success is decided in the model's own precision), and the global
     generators of the CPU and of `device` seeded with `seed`, so that what a random model draws is
-    reproducible. A plain function keeps the modes of whatever modules it calls.
+    reproducible. Of a plain function, the modules that `modules_behind` finds.
     """
-    module = module_of(model)
-    modules = [] if module is None else list(module.modules())
-    training = [m for m in modules if m.training]
-    parameters = [] if module is None else list(module.parameters())
+    roots = modules_behind(model)
+    training = [m for root in roots for m in root.modules() if m.training]
+    parameters = [p for root in roots for p in root.parameters()]
     trainable = [p for p in parameters if p.requires_grad and not p.is_inference()]
     with contextlib.ExitStack() as stack:
         stack.enter_context(_restored_generators(device, seed))

@@ -1,5 +1,6 @@
 """Losses by name or as callables (logits, y) -> (B,), and where each is defined."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,9 +42,10 @@ def resolve(loss: str | LossFunction, *, kappa: float, label_smoothing: float) -
         raise ValueError(f"kappa={kappa:g} belongs to loss='margin'; got loss={loss!r}")
     if label_smoothing and loss != "ce":
         raise ValueError(f"label_smoothing={label_smoothing:g} belongs to loss='ce'; got {loss!r}")
-    if not 0 <= label_smoothing < 1 or not kappa >= 0:
+    if not 0 <= label_smoothing < 1 or not 0 <= kappa < math.inf:
         raise ValueError(
-            f"kappa must be >= 0 and label_smoothing in [0, 1); got {kappa=}, {label_smoothing=}"
+            "kappa must be >= 0 and finite, label_smoothing in [0, 1); got "
+            f"{kappa=}, {label_smoothing=}"
         )
     if isinstance(loss, str):
         if loss not in _KINDS:

@@ -115,9 +115,20 @@ def _difference(x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return (x_adv.double() - x.double()).reshape(len(x), -1)
 
 
+def check_threat(threat: object) -> None:
+    """Raises TypeError unless `threat` is a threat model: not a radius, not a class."""
+    if isinstance(threat, type) or not hasattr(threat, "norm"):
+        raise TypeError(
+            f"threat must be fastadv.Linf, L2 or L1 with a radius, such as fastadv.Linf(8 / 255); "
+            f"got {threat!r}"
+        )
+
+
 def _check(threat: ThreatModel) -> None:
     eps, bounds = threat.eps, threat.bounds
     name = type(threat).__name__
+    if isinstance(eps, bool) or not isinstance(eps, (int, float, torch.Tensor)):
+        raise TypeError(f"{name} eps must be a float or a (B,) tensor; got {eps!r}")
     radius = torch.as_tensor(eps)
     if radius.ndim > 1 or not bool((radius.isfinite() & (radius >= 0)).all()):
         raise ValueError(f"{name} eps must be a finite float or (B,) tensor >= 0; got {eps}")
@@ -138,9 +149,18 @@ def same_value(a: object, b: object) -> bool:
     return a == b
 
 
+def pasteable_value(value: object) -> str:
+    """repr, but tensors in full precision."""
+    if not isinstance(value, torch.Tensor):
+        return repr(value)
+    if value.ndim == 0:
+        return repr(value.item())
+    return f"torch.tensor({value.tolist()}, dtype={value.dtype})"
+
+
 def _pasteable(threat: ThreatModel) -> str:
     bounds = "" if threat.bounds == (0.0, 1.0) else f", bounds={threat.bounds}"
-    return f"fastadv.{type(threat).__name__}({threat.eps!r}{bounds})"
+    return f"fastadv.{type(threat).__name__}({pasteable_value(threat.eps)}{bounds})"
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from fastadv.isolation import Model, module_of
+from fastadv.isolation import Model, modules_behind
 
 
 class Normalized(nn.Module):
@@ -24,12 +24,12 @@ class Normalized(nn.Module):
         super().__init__()
         self.model = model
         device = None
-        module = module_of(model)
-        if module is not None:
-            self.training = module.training
-            device = next((p.device for p in module.parameters()), None)
-        if module is not model:
-            self.owner = module  # of a bound method: seen by modules() and parameters()
+        behind = modules_behind(model)
+        if behind:
+            self.training = behind[0].training
+            device = next((p.device for p in behind[0].parameters()), None)
+        if behind != [model]:
+            self.behind = nn.ModuleList(behind)  # a function's: seen by modules(), parameters()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32, device=device))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32, device=device))
         if self.mean.shape != self.std.shape or self.mean.ndim != 1 or not (self.std > 0).all():
@@ -60,6 +60,10 @@ class BPDA(nn.Module):
 
     def __init__(self, function: Model, surrogate: Model | None = None) -> None:
         super().__init__()
+        if not callable(function) or not (surrogate is None or callable(surrogate)):
+            raise TypeError(
+                f"function and surrogate must be callables; got {function!r}, {surrogate!r}"
+            )
         self.function = function
         self.surrogate = surrogate
 

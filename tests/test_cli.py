@@ -33,6 +33,14 @@ def broken():
 def number():
     return 3
 
+def for_small_batches():
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            if len(x) > 8:
+                raise RuntimeError("too\\nmany")
+            return x.flatten(1)[:, :3]
+    return Net()
+
 def saturated():
     class Net(torch.nn.Module):
         def forward(self, x):
@@ -182,9 +190,14 @@ def test_mnist_and_cifar_folders_are_told_apart(folder):
         (command("--n", "41"), "--n must be 1 to 40"),
         (command("--format", "png"), "--format must be one of auto, npz, mnist, cifar10"),
         (command("--format", "mnist", data="."), "root must hold t10k-images-idx3-ubyte"),
-        (command(data="."), "root must hold t10k-images-idx3-ubyte"),
+        (command(data="."), "nothing in the folder . is recognised: looked for MNIST files"),
+        (command(data="."), "and CIFAR-10 files (test_batch, test_batch.bin); an npz file is"),
+        (
+            command("--batch-size", "16", model="for_small_batches"),
+            "attacking 16 samples at once fails: RuntimeError: too many",
+        ),
         (command(data="nowhere.npz"), "--data: there is no nowhere.npz"),
-        (command(data="nets_of_cli_tests.py"), "nets_of_cli_tests.py is not an npz file"),
+        (command(data="nets_of_cli_tests.py"), "nets_of_cli_tests.py is not a readable npz file"),
         (command(model="missing"), "'nets_of_cli_tests' has no function 'missing'"),
         (command(model="SIZE"), "'nets_of_cli_tests' has no function 'SIZE'"),
         (
@@ -222,6 +235,9 @@ def test_data_that_do_not_fit_the_model_are_said_in_one_line(folder, capsys):
         ({"x": np.zeros((2, 1), np.int32), "y": np.zeros(2, int)}, "x must be bytes or floats"),
         ({"x": np.zeros((2, 1)), "y": np.zeros(3, int)}, "y must be 2 integers"),
         ({"x": np.zeros((2, 1)), "y": np.zeros(2)}, "y must be 2 integers"),
+        ({"x": np.array(0.5), "y": np.array(1)}, "x must have one row a sample; got a scalar"),
+        ({"x": np.array(0.5), "y": np.zeros(1, int)}, "x must have one row a sample"),
+        ({"x": np.zeros((2, 1)), "y": np.array(1)}, "y must be 2 integers"),
         ({"x": np.array([print], object), "y": np.zeros(1, int)}, "Object arrays cannot be loaded"),
     ],
 )
@@ -229,6 +245,27 @@ def test_bad_arrays_are_refused(folder, capsys, arrays, message):
     np.savez("bad.npz", **arrays)
     code, _, err = run(capsys, command(data="bad.npz"))
     assert code == 2 and message in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_file_is_said_in_one_line(folder, capsys, share):
+    content = (folder / "digits.npz").read_bytes()
+    (folder / "cut.npz").write_bytes(content[: int(share * len(content))])
+    code, _, err = run(capsys, command(data="cut.npz"))
+    assert code == 2 and "cut.npz is not a readable npz file" in err and len(err.splitlines()) == 1
+
+
+def test_a_backend_that_cannot_run_is_said_in_one_line(folder, capsys, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    pytest.importorskip("triton", reason="needs triton")
+    with fastadv.ops.use_backend("triton"):
+        code, out, err = run(capsys, command())
+    assert code == 2 and out == "" and len(err.splitlines()) == 1
+    assert err.startswith("fastadv: backend 'triton' was chosen for tensors on cpu: move them")
+
+
+def test_the_version(capsys):
+    assert run(capsys, ["--version"]) == (0, f"fastadv {fastadv.__version__}\n", "")
 
 
 def test_an_unknown_option_and_no_command_exit_with_two(folder, capsys):

@@ -64,7 +64,7 @@ def _install(python: Path, *what: object, cwd: Path) -> None:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and the wheel that was built from the sdist."""
-    pytest.importorskip("build")
+    pytest.importorskip("build", reason="needs the optional package build")
     tree = _copy_of_the_tree(tmp_path_factory.mktemp("tree"))
     out = tmp_path_factory.mktemp("dist")
     _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, tree, cwd=tree)

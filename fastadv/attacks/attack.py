@@ -1,6 +1,7 @@
 """The attack object: its settings, their checks, and how it is called."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
@@ -12,7 +13,7 @@ from fastadv.attacks.projected_gradient import start_kinds
 from fastadv.attacks.result import AttackResult
 from fastadv.execution import Execution
 from fastadv.isolation import Model
-from fastadv.threat_model import ThreatModel, same_value
+from fastadv.threat_model import ThreatModel, check_threat, pasteable_value, same_value
 
 _KEEP = ("first_success", "last", "best")
 _DEFAULT_SPARSITY = 0.05  # of the entries move in an L1 step
@@ -45,11 +46,7 @@ class Attack:
     resolved_loss: losses.Loss = field(init=False)
 
     def __post_init__(self) -> None:
-        if not hasattr(self.threat, "norm"):
-            raise TypeError(
-                f"threat must be fastadv.Linf, L2 or L1, such as fastadv.Linf(8 / 255); got "
-                f"{self.threat!r}"
-            )
+        check_threat(self.threat)
         for name in ("steps", "restarts", "eot"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -67,6 +64,8 @@ class Attack:
             )
         if self.restarts > 1 and self.keep == "last":
             raise ValueError("keep='last' takes restarts=1: use 'first_success' or 'best'")
+        if self.decay is not None and not math.isfinite(self.decay):
+            raise ValueError(f"decay must be finite; got {self.decay}")
         if not isinstance(self.seed, int):
             raise ValueError(f"seed must be an integer; got {self.seed!r}")
         if self.sparsity is not None and not 0 < self.sparsity <= 1:
@@ -80,6 +79,8 @@ class Attack:
                     f"{self.threat!r}"
                 )
         if self.step_size is not None:
+            if not isinstance(self.step_size, (int, float, torch.Tensor)):
+                raise TypeError(f"step_size must be a float or a tensor; got {self.step_size!r}")
             step = torch.as_tensor(self.step_size)
             if not bool((step.isfinite() & (step >= 0)).all()):
                 raise ValueError(f"step_size must be finite and >= 0; got {self.step_size}")
@@ -116,7 +117,8 @@ class Attack:
         for name, parameter in signature.parameters.items():
             value = getattr(self, name)
             if name != "threat" and not same_value(value, parameter.default):
-                given.append(f"{name}={getattr(value, '__qualname__', None) or repr(value)}")
+                shown = getattr(value, "__qualname__", None) or pasteable_value(value)
+                given.append(f"{name}={shown}")
         return f"fastadv.{self.constructor}({', '.join(given)})"
 
     def __call__(

@@ -210,6 +210,8 @@ class Call:
         success &= contains(self.attack.threat, x_adv, work.x, work.eps)
         ledger.faults[logits.isnan().any(1).cpu().numpy()] |= columns.FAULT_NAN_LOGITS
         step = torch.as_tensor(ledger.step, device=x_adv.device).long()
+        unconfirmed = (step >= 0) & ~success
+        diagnostics.warn("unconfirmed", int(unconfirmed.sum()), len(step))
         step = torch.where(step < 0, self.attack.steps, step)
         step[torch.as_tensor(wrong, device=x_adv.device)] = 0
         self._report(ledger.faults)

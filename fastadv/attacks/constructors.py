@@ -4,7 +4,7 @@ import torch
 
 from fastadv.attacks.attack import Attack
 from fastadv.losses import LossFunction
-from fastadv.threat_model import ThreatModel
+from fastadv.threat_model import ThreatModel, check_threat
 
 
 def fgsm(
@@ -23,6 +23,7 @@ def fgsm(
     Arguments as in `pgd`. Example: `fastadv.fgsm(fastadv.Linf(8 / 255))(model, x, y)`.
     Source: Goodfellow et al. 2015, arXiv:1412.6572.
     """
+    check_threat(threat)
     return Attack(
         "fgsm", threat, steps=1, step_size=threat.eps, loss=loss, kappa=kappa,
         label_smoothing=label_smoothing, eot=eot, sparsity=sparsity, keep=keep, seed=seed,
@@ -48,6 +49,7 @@ def rfgsm(
     Example: `fastadv.rfgsm(fastadv.Linf(8 / 255))(model, x, y)`.
     Source: Tramer et al. 2018, arXiv:1705.07204, section 4.1.
     """
+    check_threat(threat)
     if threat.norm != "linf":
         raise ValueError(f"rfgsm is defined for Linf only; got {threat!r}: use pgd")
     return Attack(

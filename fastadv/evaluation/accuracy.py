@@ -22,6 +22,7 @@ from fastadv.execution import Execution
 from fastadv.isolation import Model, isolated, module_of
 
 _BATCHES_A_BLOCK = 8  # samples queue for the slots of continuous batching; a checkpoint a block
+_TIE = 2.0**-7  # of the largest logit: one bfloat16 rounding may turn it at another batch size
 
 
 class SampleAttack(Protocol):
@@ -47,16 +48,19 @@ def evaluate(
     """Clean and robust accuracy of `model` on `data` under an untargeted `attack`.
 
     data: (x, y) tensors, a DataLoader of (x, y) batches, or a Dataset of (x, y) pairs; only a
-    block of it is in memory at a time, moved to the device of the model's first parameter or
-    buffer. batch_size: samples attacked at once; None is that of `execution`, of the loader, or
-    128. checkpoint: a file that every block of 8 batches is written to; called again with the same
-    arguments after an interruption, even kill -9, evaluation goes on from there to the same bits;
-    the data are read again to see that they are the same, the model is not run again. progress: a
-    bar on a terminal, if rich or tqdm is installed.
+    block of it is in memory at a time (two on resuming), moved to the device of the model's first
+    parameter or buffer. batch_size: samples attacked at once; None is that of `execution`, of the
+    loader, or 128. checkpoint: a file that every block of 8 batches is written to; called again
+    with the same arguments after an interruption, even kill -9, evaluation goes on from there to
+    the same bits; the data are read again to see that they are the same, and the model is run on
+    the clean samples of the first block, to see that it still classifies them so. progress: a bar
+    on a terminal, if rich or tqdm is installed.
 
     The randomness of a sample is keyed by its position in the data: with a loader that shuffles,
-    results belong to the order of that pass, and a checkpoint of it is refused. Raises ValueError
-    for data or a checkpoint that do not fit; emits one `AttackWarning` a code at the end.
+    results belong to the order of that pass, and a checkpoint of it is refused. The global CPU
+    generator, from which a loader draws, is put back. Raises ValueError for data or a checkpoint
+    that do not fit, and for a checkpoint with a lambda as loss; emits one `AttackWarning` a code at
+    the end.
 
     Example: `fastadv.evaluate(net, (x, y), fastadv.pgd(fastadv.Linf(8 / 255), steps=50))`.
     """
@@ -69,18 +73,22 @@ def evaluate(
     module = module_of(model)
     state = Progress(repr(attack), digest_of_model(module), fastadv.__version__, samples.length)
     digest = DataDigest()
-    if checkpoint is not None:
-        state = state.restored(checkpoint)
-        _skip(samples, block_size, state, digest, checkpoint)
     task = _Task(model, attack, execution, _device_of(module))
-    with _bar(state.done, samples.expected, progress) as advance:
-        while (block := samples.take(block_size)) is not None:
-            task.attack_block(*block, state)
-            digest.update(*block)
-            state.digest = digest.hexdigest()
-            if checkpoint is not None:
-                state.save(checkpoint)
-            advance(len(block[0]))
+    with _generator_put_back():
+        if checkpoint is not None:
+            _check_loss(attack)
+            state = state.restored(checkpoint)
+            first = _skip(samples, block_size, state, digest, checkpoint)
+            if first is not None and not task.predicts_as_stored(*first, state):
+                state.refuse_model(checkpoint)
+        with _bar(state.done, samples.expected, progress) as advance:
+            while (block := samples.take(block_size)) is not None:
+                task.attack_block(*block, state)
+                digest.update(*block)
+                state.digest = digest.hexdigest()
+                if checkpoint is not None:
+                    state.save(checkpoint)
+                advance(len(block[0]))
     if state.done == 0:
         raise ValueError("data is empty: there is nothing to evaluate")
     if checkpoint is not None and not state.finished:
@@ -101,6 +109,25 @@ def _check_attack(attack: SampleAttack) -> None:
                 f"evaluate takes one {name} for all samples; got a tensor of shape "
                 f"{tuple(value.shape)}"
             )
+
+
+def _check_loss(attack: SampleAttack) -> None:
+    name = getattr(getattr(attack, "loss", None), "__name__", "")
+    if name == "<lambda>" or "<lambda>" in repr(attack):
+        raise ValueError(
+            "checkpoint needs a loss with a name: the code of a lambda cannot be compared on "
+            f"resuming. Give loss a function made by def; got {attack!r}"
+        )
+
+
+@contextlib.contextmanager
+def _generator_put_back() -> Iterator[None]:
+    """A loader draws its seed and its order from the global CPU generator, which is the user's."""
+    state = torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
 
 
 @dataclass
@@ -124,8 +151,7 @@ class _Task:
             )
             clean, forwards = result.clean_prediction, result.forwards
             if clean is None:  # keep="last" never looks at the clean samples
-                size, seed = self.execution.batch_size or len(x), getattr(self.attack, "seed", 0)
-                clean = logits_of(self.model, x, batch_size=size, seed=seed).argmax(1)
+                clean = self._clean_logits(x).argmax(1)
                 forwards += len(x)
         state.extend(
             clean_correct=clean == y, success=result.success, step=result.step,
@@ -134,6 +160,24 @@ class _Task:
         state.forwards += forwards
         state.backwards += result.backwards
         state.seconds += time.perf_counter() - began
+
+    def predicts_as_stored(self, x: torch.Tensor, y: torch.Tensor, state: Progress) -> bool:
+        """Whether the model still classifies the first samples of `state` as it did.
+
+        Near ties do not count, nor does a model that draws random numbers: its predictions depend
+        on how samples are batched.
+        """
+        logits = self._clean_logits(x).cpu()
+        differs = (logits.argmax(1) == y.cpu()) != state.columns["clean_correct"][: len(x)]
+        top = logits.topk(min(2, logits.shape[1]), dim=1).values
+        differs &= ~(top[:, 0] - top[:, -1] <= _TIE * logits.abs().amax(1))
+        if not bool(differs.any()):
+            return True
+        return not torch.equal(self._clean_logits(x, reseed=1).cpu(), logits)
+
+    def _clean_logits(self, x: torch.Tensor, *, reseed: int = 0) -> torch.Tensor:
+        size, seed = self.execution.batch_size or len(x), getattr(self.attack, "seed", 0) or 0
+        return logits_of(self.model, x, batch_size=size, seed=seed + reseed)
 
 
 def logits_of(model: Model, x: torch.Tensor, *, batch_size: int, seed: int = 0) -> torch.Tensor:
@@ -162,13 +206,15 @@ def _collected(counts: dict[str, int]) -> Iterator[None]:
 def _skip(
     samples: Samples, block_size: int, state: Progress, digest: DataDigest,
     path: str | os.PathLike[str],
-) -> None:  # fmt: skip
-    """Read past the samples that a checkpoint has, checking that they are the same."""
-    skipped = 0
+) -> tuple[torch.Tensor, torch.Tensor] | None:  # fmt: skip
+    """Read past the samples that a checkpoint has, checking that they are the same; their first
+    block, None if there is none."""
+    skipped, first = 0, None
     while skipped < state.done:
         block = samples.take(min(state.done - skipped, block_size))
         if block is None:
             break
+        first = block if first is None else first
         digest.update(*block)
         skipped += len(block[0])
     if state.done:
@@ -176,6 +222,7 @@ def _skip(
     if state.finished and (more := samples.take(1)) is not None:
         digest.update(*more)
         state.check_data(digest.hexdigest(), path)
+    return first
 
 
 def _device_of(module: torch.nn.Module | None) -> torch.device | None:

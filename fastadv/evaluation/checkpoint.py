@@ -3,9 +3,10 @@
 import hashlib
 import io
 import os
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -18,7 +19,7 @@ _COLUMNS = {
 }
 _FINGERPRINT = {
     "attack": "attack",
-    "model": "model (the SHA-256 of its weights)",
+    "model": "model (the SHA-256 of its structure and weights)",
     "version": "version of fastadv",
     "n": "number of samples",
 }
@@ -68,10 +69,11 @@ class DataDigest:
 
 
 def digest_of_model(module: torch.nn.Module | None) -> str:
-    """SHA-256 of all parameters and buffers; "" for a plain function, which has none to show."""
+    """SHA-256 of the repr, all parameters and buffers; "" for a plain function, which has none."""
     if module is None:
         return ""
-    digest = hashlib.sha256()
+    # an address in a repr, as of a function in extra_repr, is another one in every process
+    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-fA-F]+", "", repr(module)).encode())
     for name, value in module.state_dict().items():
         digest.update(name.encode())
         if isinstance(value, torch.Tensor):
@@ -126,7 +128,8 @@ class Progress:
         """The progress in `path`, or this one if there is no file; ValueError if it is another's,
         FileNotFoundError if there is not even a folder for it.
 
-        The data are compared later, as they are read: see `check_data`.
+        The data are compared later, as they are read, and then the predictions: see `check_data`
+        and `refuse_model`.
         """
         path = Path(path)
         if not path.parent.is_dir():
@@ -142,6 +145,12 @@ class Progress:
                     f"{_short(mine)}. Choose another path, or delete it to start again"
                 )
         return Progress(**{k: v for k, v in saved.items() if k != "format"})
+
+    def refuse_model(self, path: str | os.PathLike[str]) -> NoReturn:
+        raise ValueError(
+            f"checkpoint {path} belongs to another model: the one here classifies its first clean "
+            "samples otherwise. Choose another path, or delete it to start again"
+        )
 
     def check_data(self, digest: str, path: str | os.PathLike[str] | None) -> None:
         """Raises ValueError unless the data read again are those of the checkpoint."""

@@ -24,9 +24,10 @@ class Report:
     A sample is robust if the model classifies it correctly and the attack has no success on it.
     clean_correct, robust, success (bool), step (int64, -1 if none) and distance (float64, in the
     threat model's norm) are (n,) CPU tensors in the order of the data. model: its class, number of
-    parameters and the start of the SHA-256 of its weights. eps, steps, restarts, seed: None where
-    the attack has no such thing. forwards, backwards: samples times passes. seconds: attacking,
-    without loading data. warnings: samples for each code of `AttackWarning`.
+    parameters and the start of the SHA-256 of its structure and weights. eps, steps,
+    restarts, seed: None where the attack has no such thing. forwards, backwards: samples times
+    passes. seconds: attacking, without loading data. warnings: samples for each code of
+    `AttackWarning`.
     """
 
     model: str

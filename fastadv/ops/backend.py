@@ -18,7 +18,7 @@ def _checked(choice: str, source: str) -> str:
     return choice
 
 
-_choice = _checked(os.environ.get("FASTADV_BACKEND", "auto"), "FASTADV_BACKEND")
+_choice = os.environ.get("FASTADV_BACKEND", "auto")  # checked at the first op, not at import
 
 
 class use_backend(contextlib.AbstractContextManager):
@@ -54,6 +54,7 @@ def interpreting() -> bool:
 def explain(device: torch.device) -> tuple[str, str]:
     """(backend, reason) that ops on `device` would run with now; raises as they would."""
     on_gpu = device.type in _TRITON_DEVICES
+    _checked(_choice, "FASTADV_BACKEND")
     if _choice == "reference":
         return "reference", "chosen by use_backend or FASTADV_BACKEND"
     if _choice == "auto" and not on_gpu:

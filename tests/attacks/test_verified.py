@@ -104,6 +104,7 @@ class _RightInFullBatches(nn.Module):
         return torch.stack([sign * (1 + right), torch.zeros_like(right)], 1)
 
 
+@pytest.mark.filterwarnings("ignore:unconfirmed")
 @pytest.mark.parametrize("execution", _WAYS[:2], ids=["continuous", "plain"])
 @pytest.mark.parametrize("restarts", [1, 3])
 def test_a_model_wrong_in_other_batch_sizes_only_is_not_fooled(execution, restarts):
@@ -120,6 +121,7 @@ def test_a_model_wrong_in_other_batch_sizes_only_is_not_fooled(execution, restar
     assert result.step.tolist() == [0] * 2 + [-1] * 6
 
 
+@pytest.mark.filterwarnings("ignore:unconfirmed")
 def test_a_model_wrong_alone_only_is_not_fooled():
     class WrongAlone(_RightInFullBatches):
         def forward(self, x):
@@ -182,6 +184,7 @@ class _WrongOnce(nn.Module):
         return torch.stack([sign * (1 + rows), torch.zeros_like(rows)], 1)
 
 
+@pytest.mark.filterwarnings("ignore:unconfirmed")
 @pytest.mark.parametrize("execution", _WAYS, ids=str)
 @pytest.mark.parametrize("call", [2, 3, 4])
 def test_an_iterate_that_no_later_evaluation_reproduces_is_no_success(execution, call):
@@ -240,6 +243,7 @@ class _Leaky(fastadv.Linf):
         return x_adv.add_(step_size.view(-1, 1, 1, 1) * grad.sign())
 
 
+@pytest.mark.filterwarnings("ignore:unconfirmed")
 @pytest.mark.parametrize("keep", ["first_success", "best", "last"])
 def test_a_step_that_leaves_the_ball_or_the_box_gives_no_success(keep):
     problem = mixed_problem(48, wrong_every=100)

@@ -35,6 +35,35 @@ def test_a_table_holds_what_the_rows_say(readme, results):
     assert "old" not in text and text.startswith("# x\n") and text.endswith("tail\n")
 
 
+_NOTE = (
+    "Samples beyond: further off than the tolerance (1e-06) and left out of the error "
+    "(max of all but 1 in 4): rounding decides the sign of gradients near zero there."
+)
+
+
+@pytest.mark.parametrize(
+    "name, cell",
+    [
+        ("first-screen", "| 1e-09 (2 of 8 samples beyond) |"),
+        ("attacks", "| 1e-09 (1e-06; 2 of 8 samples beyond) |"),
+    ],
+)
+def test_samples_beyond_the_tolerance_are_shown_and_explained(
+    readme, results, with_changes, name, cell
+):
+    readme.write_text(_README.format(name=name))
+    _run(readme, results)
+    assert "beyond" not in readme.read_text()
+    metric = "max of all but 1 in 4: zeros"
+    parted = [
+        with_changes(equality=schema.Equality(1e-9, 1e-6, metric, "textbook", outliers))
+        for outliers in (1, 2)
+    ]
+    schema.append_rows([parted[0], dataclasses.replace(parted[1], provider="textbook")], results)
+    _run(readme, results)
+    assert cell in readme.read_text() and _NOTE in readme.read_text()
+
+
 @pytest.mark.parametrize("name", ["first-screen", "attacks", "attacks-chart", "attacks@test-cpu"])
 def test_a_written_report_passes_its_check(readme, results, name):
     readme.write_text(_README.format(name=name))

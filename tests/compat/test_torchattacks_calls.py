@@ -48,6 +48,18 @@ def test_linear_models_are_attacked_along_one_sign_to_the_edge_of_the_ball(name,
     torch.testing.assert_close(atk(flat, LABELS), (flat + 0.05 * ASCENT).clamp(0, 1))
 
 
+def test_forward_is_the_call(flat):
+    for labels in (LABELS, None):
+        expected = compat.PGD(Linear())(flat, labels)
+        assert torch.equal(compat.PGD(Linear()).forward(flat, labels), expected)
+        assert torch.equal(compat.PGD(Linear()).forward(images=flat, labels=labels), expected)
+
+
+def test_get_logits_ignores_labels(flat):
+    atk = compat.PGD(Linear())
+    assert torch.equal(atk.get_logits(flat, LABELS), Linear()(flat))
+
+
 def test_pgdl2_moves_by_alpha_along_the_unit_gradient(flat):
     atk = compat.PGDL2(Linear(), eps=1.0, alpha=0.1, steps=1, random_start=False)
     unit = WEIGHT[1] / WEIGHT[1].norm()

@@ -122,6 +122,43 @@ def test_missing_labels_mean_the_predictions_of_the_model(net, digits, chosen):
         assert torch.equal(chosen[-1], chosen[-2])
 
 
+@pytest.mark.parametrize(
+    "mode, get",
+    [
+        ("set_mode_targeted_random", "get_random_target_label"),
+        ("set_mode_targeted_least_likely", "get_least_likely_label"),
+    ],
+)
+@pytest.mark.parametrize("with_labels", [True, False])
+def test_targets_can_be_asked_for_before_the_call(mode, get, with_labels, net, digits, chosen):
+    x, labels = digits[0], (digits[1] + 1) % 10 if with_labels else None
+    atk = compat.FGSM(net.train())
+    atk.set_normalization_used(mean=[0.3], std=[0.2])
+    asked = getattr(atk, get)(atk.normalize(x), labels)  # in any mode, and drawing nothing
+    assert asked.shape == (len(x),) and net.training
+    getattr(atk, mode)(quiet=True)
+    for _ in range(2):
+        asked = getattr(atk, get)(atk.normalize(x), labels)
+        atk(atk.normalize(x), labels)
+        assert torch.equal(asked, chosen[-1])
+
+
+def test_the_least_likely_label_follows_kth_min(net, digits):
+    x, y = digits
+    atk = compat.FGSM(net)
+    first = atk.get_least_likely_label(x, y)
+    atk.set_mode_targeted_least_likely(9, quiet=True)
+    likeliest = net(x).masked_fill(torch.nn.functional.one_hot(y, 10).bool(), -torch.inf).argmax(1)
+    assert torch.equal(atk.get_least_likely_label(x, y), likeliest)
+    assert not torch.equal(first, likeliest)
+
+
+@pytest.mark.parametrize("get", ["get_random_target_label", "get_least_likely_label"])
+def test_no_images_have_no_targets(get, net, digits):
+    target = getattr(compat.FGSM(net), get)(digits[0][:0])
+    assert target.shape == (0,) and target.dtype == torch.int64
+
+
 def test_default_mode_is_restored(net, digits):
     x, y = digits
     expected = compat.FGSM(net)(x, y)

@@ -1,5 +1,6 @@
 """Robust accuracy over data sets: the numbers, the kinds of data, the keys of the randomness."""
 
+import contextlib
 import sys
 import warnings
 
@@ -157,6 +158,23 @@ def test_the_model_and_the_global_generator_are_left_alone(problem):
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training for module in net.modules())
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_loader_that_shuffles_leaves_the_global_generator_alone(problem, at):
+    _, x, y = problem
+
+    class Stopped:
+        def run(self, *arguments, **more):
+            if at:
+                raise RuntimeError("stopped")
+            return ATTACK.run(*arguments, **more)
+
+    before = torch.get_rng_state()
+    loader = DataLoader(TensorDataset(x, y), batch_size=7, shuffle=True)
+    with pytest.raises(RuntimeError, match="stopped") if at else contextlib.nullcontext():
+        evaluate(problem[0], loader, Stopped())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_warnings_are_counted_over_blocks_and_emitted_once():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fastadv.models import digits_net
 
 ATTACK = fastadv.pgd(fastadv.Linf(0.1), steps=3, restarts=2, seed=1)
 BATCH = 2  # blocks of 16
+CLEAN_CALLS = 8  # of a block
 
 
 class Failing(nn.Module):
@@ -74,7 +76,7 @@ def test_interrupted_at_any_block_and_resumed_equals_uninterrupted(data, tmp_pat
         assert resumed.calls <= whole.calls
 
 
-def test_interrupted_after_every_block_makes_no_call_twice(data, tmp_path):
+def test_interrupted_after_every_block_repeats_the_first_clean_block_only(data, tmp_path):
     whole = Failing()
     expected = comparable(run(whole, data))
 
@@ -104,7 +106,7 @@ def test_interrupted_after_every_block_makes_no_call_twice(data, tmp_path):
         calls += model.calls
     model = Failing()
     assert comparable(run(model, data, tmp_path / "c.pt", OneBlock())) == expected
-    assert calls + model.calls == whole.calls
+    assert calls + model.calls == whole.calls + 4 * CLEAN_CALLS
 
 
 SCRIPT = """
@@ -159,11 +161,75 @@ def test_kill_nine_and_resume_equals_uninterrupted(tmp_path):
     assert reports[0] == reports[1]
 
 
-def test_a_finished_checkpoint_returns_without_calling_the_model(data, tmp_path):
+def test_a_finished_checkpoint_calls_the_model_on_its_first_clean_block_only(data, tmp_path):
     expected = comparable(run(Failing(), data, tmp_path / "c.pt"))
-    model = Failing(at=1)
+    model = Failing()
     assert comparable(run(model, data, tmp_path / "c.pt")) == expected
-    assert model.calls == 0
+    assert model.calls == CLEAN_CALLS
+
+
+def test_another_structure_with_the_same_weights_is_another_model(data, tmp_path):
+    linear = nn.Linear(64, 10)
+
+    def net(last):
+        return nn.Sequential(nn.Flatten(), linear, last)
+
+    run(net(nn.ReLU()), data, tmp_path / "c.pt")
+    run(net(nn.ReLU()), data, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="belongs to another model .the SHA-256 of its structure"):
+        run(net(nn.Hardtanh()), data, tmp_path / "c.pt")
+
+
+def test_another_function_is_another_model(data, tmp_path):
+    net = digits_net(3)
+
+    def functions(sign):
+        return lambda x: sign * net(x)
+
+    run(functions(1), data, tmp_path / "c.pt")
+    run(functions(1), data, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="belongs to another model: .* classifies its first clean"):
+        run(functions(-1), data, tmp_path / "c.pt")
+
+
+def test_near_ties_and_random_models_are_not_taken_for_another_model(data, tmp_path):
+    class Drawing(nn.Module):
+        noise = 50.0
+
+        def forward(self, x):
+            return x.flatten(1)[:, :10] + self.noise * torch.randn(len(x), 10)
+
+    net = digits_net(3)
+    scale = torch.ones(10)
+
+    def nearly(x):
+        return net(x) * 1e-4 + scale
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fastadv.AttackWarning)
+        run(Drawing(), data, tmp_path / "random.pt", batch_size=3)
+        run(Drawing(), data, tmp_path / "random.pt", batch_size=2)
+        run(nearly, data, tmp_path / "tie.pt")
+        scale[3] += 2.0**-8
+        run(nearly, data, tmp_path / "tie.pt")
+
+
+def _named_loss(logits, y):
+    return -logits.gather(1, y[:, None])[:, 0]
+
+
+def test_a_checkpoint_needs_a_loss_with_a_name(data, tmp_path):
+    def with_loss(loss):
+        return fastadv.pgd(fastadv.Linf(0.1), steps=2, loss=loss)
+
+    nameless = with_loss(lambda logits, y: _named_loss(logits, y))
+    with pytest.raises(ValueError, match="Give loss a function made by def; got fastadv.pgd"):
+        run(Failing(), data, tmp_path / "c.pt", nameless)
+    assert not (tmp_path / "c.pt").exists()
+    named = run(Failing(), data, tmp_path / "c.pt", with_loss(_named_loss))
+    assert (
+        comparable(run(Failing(), data, attack=nameless))["robust"] == comparable(named)["robust"]
+    )
 
 
 def test_a_checkpoint_does_not_depend_on_how_the_data_are_cut(data, tmp_path):
@@ -274,3 +340,17 @@ def test_the_digest_of_a_model_sees_weights_and_buffers():
     net[1].running_mean[0] += 1
     assert checkpoint.digest_of_model(net) != first
     assert checkpoint.digest_of_model(None) == ""
+
+
+def test_the_digest_of_a_model_does_not_see_addresses():
+    class Named(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def extra_repr(self):
+            return repr(self.function)
+
+    first, second = (Named(lambda x: x) for _ in range(2))
+    assert repr(first) != repr(second)
+    assert checkpoint.digest_of_model(first) == checkpoint.digest_of_model(second)

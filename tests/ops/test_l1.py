@@ -91,7 +91,7 @@ def assert_within(x_adv, x, eps, bounds=BOUNDS):
 @pytest.fixture
 def short_rows(monkeypatch):
     """Rows above 64 elements take the kernel for long rows, in chunks of 128."""
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="needs triton, which is installed on Linux only")
     from fastadv.kernels import l1 as kernels
 
     monkeypatch.setattr(kernels, "ROW_LIMIT", 64)

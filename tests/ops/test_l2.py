@@ -60,7 +60,7 @@ def assert_within(x_adv, x, eps, largest=1.0):
 @pytest.fixture
 def short_rows(monkeypatch):
     """Rows above 64 elements take the kernels for long rows, in chunks of 128."""
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="needs triton, which is installed on Linux only")
     from fastadv.kernels import l2 as kernels
 
     monkeypatch.setattr(kernels, "ROW_LIMIT", 64)
@@ -81,7 +81,7 @@ class Launches:
 
 @pytest.fixture
 def launches(monkeypatch):
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="needs triton, which is installed on Linux only")
     from fastadv.kernels import l2 as kernels
 
     counts = []

@@ -71,26 +71,34 @@ class Attack:
         x_adv = self._attacked(inputs, labels)[1]
         return x_adv if self.normalization_used is None else self.normalize(x_adv)
 
+    def forward(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """The same as calling the attack."""
+        return self(images, labels)
+
     def _attacked(
         self, inputs: torch.Tensor, labels: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(x, x_adv) in [0, 1]."""
-        normalization.check_single(self.model, self.normalization_used)
         with torch.inference_mode(False), torch.no_grad():
-            x = normalization.to_pixels(self._moved(inputs), self.normalization_used)
-            model = normalization.pixel_model(self.model, self.normalization_used, x)
-            sample_ids = torch.arange(len(x), device=x.device) + self._images_attacked
-            seed = (self._seed + _MIXER * self._calls) % 2**64
+            model, x, sample_ids, seed = self._next_call(inputs)
             self._calls += 1
             self._images_attacked += len(x)
             y, target = self._moved(labels) if self._takes_labels else None, None
             if self.targeted and len(x):
-                y, target = None, self._targets(model, x, y, sample_ids, seed)
+                y, target = None, self._targets(self.attack_mode, model, x, y, sample_ids, seed)
             start = self._start(x, sample_ids) if len(x) else None
         if getattr(self, "steps", 1) < 1:
             return x, x.clone() if start is None else start
         settings = self._settings(batch=len(x), seed=seed)
         return x, settings(model, x, y, target=target, x_init=start)
+
+    def _next_call(self, inputs: torch.Tensor) -> tuple[Model, torch.Tensor, torch.Tensor, int]:
+        """(model of x, x in [0, 1], sample_ids, seed) of the call that comes next."""
+        normalization.check_single(self.model, self.normalization_used)
+        x = normalization.to_pixels(self._moved(inputs), self.normalization_used)
+        model = normalization.pixel_model(self.model, self.normalization_used, x)
+        sample_ids = torch.arange(len(x), device=x.device) + self._images_attacked
+        return model, x, sample_ids, (self._seed + _MIXER * self._calls) % 2**64
 
     def _moved(self, values: Any) -> Any:
         if isinstance(values, torch.Tensor) and self.device is not None:
@@ -98,25 +106,25 @@ class Attack:
         return values
 
     def _targets(
-        self, model: Model, x: torch.Tensor, y: torch.Tensor | None, sample_ids: torch.Tensor,
-        seed: int,
+        self, mode: str, model: Model, x: torch.Tensor, y: torch.Tensor | None,
+        sample_ids: torch.Tensor, seed: int,
     ) -> torch.Tensor:  # fmt: skip
-        """(B,) targets of the mode; the model and a user's function see x in eval mode."""
-        if self.attack_mode == _LABEL:
+        """(B,) targets of `mode`; the model and a user's function see x in eval mode."""
+        if mode == _LABEL:
             if y is None:
                 raise ValueError("labels are the targets in mode 'targeted(label)'; got None")
             return y
         if y is not None:
             y = checks.check_labels(y, x, name="labels")
         with isolated(model, device=x.device, seed=seed):
-            if self.attack_mode == _CUSTOM and y is not None:
+            if mode == _CUSTOM and y is not None:
                 return self._moved(self._target_map_function(x, y))
             logits = Oracle(model, _CE, targeted=True).logits(x)
             y = logits.argmax(1) if y is None else y
             checks.check_range(y, logits.shape[1], name="labels")
-            if self.attack_mode == _CUSTOM:
+            if mode == _CUSTOM:
                 return self._moved(self._target_map_function(x, y))
-            if self.attack_mode == _LEAST_LIKELY:
+            if mode == _LEAST_LIKELY:
                 return _least_likely(logits, y, self._kth_min)
             return targets.choose("random", logits, y, seed=self._seed, sample_ids=sample_ids, x=x)
 
@@ -207,14 +215,35 @@ class Attack:
             raise ValueError("call set_normalization_used(mean, std) first")
         return self.normalization_used
 
-    def get_logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        """model(inputs), inputs being what the attack is called with."""
+    def get_logits(self, inputs: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """model(inputs), inputs being what the attack is called with; labels are ignored."""
         return self.model(inputs)
 
     def get_output_with_eval_nograd(self, inputs: torch.Tensor) -> torch.Tensor:
         """`get_logits` in eval mode and without a gradient; every flag is put back."""
         with isolated(self.model, device=inputs.device, seed=self._seed):
             return self.model(inputs)
+
+    def get_random_target_label(
+        self, inputs: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(B,) targets that the next call would draw in mode "targeted(random)"."""
+        return self._targets_of_next_call(_RANDOM, inputs, labels)
+
+    def get_least_likely_label(
+        self, inputs: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(B,) targets of mode "targeted(least-likely)", with the kth_min that was set last."""
+        return self._targets_of_next_call(_LEAST_LIKELY, inputs, labels)
+
+    def _targets_of_next_call(
+        self, mode: str, inputs: torch.Tensor, labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            model, x, sample_ids, seed = self._next_call(inputs)
+            if not len(x):
+                return torch.empty(0, dtype=torch.int64, device=x.device)
+            return self._targets(mode, model, x, self._moved(labels), sample_ids, seed)
 
     def save(
         self,
