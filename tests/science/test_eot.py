@@ -1,5 +1,6 @@
 """Randomness hides the gradient in noise; averaging passes (EOT) finds it again."""
 
+import pytest
 import torch
 
 import fastadv
