@@ -91,7 +91,7 @@ def info() -> None:
 def _explained(device: torch.device) -> str:
     try:
         chosen, reason = backend.explain(device)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         return f"none: {error}"
     return f"{chosen}: {reason}"
 

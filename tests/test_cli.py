@@ -312,3 +312,12 @@ def test_a_missing_extra_is_named_with_the_remedy(name, capsys, monkeypatch):
     code, _, err = run(capsys, ["info"])
     assert code == 2
     assert err == f'fastadv: the command line needs {name}: pip install "fastadv[cli]"\n'
+
+
+def test_info_names_a_wrong_backend_variable():
+    environment = os.environ | {"FASTADV_BACKEND": "foo"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fastadv", "info"], env=environment, capture_output=True, text=True
+    )
+    assert "FASTADV_BACKEND must be one of" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
