@@ -172,25 +172,25 @@ def _advance_slots(
 
     Returns which slots were active before: only they are written.
     """
-    step = slots[:, slot_columns.STEP].clone()
-    success_step = slots[:, slot_columns.SUCCESS_STEP].clone()
-    was_active = slots[:, slot_columns.ACTIVE] != 0
-    fault = slots[:, slot_columns.FAULT].clone()
+    columns = (
+        slot_columns.STEP,
+        slot_columns.SUCCESS_STEP,
+        slot_columns.ACTIVE,
+        slot_columns.FAULT,
+    )
+    assert columns == (0, 1, 2, 3), "the four columns that every evaluation writes come first"
+    state = slots[:, : len(columns)]
+    step, success_step, active, fault = state.unbind(1)
+    was_active = active != 0
     counted = step >= first_step
     success_step = torch.where(fooled & counted & (success_step < 0), step, success_step)
-    fault = fault | slot_columns.FAULT_NAN_LOGITS * has_nan.int()
-    fault = fault | slot_columns.FAULT_BAD_LABEL * (~valid).int()
+    fault = fault | has_nan * slot_columns.FAULT_NAN_LOGITS
+    fault = fault | ~valid * slot_columns.FAULT_BAD_LABEL
     goes_on = step < steps
     if stop_early:
         goes_on = goes_on & (success_step < 0)
-    updates = {
-        slot_columns.STEP: step + goes_on.int(),
-        slot_columns.SUCCESS_STEP: success_step,
-        slot_columns.ACTIVE: goes_on.int(),
-        slot_columns.FAULT: fault,
-    }
-    for column, value in updates.items():
-        slots[:, column] = torch.where(was_active, value, slots[:, column])
+    updated = torch.stack((step + goes_on, success_step, goes_on.int(), fault.int()), 1)
+    state.copy_(torch.where(was_active[:, None], updated, state))
     if best_loss is not None:
         improved = was_active & counted & (loss > best_loss)
         best_loss.copy_(torch.where(improved, loss, best_loss))
