@@ -36,8 +36,10 @@ def modules_behind(model: object, depth: int = 3) -> list[nn.Module]:
 
 
 def module_of(model: Model) -> nn.Module | None:
-    """The module behind a model: itself, or the first that a callable reaches; else None."""
-    return next(iter(modules_behind(model)), None)
+    """The module that a model is: itself, or the owner of a bound method; None for functions,
+    which may reach modules that have nothing to do with the answer."""
+    owner = model.__self__ if isinstance(model, MethodType) else model
+    return owner if isinstance(owner, nn.Module) else None
 
 
 @contextlib.contextmanager

@@ -63,3 +63,14 @@ def test_a_success_that_is_not_repeated_is_warned_of():
     with pytest.warns(fastadv.AttackWarning, match="unconfirmed: 6 of 8"):
         result = fastadv.pgd(fastadv.Linf(0.01), steps=2).run(fickle, x, y)
     assert result.success.tolist() == [True, True] + [False] * 6
+
+
+_ELSEWHERE = nn.Linear(4, 3, device="meta")
+
+
+def test_a_module_elsewhere_that_a_function_also_names_is_no_obstacle():
+    net = _net().eval()
+    model = lambda x: net(x) if _ELSEWHERE is not None else x  # noqa: E731
+    x, y = torch.rand(4, 4), torch.zeros(4, dtype=torch.long)
+    expected = fastadv.pgd(fastadv.Linf(0.1)).run(net, x, y)
+    assert torch.equal(fastadv.pgd(fastadv.Linf(0.1)).run(model, x, y).x_adv, expected.x_adv)
