@@ -112,7 +112,7 @@ class Call:
         if not needed and self.target is not None:
             if not attack.resolved_loss.needs_labels_when_targeted:
                 return None
-        logits = self._batched_logits(self.x.clone(memory_format=torch.preserve_format))
+        logits = self._batched_logits(self.x)
         bad = int(logits.isnan().any(1).sum())
         if bad:
             raise ValueError(
@@ -122,7 +122,9 @@ class Call:
         return logits
 
     def _batched_logits(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.oracle.logits(chunk) for chunk in x.split(self.batch_size)])
+        # a copy, a batch at a time: a model that writes to its input must not reach the caller's
+        chunks = (chunk.clone() for chunk in x.split(self.batch_size))
+        return torch.cat([self.oracle.logits(chunk) for chunk in chunks])
 
     def _work(self, logits: torch.Tensor | None) -> Work:
         x, attack = self.x, self.attack

@@ -1,7 +1,5 @@
 """The loss head against float64 autograd, its backends against each other, and its slot rules."""
 
-import contextlib
-
 import numpy as np
 import pytest
 import torch
@@ -93,29 +91,6 @@ def assert_close_to_exact(got: HeadOutput, logits, labels, chosen):
     assert error(eager.loss, loss) <= ulps * size * torch.finfo(eager.loss.dtype).eps
     tolerance = ulps * torch.finfo(eager.loss.dtype).eps + torch.finfo(eager.grad.dtype).eps
     assert error(eager.grad, grad) <= tolerance * float(grad.abs().max().clamp(min=1.0)) * size
-
-
-@pytest.fixture
-def count_launches(monkeypatch):
-    """A context whose value lists the kernels launched inside it."""
-    pytest.importorskip("triton", reason="needs triton, which is installed on Linux only")
-    from triton.runtime.interpreter import InterpretedFunction
-    from triton.runtime.jit import JITFunction
-
-    @contextlib.contextmanager
-    def counting():
-        launches = []
-        with monkeypatch.context() as patch:
-            for function in (InterpretedFunction, JITFunction):
-
-                def run(self, *args, _run=function.run, **kwargs):
-                    launches.append(self.fn.__name__)
-                    return _run(self, *args, **kwargs)
-
-                patch.setattr(function, "run", run)
-            yield launches
-
-    return counting
 
 
 @pytest.mark.parametrize(

@@ -80,31 +80,6 @@ def test_one_launch_a_call(device, count_launches):
     assert launches == ["select_rows_kernel"]
 
 
-@pytest.fixture
-def count_launches(monkeypatch):
-    """A context whose value lists the kernels launched inside it."""
-    import contextlib
-
-    pytest.importorskip("triton", reason="needs triton, which is installed on Linux only")
-    from triton.runtime.interpreter import InterpretedFunction
-    from triton.runtime.jit import JITFunction
-
-    @contextlib.contextmanager
-    def counting():
-        launches = []
-        with monkeypatch.context() as patch:
-            for function in (InterpretedFunction, JITFunction):
-
-                def run(self, *args, _run=function.run, **kwargs):
-                    launches.append(self.fn.__name__)
-                    return _run(self, *args, **kwargs)
-
-                patch.setattr(function, "run", run)
-            yield launches
-
-    return counting
-
-
 def test_opcheck(device, either_backend):
     destination, source = batch(device, 3, 5), batch(device, 3, 5, seed=1)
     flags = torch.ones(3, dtype=torch.int32, device=device)
