@@ -2,20 +2,23 @@
 
 from torch import nn
 
+from fastadv.models.arguments import require_positive
 from fastadv.models.initialisation import build_seeded
 
 
 class MnistNet(nn.Sequential):
-    """Two strided convolutions and two linear layers: (B, 1, 28, 28) to (B, 10) logits.
+    """Two strided convolutions and two linear layers: (B, 1, 28, 28) to (B, classes) logits.
 
-    166,406 parameters. The layers lie in one Sequential, as the authors' do, so that the state
-    dicts of their checkpoints (keys 0.weight to 7.bias) load as they are.
+    166,406 parameters at 10 classes. The layers lie in one Sequential, as the authors' do, so that
+    the state dicts of their checkpoints (keys 0.weight to 7.bias) load as they are. Raises
+    ValueError if classes is below 1.
 
     Wong, Rice and Kolter 2020, Fast is better than free, arXiv:2001.03994, section 5.1; also the
     small MNIST network of Wong and Kolter 2018, arXiv:1711.00851.
     """
 
-    def __init__(self):
+    def __init__(self, *, classes: int = 10):
+        require_positive(classes=classes)
         super().__init__(
             nn.Conv2d(1, 16, 4, stride=2, padding=1),
             nn.ReLU(),
@@ -24,16 +27,17 @@ class MnistNet(nn.Sequential):
             nn.Flatten(),
             nn.Linear(32 * 7 * 7, 100),
             nn.ReLU(),
-            nn.Linear(100, 10),
+            nn.Linear(100, classes),
         )
 
 
-def mnist_net(seed: int = 0) -> MnistNet:
-    """A freshly initialised `MnistNet` on the CPU, a pure function of seed.
+def mnist_net(seed: int = 0, *, classes: int = 10) -> MnistNet:
+    """A freshly initialised `MnistNet` on the CPU, a pure function of its arguments.
 
-    Inputs in [0, 1], not normalised. The global generators are neither read nor written.
+    Inputs in [0, 1], not normalised. The global generators are neither read nor written. Raises
+    ValueError if classes is below 1.
 
     >>> mnist_net(seed=1)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
-    return build_seeded(MnistNet, seed=seed)
+    return build_seeded(lambda: MnistNet(classes=classes), seed=seed)

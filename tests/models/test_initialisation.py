@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastadv.models import digits_net, mnist_net
+from fastadv.models import digits_net, mnist_conv_net, mnist_net
 from fastadv.models.initialisation import build_seeded
 
-_NETS = pytest.mark.parametrize("net", [digits_net, mnist_net])
+_NETS = pytest.mark.parametrize("net", [digits_net, mnist_net, mnist_conv_net])
 
 
 @_NETS
@@ -68,6 +68,60 @@ def test_a_default_device_does_not_move_the_network():
     assert torch.equal(model[0].weight, digits_net()[0].weight)
 
 
-def test_a_layer_of_another_kind_is_refused():
-    with pytest.raises(TypeError, match="Conv2d and Linear layers only; got BatchNorm2d"):
-        build_seeded(lambda: nn.Sequential(nn.BatchNorm2d(3)), seed=0)
+class _Constant(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("value", torch.ones(3))
+
+
+@pytest.mark.parametrize("layer", [nn.PReLU, _Constant])
+def test_a_layer_of_another_kind_is_refused(layer):
+    message = f"Conv2d, Linear and BatchNorm layers only; got {layer.__name__} with parameters or"
+    with pytest.raises(TypeError, match=message):
+        build_seeded(lambda: nn.Sequential(layer()), seed=0)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d])
+@pytest.mark.parametrize("initialisation", ["torch", "he"])
+def test_batchnorm_starts_as_the_identity_with_fresh_statistics(layer, initialisation):
+    model = build_seeded(lambda: layer(3), seed=0, initialisation=initialisation)
+    state = model.state_dict()
+    assert {key: value.tolist() for key, value in state.items()} == {
+        "weight": [1, 1, 1],
+        "bias": [0, 0, 0],
+        "running_mean": [0, 0, 0],
+        "running_var": [1, 1, 1],
+        "num_batches_tracked": 0,
+    }
+
+
+def test_batchnorm_without_weights_or_statistics_is_admitted():
+    model = build_seeded(lambda: nn.BatchNorm2d(3, affine=False, track_running_stats=False), seed=0)
+    assert model.state_dict() == {}
+
+
+def test_batchnorm_draws_nothing():
+    def build(*between):
+        return nn.Sequential(nn.Conv2d(1, 3, 3), *between, nn.Conv2d(3, 2, 3))
+
+    plain = build_seeded(build, seed=1)
+    with_norm = build_seeded(lambda: build(nn.BatchNorm2d(3)), seed=1)
+    assert torch.equal(plain[1].weight, with_norm[2].weight)
+
+
+def test_he_fills_the_interval_of_its_variance_with_biases_zero():
+    model = build_seeded(
+        lambda: nn.Sequential(nn.Conv2d(4, 32, 5, groups=2), nn.Linear(100, 50)),
+        seed=0,
+        initialisation="he",
+    )
+    bounds = (6 / (32 // 2 * 5 * 5)) ** 0.5, 100**-0.5  # a group has 16 of the 32 outputs
+    for layer, bound in zip(model, bounds, strict=True):
+        # the largest of n = 1,600 uniforms misses the bound by 1 % with chance 0.99^n = 1e-7
+        assert 0.99 * bound < layer.weight.abs().max() <= bound
+        assert not layer.bias.any()
+
+
+def test_another_initialisation_is_refused():
+    with pytest.raises(ValueError, match="initialisation must be 'torch' or 'he'; got 'xavier'"):
+        build_seeded(lambda: nn.Linear(2, 2), seed=0, initialisation="xavier")
