@@ -1,5 +1,6 @@
 """Ops: each a schema, an eager reference that defines it, and a Triton launch."""
 
+from fastadv.ops.augment import AugmentedBatch, augment_batch, augment_batch_reference
 from fastadv.ops.backend import use_backend
 from fastadv.ops.heads import HeadOutput, loss_head, loss_head_, loss_head_reference
 from fastadv.ops.l1 import l1_step, l1_step_, l1_step_reference, project_l1, project_l1_reference
@@ -9,7 +10,10 @@ from fastadv.ops.select import select_rows_
 from fastadv.ops.start import random_start, random_start_reference
 
 __all__ = [
+    "AugmentedBatch",
     "HeadOutput",
+    "augment_batch",
+    "augment_batch_reference",
     "l1_step",
     "l1_step_",
     "l1_step_reference",

@@ -1,5 +1,6 @@
 """The loss head in eager torch: it defines what the kernel must give."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -8,119 +9,160 @@ from fastadv.kernels import slots as slot_columns
 from fastadv.ops import layout, reduction
 
 _DLR_GUARD = 1e-12  # AutoAttack's: z_pi1 = z_pi3 must not divide by zero
+_SORTED_CLASSES = 16  # maxima one by one are faster above: 50 times at 1,000 classes
 
 
-class _Ascended(NamedTuple):
-    """A loss per row, its gradient, and the gap z_up - z_down of the losses that have one."""
+class _Rows(NamedTuple):
+    """Rows of logits and what every loss asks of them; (B,), but for z: (B, C)."""
 
-    loss: torch.Tensor
-    grad: torch.Tensor
-    gap: torch.Tensor | None = None
+    z: torch.Tensor
+    top: torch.Tensor  # the largest logit, NaN in a row with a NaN
+    first: torch.Tensor  # its first column: the prediction
+    label: torch.Tensor  # in [0, C), as target
+    target: torch.Tensor | None
+    unusable: torch.Tensor  # rows without a gradient: a NaN, or a label that is no class
+
+    @property
+    def own(self) -> torch.Tensor:
+        return self.label if self.target is None else self.target
 
 
 def _at(z: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
     return z.gather(1, column[:, None])[:, 0]
 
 
-def _ranked(z: torch.Tensor, count: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _ranked(rows: _Rows, count: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The `count` largest values and their columns, ties in ascending column order."""
-    values, columns = z.sort(dim=1, descending=True, stable=True)
-    return list(values[:, :count].unbind(1)), list(columns[:, :count].unbind(1))
+    z = rows.z
+    if z.shape[1] <= _SORTED_CLASSES:
+        values, columns = z.sort(dim=1, descending=True, stable=True)
+        return list(values[:, :count].unbind(1)), list(columns[:, :count].unbind(1))
+    rest, free = z.clone(), z.new_ones(z.shape[0], count + 1)
+    values, columns = [rows.top], [rows.first]
+    while len(columns) < count:
+        rest.scatter_(1, columns[-1][:, None], -math.inf)
+        free.scatter_(1, columns[-1].clamp(max=count)[:, None], 0.0)
+        value, column = rest.max(1)
+        # where -inf is all that is left, the maximum may be a column that was taken before
+        columns.append(torch.where(value == -math.inf, free.argmax(1), column))
+        values.append(value)
+    return values, columns
 
 
-def _one_hot_sum(z: torch.Tensor, *terms: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rows that hold, for each (column, weight) in turn, `weight` added at `column`."""
-    grad = torch.zeros_like(z)
+def _fill_one_hot(out: torch.Tensor, *terms: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Zeros and, for each (column, weight) in turn, `weight` added at `column`."""
+    out.zero_()
     for column, weight in terms:
-        grad.scatter_add_(1, column[:, None], weight[:, None])
-    return grad
+        out.scatter_add_(1, column[:, None], weight[:, None])
 
 
-def _log_softmax(z: torch.Tensor) -> torch.Tensor:
-    shifted = z - z.amax(1, keepdim=True)
-    return shifted - reduction.tree_sum(shifted.exp()).contiguous().log()[:, None]
-
-
-def _cross_entropy(z: torch.Tensor, own: torch.Tensor, smoothing: float, sign: int) -> _Ascended:
-    top = z.amax(1)
-    exponents = (z - top[:, None]).exp()
+def _cross_entropy(rows: _Rows, smoothing: float, grad: torch.Tensor | None) -> torch.Tensor:
+    z, top, unusable = rows.z, rows.top[:, None], rows.unusable[:, None]
+    column, classes, descends = rows.own[:, None], z.shape[1], rows.target is not None
+    exponents = (z - top).exp_()
     total = reduction.tree_sum(exponents).contiguous()
-    loss = total.log() + (top - _at(z, own))
+    log_total, total = total.log(), total[:, None]
+    loss = (top - z.gather(1, column))[:, 0].add_(log_total)
     if smoothing > 0.0:
-        spread = reduction.tree_sum(top[:, None] - z) / z.shape[1]
-        loss = (1.0 - smoothing) * loss + smoothing * (total.log() + spread)
-    floor = torch.full_like(z, smoothing / z.shape[1])
-    wanted = floor.scatter(1, own[:, None], 1.0 - smoothing + smoothing / z.shape[1])
-    return _Ascended(sign * loss, sign * (exponents / total[:, None] - wanted))
+        spread = reduction.tree_sum(top - z) / classes
+        loss = (1.0 - smoothing) * loss + smoothing * (log_total + spread)
+    if descends:
+        loss.neg_()
+    if grad is None:
+        return loss
+    at_own = (exponents.gather(1, column) / total).sub_(1.0 - smoothing + smoothing / classes)
+    if smoothing > 0.0:
+        torch.div(exponents, total, out=grad).sub_(smoothing / classes)
+        if descends:
+            grad.neg_()
+        grad.masked_fill_(unusable, 0.0)
+    else:
+        # dividing by inf zeroes a row in the pass that is needed anyway
+        divisor = (-total if descends else total).masked_fill(unusable, math.inf)
+        torch.div(exponents, divisor, out=grad)
+    if descends:
+        at_own.neg_()
+    # NaN, of a NaN or an infinite logit, is the only value that is not finite
+    at_own.masked_fill_(unusable, 0.0).nan_to_num_(0.0)
+    grad.nan_to_num_(0.0).scatter_(1, column, at_own)
+    return loss
 
 
-def _margin(z: torch.Tensor, own: torch.Tensor, kappa: float, targeted: bool) -> _Ascended:
-    values, columns = _ranked(z, 2)
-    leads = columns[0] == own
-    rival = torch.where(leads, columns[1], columns[0])
-    rival_z = torch.where(leads, values[1], values[0])
-    up, down = (own, rival) if targeted else (rival, own)
-    gap = _at(z, own) - rival_z if targeted else rival_z - _at(z, own)
-    slope = (gap <= kappa).to(z.dtype)
-    return _Ascended(gap.clamp(max=kappa), _one_hot_sum(z, (up, slope), (down, -slope)), gap)
+def _margin(
+    rows: _Rows, kappa: float, grad: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss, gap z_up - z_down)."""
+    own = rows.own
+    values, columns = _ranked(rows, 2)
+    leads = rows.first == own
+    rival, rival_z = torch.where(leads, columns[1], columns[0]), torch.where(leads, *values[::-1])
+    gap = _at(rows.z, own) - rival_z if rows.target is not None else rival_z - _at(rows.z, own)
+    if grad is not None:
+        up, down = (rival, own) if rows.target is None else (own, rival)
+        slope = (gap <= kappa).logical_and_(~rows.unusable).to(grad.dtype)
+        _fill_one_hot(grad, (up, slope), (down, -slope))
+    return gap.clamp(max=kappa), gap
 
 
-def _dlr(z: torch.Tensor, label: torch.Tensor) -> _Ascended:
-    (top, second, third), columns = _ranked(z, 3)
-    leads = columns[0] == label
-    rival = torch.where(leads, columns[1], columns[0])
-    gap = torch.where(leads, second, top) - _at(z, label)
-    width = top - third + _DLR_GUARD
-    loss, slope = gap / width, 1.0 / width
-    bend = loss / width
-    terms = (rival, slope), (label, -slope), (columns[0], -bend), (columns[2], bend)
-    return _Ascended(loss, _one_hot_sum(z, *terms), gap)
+def _dlr(rows: _Rows, grad: torch.Tensor | None) -> torch.Tensor:
+    z, label, target = rows.z, rows.label, rows.target
+    values, columns = _ranked(rows, 3 if target is None else 4)
+    if target is None:
+        leads = columns[0] == label
+        up, up_z = torch.where(leads, columns[1], columns[0]), torch.where(leads, *values[1::-1])
+        low = values[2]
+    else:
+        up, up_z = target, _at(z, target)
+        low = 0.5 * (values[2] + values[3])
+    gap = up_z - _at(z, label)
+    width = values[0] - low + _DLR_GUARD
+    loss = gap / width
+    if grad is not None:
+        slope, bend = (1.0 / width).masked_fill_(rows.unusable, 0.0), loss / width
+        bend.masked_fill_(rows.unusable, 0.0)
+        low_bend = bend if target is None else 0.5 * bend
+        terms = ((column, low_bend) for column in columns[2:])
+        _fill_one_hot(grad, (up, slope), (label, -slope), (columns[0], -bend), *terms)
+        grad.nan_to_num_(0.0, 0.0, 0.0)
+    return loss
 
 
-def _targeted_dlr(z: torch.Tensor, label: torch.Tensor, target: torch.Tensor) -> _Ascended:
-    (top, _, third, fourth), (first, _, third_column, fourth_column) = _ranked(z, 4)
-    gap = _at(z, target) - _at(z, label)
-    width = top - 0.5 * (third + fourth) + _DLR_GUARD
-    loss, slope = gap / width, 1.0 / width
-    bend = loss / width
-    terms = (target, slope), (label, -slope), (first, -bend)
-    terms += (third_column, 0.5 * bend), (fourth_column, 0.5 * bend)
-    return _Ascended(loss, _one_hot_sum(z, *terms), gap)
+def _difference(rows: _Rows, grad: torch.Tensor | None) -> torch.Tensor:
+    assert rows.target is not None, "checked by the wrappers"
+    if grad is not None:
+        one = (~rows.unusable).to(grad.dtype)
+        _fill_one_hot(grad, (rows.target, one), (rows.label, -one))
+    return _at(rows.z, rows.target) - _at(rows.z, rows.label)
 
 
-def _difference(z: torch.Tensor, label: torch.Tensor, target: torch.Tensor) -> _Ascended:
-    gap = _at(z, target) - _at(z, label)
-    one = torch.ones_like(gap)
-    return _Ascended(gap, _one_hot_sum(z, (target, one), (label, -one)), gap)
-
-
-def _kl(z: torch.Tensor, reference: torch.Tensor) -> _Ascended:
-    q = reference.to(z.dtype)
-    absent = q == 0.0
-    log_probability = _log_softmax(z)
-    log_ratio = torch.where(absent, 1.0, q).log() - log_probability
-    terms = q * log_ratio.masked_fill(absent, 0.0)
-    exponents = (z - z.amax(1, keepdim=True)).exp()
-    probability = exponents / reduction.tree_sum(exponents)[:, None]
-    return _Ascended(reduction.tree_sum(terms), probability - q)
+def _kl(rows: _Rows, reference: torch.Tensor, grad: torch.Tensor | None) -> torch.Tensor:
+    q = reference.to(rows.z.dtype)
+    log_probability = rows.z - rows.top[:, None]
+    exponents = log_probability.exp()
+    total = reduction.tree_sum(exponents).contiguous()
+    log_probability.sub_(total.log()[:, None])
+    terms = q.log().sub_(log_probability).mul_(q).masked_fill_(q == 0.0, 0.0)
+    if grad is not None:
+        torch.div(exponents, total[:, None], out=grad).sub_(q).nan_to_num_(0.0, 0.0, 0.0)
+        grad.masked_fill_(rows.unusable[:, None], 0.0)
+    return reduction.tree_sum(terms)
 
 
 def _ascended(
-    z: torch.Tensor, label: torch.Tensor, target: torch.Tensor | None,
-    reference: torch.Tensor | None, kind: str, parameter: float,
-) -> _Ascended:  # fmt: skip
-    own = label if target is None else target
+    rows: _Rows, reference: torch.Tensor | None, kind: str, parameter: float,
+    grad: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """(loss, the margin's gap); fills `grad`, zero in unusable rows and where it is not finite."""
     if kind == "cross_entropy":
-        return _cross_entropy(z, own, parameter, 1 if target is None else -1)
+        return _cross_entropy(rows, parameter, grad), None
     if kind == "margin":
-        return _margin(z, own, parameter, target is not None)
+        return _margin(rows, parameter, grad)
     if kind == "dlr":
-        return _dlr(z, label) if target is None else _targeted_dlr(z, label, target)
+        return _dlr(rows, grad), None
     if kind == "difference":
-        assert target is not None, "checked by the wrappers"
-        return _difference(z, label, target)
+        return _difference(rows, grad), None
     assert kind == "kl" and reference is not None, "checked by the wrappers"
-    return _kl(z, reference)
+    return _kl(rows, reference, grad), None
 
 
 def loss_head_in_place(
@@ -132,67 +174,68 @@ def loss_head_in_place(
 ) -> None:  # fmt: skip
     """The arguments of the op `fastadv::loss_head_`, by position."""
     z = logits.to(layout.compute_dtype(logits)).contiguous()
-    classes = z.shape[1]
-    valid = (labels >= 0) & (labels < classes)
+    last = z.shape[1] - 1
+    top, first = z.max(1)
+    has_nan = top != top
+    label = labels.clamp(0, last)
+    invalid = label != labels
+    target = None
     if targets is not None:
-        valid &= (targets >= 0) & (targets < classes)
-        targets = targets.clamp(0, classes - 1)
-    has_nan = z.isnan().any(1)
-    usable = valid & ~has_nan
-    predicted = logits.argmax(1)
-    prediction.copy_(predicted)
-    correct.copy_(predicted == labels)
-    labels = labels.clamp(0, classes - 1)
-    fooled = (predicted != labels if targets is None else predicted == targets) & usable
-    value = loss
+        target = targets.clamp(0, last)
+        invalid |= target != targets
+    rows = _Rows(z, top, first, label, target, invalid | has_nan)
+    prediction.copy_(first)
+    torch.eq(first, labels, out=correct)
+    value, gap = loss, None
     if kind != "none":
-        ascended = _ascended(z, labels, targets, reference, kind, parameter)
-        value = torch.where(valid, ascended.loss, 0.0).masked_fill(has_nan, float("nan"))
-        if grad is not None:
+        filled = torch.empty_like(z) if grad is not None and grad.dtype != z.dtype else grad
+        value, gap = _ascended(rows, reference, kind, parameter, filled)
+        value.masked_fill_(invalid, 0.0).masked_fill_(has_nan, math.nan)
+        if grad is not None and filled is not None and filled is not grad:
             limit = torch.finfo(grad.dtype).max  # DLR's 1 / 1e-12 on ties would be inf in fp16
-            kept = usable[:, None] & ascended.grad.isfinite()
-            grad.copy_(torch.where(kept, ascended.grad, 0.0).clamp(-limit, limit))
-        if kind == "margin" and parameter > 0.0:
-            assert ascended.gap is not None, "every margin has one"
-            fooled &= ascended.gap >= parameter
-    if slots is not None:
+            grad.copy_(filled.clamp_(-limit, limit))
+    if slots is None:
+        if kind != "none":
+            loss.copy_(value)
+    else:
+        fooled = first != label if target is None else first == target
+        fooled.logical_and_(~rows.unusable)
+        if gap is not None and parameter > 0.0:
+            fooled.logical_and_(gap >= parameter)
         active = _advance_slots(
-            slots, best_loss, value, fooled, has_nan, valid, steps, first_step, stop_early
+            slots, best_loss, value, fooled, has_nan, invalid, steps, first_step, stop_early
         )
-        value = torch.where(active, value, loss)
-    if kind != "none":
-        loss.copy_(value)
+        if kind != "none":
+            torch.where(active, value, loss, out=loss)
 
 
 def _advance_slots(
     slots: torch.Tensor, best_loss: torch.Tensor | None, loss: torch.Tensor, fooled: torch.Tensor,
-    has_nan: torch.Tensor, valid: torch.Tensor, steps: int, first_step: int, stop_early: bool,
+    has_nan: torch.Tensor, invalid: torch.Tensor, steps: int, first_step: int, stop_early: bool,
 ) -> torch.Tensor:  # fmt: skip
     """Evaluate the iterates: successes, faults, best losses, and which slots step again.
 
     Returns which slots were active before: only they are written.
     """
-    columns = (
-        slot_columns.STEP,
-        slot_columns.SUCCESS_STEP,
-        slot_columns.ACTIVE,
-        slot_columns.FAULT,
-    )
-    assert columns == (0, 1, 2, 3), "the four columns that every evaluation writes come first"
-    state = slots[:, : len(columns)]
-    step, success_step, active, fault = state.unbind(1)
+    columns = slots.unbind(1)
+    step, success_step = columns[slot_columns.STEP], columns[slot_columns.SUCCESS_STEP]
+    active, fault = columns[slot_columns.ACTIVE], columns[slot_columns.FAULT]
     was_active = active != 0
-    counted = step >= first_step
-    success_step = torch.where(fooled & counted & (success_step < 0), step, success_step)
-    fault = fault | has_nan * slot_columns.FAULT_NAN_LOGITS
-    fault = fault | ~valid * slot_columns.FAULT_BAD_LABEL
-    goes_on = step < steps
-    if stop_early:
-        goes_on = goes_on & (success_step < 0)
-    updated = torch.stack((step + goes_on, success_step, goes_on.int(), fault.int()), 1)
-    state.copy_(torch.where(was_active[:, None], updated, state))
+    counted = was_active
+    if first_step > 0:
+        counted = was_active & (step >= first_step)
+    new = fooled.logical_and_(counted).logical_and_(success_step < 0)
+    torch.where(new, step, success_step, out=success_step)
+    faults = has_nan.int().mul_(slot_columns.FAULT_NAN_LOGITS)
+    faults.add_(invalid, alpha=slot_columns.FAULT_BAD_LABEL)
+    fault.bitwise_or_(faults.mul_(was_active))
     if best_loss is not None:
-        improved = was_active & counted & (loss > best_loss)
-        best_loss.copy_(torch.where(improved, loss, best_loss))
-        slots[:, slot_columns.IMPROVED] = improved.int()
+        higher = counted & (loss > best_loss)
+        torch.where(higher, loss, best_loss, out=best_loss)
+        columns[slot_columns.IMPROVED].copy_(higher)
+    goes_on = was_active & (step < steps)
+    if stop_early:
+        goes_on.logical_and_(success_step < 0)
+    step.add_(goes_on)
+    active.copy_(goes_on)
     return was_active

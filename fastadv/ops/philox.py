@@ -2,14 +2,19 @@
 
 Every draw is a pure function of (seed, sample id, purpose, draw, element); purposes and the counter
 layout stand in `fastadv.kernels.streams`. Words are uint32 values in int64 tensors, whose products
-wrap as uint64 does. Nothing here reads or writes a generator.
+wrap as uint64 does; tensors of the CPU are drawn by `philox_numpy`, faster. Nothing here reads or
+writes a generator.
 
 Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """
 
+import sys
+
+import numpy as np
 import torch
 
 from fastadv.kernels import streams
+from fastadv.ops import philox_numpy
 
 _ROUNDS = 10
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -48,18 +53,46 @@ def philox4x32(
     return c0, c1 & _WORD, c2, c3 & _WORD
 
 
+def _runs_numpy(sample_ids: torch.Tensor) -> bool:
+    """Whether numpy draws: for plain tensors of the CPU, outside of any tracing."""
+    return (
+        type(sample_ids) is torch.Tensor
+        and sample_ids.device.type == "cpu"
+        and sys.byteorder == "little"
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _stream(sample_ids: torch.Tensor, purpose: int, draw: int | torch.Tensor) -> torch.Tensor:
+    """(B,) int64: the second word of the counter."""
+    if isinstance(draw, torch.Tensor):
+        stream = draw.to(torch.int64)
+    else:
+        stream = torch.full_like(sample_ids, draw, dtype=torch.int64)
+    return (stream & ((1 << streams.DRAW_BITS) - 1)) | (purpose << streams.DRAW_BITS)
+
+
+def _numpy_words(
+    seed: int, sample_ids: torch.Tensor, purpose: int, draw: int | torch.Tensor, count: int
+) -> np.ndarray:
+    """(B, 4 * ceil(count / 4)) uint32."""
+    ids = sample_ids.to(torch.int64)
+    stream = _stream(ids, purpose, draw)
+    return philox_numpy.words(seed, ids.numpy(), stream.numpy(), (count + 3) // 4)
+
+
 def _calls(
     seed: int, sample_ids: torch.Tensor, purpose: int, draw: int | torch.Tensor, count: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """The four lanes, (B, ceil(count / 4)) each."""
-    ids = sample_ids.to(torch.int64)[:, None]
-    if isinstance(draw, torch.Tensor):
-        stream = draw.to(torch.int64)[:, None]
-    else:
-        stream = torch.full_like(ids, draw)
-    stream = (stream & ((1 << streams.DRAW_BITS) - 1)) | (purpose << streams.DRAW_BITS)
+    if _runs_numpy(sample_ids):
+        drawn = _numpy_words(seed, sample_ids, purpose, draw, count).astype(np.int64)
+        return torch.from_numpy(drawn).unflatten(1, (-1, 4)).unbind(2)
+    ids = sample_ids.to(torch.int64)
+    stream = _stream(ids, purpose, draw)[:, None]
     call = torch.arange((count + 3) // 4, device=ids.device)[None]
-    return philox4x32(call, stream, ids & _WORD, (ids >> 32) & _WORD, seed)
+    low, high = (ids & _WORD)[:, None], ((ids >> 32) & _WORD)[:, None]
+    return philox4x32(call, stream, low, high, seed)
 
 
 def _in_order(lanes: tuple[torch.Tensor, ...], count: int) -> torch.Tensor:
@@ -74,6 +107,9 @@ def words(
     seed: any integer, taken modulo 2^64. sample_ids: (B,) integers. purpose: one of
     `fastadv.kernels.streams`. draw: an integer or (B,), taken modulo 2^24.
     """
+    if _runs_numpy(sample_ids):
+        drawn = _numpy_words(seed, sample_ids, purpose, draw, count)
+        return torch.from_numpy(drawn[:, :count].astype(np.int64))
     return _in_order(_calls(seed, sample_ids, purpose, draw, count), count)
 
 
@@ -81,6 +117,10 @@ def uniforms(
     seed: int, sample_ids: torch.Tensor, purpose: int, draw: int | torch.Tensor, count: int
 ) -> torch.Tensor:
     """(B, count) float32 in [0, 1): (word >> 8) * 2^-24, exact. Arguments as in `words`."""
+    if _runs_numpy(sample_ids):
+        drawn = _numpy_words(seed, sample_ids, purpose, draw, count)
+        upper = np.right_shift(drawn, 8, out=drawn)[:, :count].view(np.int32)
+        return torch.from_numpy(upper).float().mul_(2.0**-24)
     return _uniform(words(seed, sample_ids, purpose, draw, count))
 
 

@@ -42,7 +42,8 @@ def _offset(
     seed, sample_ids, draws = key
     if kind == "linf_uniform":
         u = philox.uniforms(seed, sample_ids, streams.START_UNIFORM, draws, size)
-        return (2.0 * u.to(radius.dtype) - 1.0) * radius
+        # (2 u - 1) * radius with one rounding: u - 1/2 and 2 * radius are exact
+        return u.to(radius.dtype).sub_(0.5).mul_(2.0 * radius)
     if kind == "linf_gaussian":
         n = philox.normals(seed, sample_ids, streams.START_NORMAL, draws, size)
         return (n.to(radius.dtype) * deviation).clamp(-radius, radius)
@@ -55,9 +56,8 @@ def _offset(
 def _start_reference(
     x, sample_ids, draws, eps, eps_rows, lo, hi, seed, kind, scale
 ) -> torch.Tensor:  # fmt: skip
-    out = torch.empty_like(x)
     if x.numel() == 0:
-        return out
+        return torch.empty_like(x)
     batch, dtype = x.shape[0], layout.compute_dtype(x)
     radius = x.new_full((batch,), eps, dtype=dtype) if eps_rows is None else eps_rows.to(dtype)
     deviation = radius if scale is None else torch.full_like(radius, scale)
@@ -68,8 +68,13 @@ def _start_reference(
     if kind == "l1_gaussian":
         moved = l1._projected(rows, delta, rows, radius[:, None], lo, hi)
     else:
-        moved = (rows + delta).clamp(lo, hi)
-    return out.copy_(moved.view(x.shape))
+        moved = delta.add_(rows).clamp_(lo, hi)
+    moved = moved.view(x.shape)
+    return moved if _is_stored_as(moved, x) else torch.empty_like(x).copy_(moved)
+
+
+def _is_stored_as(moved: torch.Tensor, x: torch.Tensor) -> bool:
+    return moved.dtype == x.dtype and moved.is_contiguous() and x.is_contiguous()
 
 
 def _launch_start(

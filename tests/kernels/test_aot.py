@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("triton", reason="needs triton, which is installed on Linux only")
 
-MODULES = ("heads", "l1", "l2", "linf", "select", "start")
+MODULES = ("augment", "heads", "l1", "l2", "linf", "select", "start")
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 # an interpreted kernel cannot be compiled: another process, without TRITON_INTERPRET

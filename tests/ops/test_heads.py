@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from fastadv.kernels import slots as columns
-from fastadv.ops import backend
+from fastadv.ops import backend, head_reference
 from fastadv.ops.heads import HeadOutput, loss_head, loss_head_, loss_head_reference
 
 NAN, INF = float("nan"), float("inf")
@@ -301,6 +301,62 @@ def test_a_row_has_the_same_bits_in_any_batch(device, either_backend, loss, targ
         parts = [rows(i, min(i + size, batch)) for i in range(0, batch, size)]
         for name, whole in together._asdict().items():
             assert torch.equal(torch.cat([getattr(p, name) for p in parts]), whole), (size, name)
+
+
+def _awkward_rows(device, classes):
+    """Rows full of ties, infinite values and NaN."""
+    values = torch.tensor([-INF, -INF, -1.0, -0.0, 0.0, 2.0, INF, NAN], device=device)
+    generator = torch.Generator().manual_seed(classes)
+    rows = [
+        values[torch.randint(low, high, (64, classes), generator=generator)]
+        for low, high in ((0, 2), (0, 4), (2, 6), (0, 7), (0, 8))
+    ]
+    lonely = torch.full((classes, classes), -INF, device=device)
+    lonely.fill_diagonal_(1.0)
+    return torch.cat([*rows, lonely])
+
+
+@pytest.mark.parametrize("classes", [4, 5, 17, 40])
+def test_maxima_one_by_one_rank_as_a_stable_sort(device, monkeypatch, classes):
+    z = _awkward_rows(device, classes)
+    values, columns = z.sort(dim=1, descending=True, stable=True)
+    top, first = z.max(1)
+    rows = head_reference._Rows(z, top, first, first, None, top != top)
+    monkeypatch.setattr(head_reference, "_SORTED_CLASSES", 0)
+    for count in (2, 3, 4):
+        ranked_values, ranked = head_reference._ranked(rows, count)
+        assert torch.equal(torch.stack(ranked, 1), columns[:, :count])
+        torch.testing.assert_close(
+            torch.stack(ranked_values, 1), values[:, :count], rtol=0, atol=0, equal_nan=True
+        )
+
+
+@pytest.mark.parametrize("loss, targeted", [("margin", False), ("dlr", False), ("dlr", True)])
+def test_the_way_of_ranking_changes_no_bit(device, monkeypatch, loss, targeted):
+    logits = _awkward_rows(device, 12)
+    labels = torch.arange(len(logits), device=device) % 12
+    chosen = arguments(loss, targeted, labels, (labels + 5) % 12, None)
+    outputs = []
+    for limit in (0, 12):
+        monkeypatch.setattr(head_reference, "_SORTED_CLASSES", limit)
+        outputs.append(loss_head_reference(logits, labels, **chosen))
+    torch.testing.assert_close(*outputs, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("loss, targeted", LOSSES, ids=NAMES)
+def test_a_slot_pass_writes_the_loss_and_gradient_of_a_plain_one(device, loss, targeted):
+    logits, labels, targets, reference = problem(device, 9, 10)
+    logits[3, 2], logits[4, 1], labels[5] = NAN, INF, 10
+    chosen = arguments(loss, targeted, labels, targets, reference)
+    plain = loss_head_reference(logits, labels, **chosen)
+    kind = {"ce": "cross_entropy"}.get(loss, loss)
+    with backend.use_backend("reference"):
+        slotted = State(logits, labels).evaluate(
+            kind, targets=targets if targeted else None, reference=reference
+        )
+    for name, expected in plain._asdict().items():
+        got = getattr(slotted, name)
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 @pytest.mark.parametrize("loss, targeted", LOSSES, ids=NAMES)

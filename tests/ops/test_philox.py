@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastadv.kernels import streams
-from fastadv.ops import backend, philox
+from fastadv.ops import backend, philox, philox_numpy
 
 if backend.triton_is_installed():
     import triton
@@ -375,6 +377,57 @@ def test_random_integers_below_a_tensor_of_bounds(device):
     assert (drawn[0::5] == 0).all() and drawn[4::5].max() > 2**30
     alone = philox.random_integers(4, ids[3:4], streams.TARGET, 0, 1000)
     assert torch.equal(alone, drawn[3:4])
+
+
+def _torch_words(seed, ids, stream, calls):
+    """What any device but the CPU draws."""
+    counter = (torch.arange(calls)[None], stream[:, None], ids[:, None], ids[:, None] >> 32)
+    c0, c1, c2, c3 = (word & 0xFFFFFFFF for word in counter)
+    return torch.stack(philox.philox4x32(c0, c1, c2, c3, seed), dim=-1).flatten(1)
+
+
+@pytest.mark.parametrize("seed", [0, -1, 0xA4093822_299F31D0, 2**64 - 2])
+@pytest.mark.parametrize(
+    "batch, calls",
+    # one block; rows and calls that no block divides; rows longer than a block; columns of one
+    [(1, 1), (7, 5), (100, 196), (211, 197), (3, 20_001), (2, 40_003), (20_001, 1), (0, 3), (3, 0)],
+)
+def test_numpy_draws_the_words_of_eager_torch(batch, calls, seed):
+    generator = torch.Generator().manual_seed(batch + calls)
+    ids = torch.randint(-(2**63), 2**63 - 1, (batch,), generator=generator)
+    stream = torch.randint(2**32, (batch,), generator=generator)
+    drawn = philox_numpy.words(seed, ids.numpy(), stream.numpy(), calls)
+    assert drawn.shape == (batch, 4 * calls) and drawn.dtype == np.uint32
+    assert np.array_equal(drawn, _torch_words(seed, ids, stream, calls).numpy())
+
+
+def test_the_size_of_a_block_changes_no_bit(monkeypatch):
+    ids, stream = np.arange(5) - 2, np.full(5, 77)
+    expected = philox_numpy.words(3, ids, stream, 33)
+    for block in (1, 2, 7, 32, 34, 100):
+        monkeypatch.setattr(philox_numpy, "_BLOCK", block)
+        assert np.array_equal(philox_numpy.words(3, ids, stream, 33), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_and_numpy_give_the_same_draws(kind, monkeypatch):
+    ids, draws = _keys("cpu")
+    drawn = {}
+    for numpy in (True, False):
+        monkeypatch.setattr(philox, "_runs_numpy", lambda sample_ids, numpy=numpy: numpy)
+        drawn[numpy] = [_eager(kind, -5, ids, draws, count) for count in (0, 1, 2, 999, 4000)]
+    for one, other in zip(drawn[True], drawn[False], strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_can_be_traced_and_faked(kind):
+    ids = torch.arange(3)
+    compiled = torch.compile(_eager, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(kind, 4, ids, 1, 9), _eager(kind, 4, ids, 1, 9))
+    with FakeTensorMode():
+        drawn = _eager(kind, 4, torch.arange(3), 1, 9)
+    assert isinstance(drawn, FakeTensor) and drawn.shape == (3, 9)
 
 
 @pytest.mark.parametrize("high", [0, -1, 2**31 + 1])
