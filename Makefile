@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 # peers are installed without their pins, which would drag torchvision and an old numpy in
 PEERS := torchattacks==3.5.1 foolbox==3.3.4 eagerpy==0.30.0 adversarial-robustness-toolbox==1.20.1
 PEERS_NEED := GitPython requests scikit-learn six tqdm
+# what examples/ run in, with only what they import of their needs: none may replace torch
+LOOPS := accelerate==1.15.0 lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0
+LOOPS_NEED := PyYAML safetensors
 
 .PHONY: demo test check bench clean
 
@@ -45,6 +48,6 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.demo pyproject.toml
 	$(BIN)/pip install --quiet -e ".[dev]"
-	$(BIN)/pip install --quiet $(PEERS_NEED)
-	$(BIN)/pip install --quiet --no-deps $(PEERS)
+	$(BIN)/pip install --quiet $(PEERS_NEED) $(LOOPS_NEED)
+	$(BIN)/pip install --quiet --no-deps $(PEERS) $(LOOPS)
 	touch $@

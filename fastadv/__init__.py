@@ -8,7 +8,7 @@ if importlib.util.find_spec("fastadv.kernels") is None:
         "kernels/ (zip archives and Windows checkouts do). Install it, and it works: pip install ."
     )
 
-from fastadv import ops
+from fastadv import ops, training
 from fastadv.attacks import Attack, AttackResult, bim, fgsm, mifgsm, pgd, rfgsm
 from fastadv.diagnostics import AttackWarning
 from fastadv.evaluation import Report, evaluate
@@ -37,4 +37,5 @@ __all__ = [
     "pgd",
     "rfgsm",
     "start_point",
+    "training",
 ]

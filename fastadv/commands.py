@@ -1,4 +1,4 @@
-"""The commands `info`, `demo` and `attack`; needs typer and rich."""
+"""The commands `info`, `demo`, `attack` and `train`; needs typer and rich."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 import fastadv
-from fastadv import attack_files
+from fastadv import attack_files, train_command
 from fastadv.attack_files import UserError
 from fastadv.demo import run_demo
 from fastadv.evaluation.report import installed_version
@@ -25,6 +25,7 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     rich_markup_mode=None, help="Fast adversarial attacks for PyTorch.",
 )  # fmt: skip
+app.command()(train_command.train)
 
 
 def _print_version(wanted: bool) -> None:

@@ -56,7 +56,7 @@ def isolated(model: Model, *, device: torch.device, seed: int) -> Iterator[None]
     parameters = [p for root in roots for p in root.parameters()]
     trainable = [p for p in parameters if p.requires_grad and not p.is_inference()]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_restored_generators(device, seed))
+        stack.enter_context(restored_generators(device, seed))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         for kind in {"cpu", device.type}:
@@ -78,9 +78,13 @@ def _restore_flags(training: list[nn.Module], trainable: list[nn.Parameter]) -> 
 
 
 @contextlib.contextmanager
-def _restored_generators(device: torch.device, seed: int) -> Iterator[None]:
+def restored_generators(device: torch.device, seed: int) -> Iterator[None]:
+    """The global generators of the CPU and of `device` seeded with `seed`, then put back.
+
+    While a CUDA graph is captured the device's generator belongs to the graph, and is left alone.
+    """
     generators = [torch.default_generator]
-    if device.type == "cuda":
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
         index = torch.cuda.current_device() if device.index is None else device.index
         generators.append(torch.cuda.default_generators[index])
     states = [generator.get_state() for generator in generators]

@@ -1,0 +1,8 @@
+"""Adversarial training by recipe: published settings by name, runs that survive kill -9."""
+
+from fastadv.recipes.published import DATASETS, METHODS, recipe
+from fastadv.recipes.run import Result, train
+from fastadv.recipes.settings import Recipe
+from fastadv.recipes.sources import training_data
+
+__all__ = ["DATASETS", "METHODS", "Recipe", "Result", "recipe", "train", "training_data"]

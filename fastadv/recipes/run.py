@@ -1,0 +1,191 @@
+"""A training run from a recipe: epochs, checkpoints, rescue after a collapse, and the result."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastadv.recipes.learner import Learner
+from fastadv.recipes.progress import Progress, epoch_line
+from fastadv.recipes.run_log import Row, RunLog, Scalars, read_log
+from fastadv.recipes.run_state import (
+    Identity,
+    Position,
+    check_folder,
+    load_run,
+    save_run,
+    save_tensors,
+)  # fmt: skip
+from fastadv.recipes.settings import Recipe
+from fastadv.recipes.sources import check_data, split
+from fastadv.training import Check, Collapse
+
+OnEpoch = Callable[[Row], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run; `out` has it as files.
+
+    model: the network, in eval mode, with the weights of model.pt: the averaged ones if the recipe
+    averages. rows: of the log, see `epochs`. best_epoch: whose weights best.pt has.
+    """
+
+    out: Path
+    model: nn.Module
+    rows: tuple[Row, ...]
+    best_epoch: int
+
+    @property
+    def epochs(self) -> tuple[Row, ...]:
+        """One row an epoch: loss, clean and robust accuracy on held-out training samples, ..."""
+        return tuple(row for row in self.rows if row["event"] == "epoch")
+
+
+def train(
+    recipe: Recipe, data: tuple[torch.Tensor, torch.Tensor], out: str | os.PathLike[str], *,
+    device: torch.device | str | None = None, resume: bool = False, progress: bool = True,
+    tensorboard: bool = False, checkpoint_every: int | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Result:  # fmt: skip
+    """Train the recipe's network on `data` and write everything to the folder `out`.
+
+    data: (N, C, H, W) uint8 images and (N,) labels, training samples only. device: "cuda" if there
+    is one, else "cpu". out: log.jsonl (a row an epoch and an event); last.pt, the checkpoint,
+    written every `checkpoint_every` batches (None: once a minute) and every epoch; best.pt, the
+    weights of the epoch with the highest PGD accuracy on held-out samples; model.pt, the final
+    ones; good.pt, if the sentinel stopped the run, the last good ones. resume: go on from last.pt,
+    or from the beginning if there is none; killed at any point and resumed, a run on a CPU ends
+    with the same bits. progress: a line an epoch, and a bar on a terminal. on_epoch: called with
+    each epoch's row. The global generators are neither read nor written. Raises ValueError or
+    TypeError for data that do not fit, and for a folder with another run; `Collapse` where the
+    sentinel stops; warns of what it sees by `TrainingWarning`.
+
+    Example: `train(recipe("digits", "fast"), training_data("digits"), "digits-fast")`.
+    """
+    images, labels = data
+    check_data(images, labels)
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be at least 1; got {checkpoint_every}")
+    chosen = _device(device)
+    folder = check_folder(out, resume=resume)
+    identity = Identity.of(recipe, images, labels.long())
+    saved = load_run(folder / "last.pt", identity)
+    position = Position(**saved["position"]) if saved else Position(epochs=recipe.epochs)
+    learner = Learner(
+        recipe, split(images.to(chosen), labels.long().to(chosen), held_out=recipe.held_out),
+        position, checkpoint_every=checkpoint_every,
+    )  # fmt: skip
+    if saved:
+        learner.restore(saved)
+    screen = Progress(wanted=progress)
+    if not position.finished:
+        log = RunLog(folder / "log.jsonl", length=position.log_length)
+        run = _Run(folder, identity, learner, position, log, screen, on_epoch)
+        run.scalars = Scalars(folder / "tensorboard", epoch=position.epoch) if tensorboard else None
+        run.go_on()
+    return Result(
+        folder, learner.network.eval(), tuple(read_log(folder / "log.jsonl")), position.best_epoch
+    )
+
+
+def _device(wanted: torch.device | str | None) -> torch.device:
+    try:
+        return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda, cuda:1 or the like; got {wanted!r}") from error
+
+
+@dataclass
+class _Run:
+    """The files of a run, and what is written to them when."""
+
+    folder: Path
+    identity: Identity
+    learner: Learner
+    position: Position
+    log: RunLog
+    screen: Progress
+    on_epoch: OnEpoch | None
+    scalars: Scalars | None = None
+
+    def go_on(self) -> None:
+        """From where the position is to the end."""
+        try:
+            if self.log.length == 0:
+                self._begin()
+            while self.position.epoch < self.position.epochs:
+                self._epoch()
+        except Collapse as collapse:
+            self.log.append("stopped", code=collapse.code, message=str(collapse))
+            save_tensors(self.folder / "good.pt", self.learner.model.state_dict())
+            raise
+        finally:
+            if self.scalars is not None:
+                self.scalars.close()
+
+    def _begin(self) -> None:
+        recipe, learner = self.identity.recipe, self.learner
+        samples, held = len(learner.loader.images), len(learner.held_out.y)
+        self.log.append(
+            "run", **asdict(self.identity), device=str(learner.held_out.y.device),
+            samples=samples, held_out=held, threads=torch.get_num_threads(),
+        )  # fmt: skip
+        self.screen.say(
+            f"{recipe.model} by {learner.step!r} on {samples:,} samples of {recipe.dataset} "
+            f"({held:,} held out), {recipe.epochs} epochs of {len(learner.loader)} batches, seed "
+            f"{recipe.seed}"
+        )
+
+    def _epoch(self) -> None:
+        position, learner = self.position, self.learner
+        title = f"epoch {position.epoch + 1}/{position.epochs}"
+        batches = len(learner.loader)
+        done = position.batches - position.epoch * batches
+        with self.screen.bar(title, done=done, total=batches) as advance:
+            for checks, rescue in learner.epoch():
+                self._enter(checks, rescue)
+                if learner.is_checkpoint_due():
+                    self._save()
+                advance()
+        self._close_epoch()
+
+    def _enter(self, checks: Sequence[Check], rescue: str) -> None:
+        for check in checks:
+            self.log.append("check", **asdict(check))
+        if rescue:
+            position = self.position
+            self.log.append("rollback", batch=position.batches, step=rescue, epochs=position.epochs)
+
+    def _close_epoch(self) -> None:
+        position, learner = self.position, self.learner
+        row = self.log.append("epoch", **learner.close_epoch())
+        loss, robust = float(row["loss"]), row["robust"]
+        if math.isfinite(loss) and robust > position.best:
+            position.best, position.best_epoch = robust, row["epoch"]
+            save_tensors(self.folder / "best.pt", learner.network.state_dict())
+        if position.epoch == position.epochs:
+            self._enter(*learner.finish())
+        if position.epoch == position.epochs:
+            save_tensors(self.folder / "model.pt", learner.network.state_dict())
+            self.log.append(
+                "finished", epochs=position.epochs, best_epoch=position.best_epoch,
+                best=position.best, rollbacks=learner.sentinel.rollbacks,
+                seconds=position.seconds,
+            )  # fmt: skip
+            position.finished = True
+        self._save()
+        self.screen.say(epoch_line(row, epochs=position.epochs))
+        if self.scalars is not None:
+            self.scalars.add(row)
+        if self.on_epoch is not None:
+            self.on_epoch(row)
+
+    def _save(self) -> None:
+        self.position.log_length = self.log.length
+        self.learner.enter_position()
+        save_run(self.folder / "last.pt", self.identity, self.position, self.learner.parts)

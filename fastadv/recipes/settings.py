@@ -1,0 +1,133 @@
+"""What a training run is, in plain values: frozen, comparable, and kept in its checkpoints."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from fastadv import models
+from fastadv.threat_model import Linf
+
+METHODS = ("free", "fast", "nfgsm", "pgd", "trades", "mart", "yopo")
+_OPTIMIZERS = ("adam", "sgd")
+_PRECISIONS = ("fp32", "bf16")
+_ON_COLLAPSE = ("warn", "stop", "rollback")
+
+Knots = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides the outcome of a run, beside the data. Durations are in epochs.
+
+    eps: L-infinity radius, pixels in [0, 1]. epochs: passes over the data, each of `replays`
+    updates a batch. learning_rate: knots (epoch, rate), linear in between; at a jump (two knots at
+    one epoch) the earlier holds up to it. step_size: in units of eps. steps: of the craft; of YOPO
+    the full passes, each with `inner` cheap steps. noise: of N-FGSM, in units of eps. beta: of
+    TRADES and MART. ema: decay of the averaged weights, which are then what is evaluated and saved;
+    0 for none. held_out: training samples kept for the sentinel and for choosing the best epoch, at
+    most a fifth of them. floor: what the sentinel demands at the end. rescue_epochs: at least so
+    many of PGD-5 follow a rollback, the rate rising to rescue_learning_rate while eps grows and,
+    over their second half, falling to 0.
+    Raises ValueError for values that make no run. See `fastadv.recipes.recipe` for the published.
+
+    Example: `dataclasses.replace(recipe("digits", "fast"), flip=None, held_out=100)`.
+    """
+
+    dataset: str
+    method: str
+    model: str
+    eps: float
+    epochs: int
+    batch_size: int
+    optimizer: str
+    learning_rate: Knots
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    step_size: float
+    steps: int = 1
+    inner: int = 0
+    replays: int = 1
+    noise: float = 1.0
+    beta: float = 0.0
+    clamp_start: bool = True
+    eps_warmup: float = 0.0
+    ema: float = 0.0
+    label_smoothing: float = 0.0
+    crop: int = 0
+    flip: str | None = None
+    held_out: int = 1000
+    precision: str = "fp32"
+    channels_last: bool = False
+    seed: int = 0
+    on_collapse: str = "warn"
+    sentinel_every: float = 0.5
+    floor: float = 0.0
+    rescue_epochs: int
+    rescue_learning_rate: float
+
+    def __post_init__(self) -> None:
+        Linf(self.eps)  # raises for a radius in other units
+        _check_choice("method", self.method, METHODS)
+        _check_choice("model", self.model, models.names())
+        _check_choice("optimizer", self.optimizer, _OPTIMIZERS)
+        _check_choice("precision", self.precision, _PRECISIONS)
+        _check_choice("on_collapse", self.on_collapse, _ON_COLLAPSE)
+        for name in ("epochs", "batch_size", "steps", "replays", "held_out", "rescue_epochs"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+        if not isinstance(self.seed, int):
+            raise ValueError(f"seed must be an integer; got {self.seed!r}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), 0 for no average; got {self.ema}")
+        for name in ("sentinel_every", "rescue_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0; got {getattr(self, name)}")
+        if not self.eps_warmup >= 0:
+            raise ValueError(f"eps_warmup must not be negative; got {self.eps_warmup}")
+        _check_knots(self.learning_rate)
+
+    def rate_at(self, epoch: float) -> float:
+        """The learning rate after `epoch` epochs, a fraction within one.
+
+        Example: `recipe("mnist", "fast").rate_at(2.0)` is 0.0025.
+        """
+        knots = self.learning_rate
+        for (before, low), (after, high) in pairwise(knots):
+            if epoch <= after and before < after:
+                share = max(0.0, (epoch - before) / (after - before))
+                return low + share * (high - low)
+        return knots[-1][1]
+
+    def stretched(self, epochs: int) -> "Recipe":
+        """The same over `epochs` epochs: learning rate and eps warm-up are stretched along."""
+        factor = epochs / self.epochs
+        knots = tuple((epoch * factor, rate) for epoch, rate in self.learning_rate)
+        return replace(
+            self, epochs=epochs, learning_rate=knots, eps_warmup=self.eps_warmup * factor
+        )
+
+    def with_peak(self, rate: float) -> "Recipe":
+        """The same schedule, its highest learning rate being `rate`."""
+        if not (math.isfinite(rate) and rate > 0):
+            raise ValueError(f"learning_rate must be finite and above 0; got {rate}")
+        factor = rate / max(rate for _, rate in self.learning_rate)
+        knots = tuple((epoch, rate * factor) for epoch, rate in self.learning_rate)
+        return replace(self, learning_rate=knots)
+
+
+def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}")
+
+
+def _check_knots(knots: Knots) -> None:
+    ascending = all(before <= after for (before, _), (after, _) in pairwise(knots))
+    if not knots or not ascending or not all(r >= 0 and math.isfinite(r) for _, r in knots):
+        raise ValueError(
+            f"learning_rate must be knots (epoch, rate) in order, with rates >= 0; got {knots}"
+        )
+    if not any(rate for _, rate in knots):
+        raise ValueError(f"learning_rate must be above 0 somewhere; got {knots}")

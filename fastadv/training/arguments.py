@@ -1,0 +1,152 @@
+"""Checks of what users hand to a training step, and its repr."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from fastadv.attacks import inputs
+from fastadv.isolation import Model
+from fastadv.threat_model import ThreatModel, check_fits, check_threat, same_value
+from fastadv.training.bank import PerturbationBank
+from fastadv.training.crafting import BN_POLICIES, PRECISIONS, check_logits
+
+
+def check_settings(step: Any) -> None:
+    """Raises for settings that no method takes: threat, eps_warmup, bn, precision, seed, ..."""
+    check_threat(step.threat)
+    if isinstance(step.threat.eps, torch.Tensor):
+        raise ValueError(
+            f"threat must have one eps for all samples, a float; got {step.threat!r}. Reading a "
+            "tensor would synchronise at every batch"
+        )
+    for name, lowest in (("steps", 1), ("replays", 1), ("outer", 1), ("inner", 1)):
+        check_count(step, name, lowest)
+    check_count(step, "eps_warmup", 0)
+    if getattr(step, "step_size", None) is not None:
+        check_number(step, "step_size")
+    check_number(step, "beta")
+    check_number(step, "noise")
+    check_number(step, "label_smoothing")
+    if step.label_smoothing >= 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1); got {step.label_smoothing}")
+    if getattr(step, "bn", "batch") not in BN_POLICIES:
+        raise ValueError(f"bn must be one of {BN_POLICIES}; got {step.bn!r}")
+    choices = ("fp32", *PRECISIONS, None)
+    if step.precision not in choices:
+        raise ValueError(f"precision must be one of {choices}; got {step.precision!r}")
+    if not isinstance(getattr(step, "seed", 0), int):
+        raise ValueError(f"seed must be an integer; got {step.seed!r}")
+
+
+def check_parts(step: Any) -> None:
+    """Raises TypeError for modifiers that are no sequence of callables, or a bank that is none."""
+    modifiers = step.modifiers
+    if not isinstance(modifiers, Sequence) or not all(callable(m) for m in modifiers):
+        raise TypeError(
+            f"modifiers must be a sequence such as [fastadv.training.AWP()]; got {modifiers!r}"
+        )
+    if not isinstance(step.bank, PerturbationBank | None):
+        raise TypeError(f"bank must be a PerturbationBank or None; got {step.bank!r}")
+
+
+def check_count(owner: Any, name: str, lowest: int) -> None:
+    value = getattr(owner, name, lowest)
+    if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+        raise ValueError(f"{name} must be an integer of at least {lowest}; got {value!r}")
+
+
+def check_number(owner: Any, name: str) -> None:
+    value = getattr(owner, name, 0.0)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a float; got {value!r}")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be finite and >= 0; got {value}")
+
+
+def check_linf(step: Any) -> None:
+    if step.threat.norm != "linf":
+        raise ValueError(
+            f"{type(step).__name__} is defined for fastadv.Linf only; got {step.threat!r}. "
+            "Use PGDAT or TRADES"
+        )
+
+
+def check_batch(threat: ThreatModel, model: Model | None, x: object, y: object) -> None:
+    """Raises for a batch that cannot be trained on; synchronises, so the first batch only."""
+    images = inputs.check_images(x, threat.bounds)
+    if model is not None:
+        inputs.check_device(model, images)
+    check_fits(threat, images)
+    labels = inputs.check_labels(y, images, name="y")
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("training steps cannot run under torch.inference_mode()")
+    inputs.check_range(labels, None, name="y")
+
+
+def checking(call: Model, model: Model, x: torch.Tensor, y: torch.Tensor) -> Model:
+    """`call`, a way to call `model`; its first call explains a wrong dtype and compares y with the
+    model's classes, which synchronises: for the first batch only."""
+    is_checked = False
+
+    def checked(x_adv: torch.Tensor) -> torch.Tensor:
+        nonlocal is_checked
+        with inputs.explained_dtype(model, x):
+            logits = call(x_adv)
+        if not is_checked:
+            check_logits(logits, x)
+            check_classes(y, logits)
+        is_checked = True
+        return logits
+
+    return checked
+
+
+def check_classes(y: torch.Tensor, logits: torch.Tensor) -> None:
+    """Raises ValueError for a label that the model has no class for; synchronises."""
+    inputs.check_range(y, logits.shape[1], name="y")
+
+
+def check_start(x_init: torch.Tensor, x: torch.Tensor) -> None:
+    """Shape, dtype and device only: values are the caller's, and reading them would synchronise."""
+    if (x_init.shape, x_init.dtype, x_init.device) != (x.shape, x.dtype, x.device):
+        raise ValueError(
+            f"x_init must be a tensor like x, {tuple(x.shape)} {x.dtype} on {x.device}; got "
+            f"{tuple(x_init.shape)} {x_init.dtype} on {x_init.device}"
+        )
+
+
+def sample_ids(ids: torch.Tensor | None, x: torch.Tensor, *, needed: bool) -> torch.Tensor:
+    """(B,) int64: as given, else positions in the global batch, whose ranks hold equal shares."""
+    if ids is not None:
+        return inputs.check_sample_ids(ids, x)
+    if needed:
+        raise ValueError("sample_ids must be given with a perturbation bank: it is kept by sample")
+    rank = torch.distributed.get_rank() if is_distributed() else 0
+    return torch.arange(rank * len(x), (rank + 1) * len(x), device=x.device)
+
+
+def is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def warmup_factor(batches: int, warmup: int) -> float:
+    """min(1, (batches + 1) / warmup): linear from the first batch on; 1 without warm-up."""
+    return min(1.0, (batches + 1) / warmup) if warmup else 1.0
+
+
+def check_state(state: object, names: tuple[str, ...]) -> None:
+    if not isinstance(state, dict) or set(state) != set(names):
+        got = sorted(state) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"state must be what state_dict() gave, with {sorted(names)}; got {got}")
+
+
+def pasteable(step: Any) -> str:
+    """fastadv.training.Name(threat, ...) with the settings that are not the default."""
+    given = [repr(step.threat)]
+    for f in fields(step):
+        if f.init and f.name != "threat" and not same_value(getattr(step, f.name), f.default):
+            given.append(f"{f.name}={getattr(step, f.name)!r}")
+    return f"fastadv.training.{type(step).__name__}({', '.join(given)})"

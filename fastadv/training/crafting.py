@@ -1,0 +1,172 @@
+"""Crafting in the middle of training: frozen weights, a policy for running statistics, no trace."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from fastadv.isolation import Model, modules_behind, restored_generators
+from fastadv.ops import heads
+from fastadv.threat_model import ThreatModel
+
+BN_POLICIES = ("batch", "eval", "train")
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# keeps what a robust network's fp16 gradient would round to zero: with the sum of the losses and
+# this factor 4.8 % are lost, with their mean 87 %
+_FP16_SCALE = 1024.0
+
+
+def inner_module(model: Model) -> Model:
+    """What data parallelism wraps: calling it moves no buffer and reduces no gradient."""
+    while isinstance(model, DistributedDataParallel | DataParallel):
+        model = model.module
+    return model
+
+
+@contextlib.contextmanager
+def in_precision(precision: str | None, device: torch.device) -> Iterator[None]:
+    """Autocast to `precision`, no autocast for "fp32", the surrounding one for None."""
+    if precision is None:
+        yield
+    else:
+        dtype = PRECISIONS.get(precision)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            yield
+
+
+@contextlib.contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """No parameter requires a gradient: neither autograd nor a compiled backward computes one.
+
+    Eager autograd leaves weight gradients out by itself where only the input's is asked for; the
+    backward of a model under torch.compile, and of a custom Function, does not.
+    """
+    parameters = [p for root in modules_behind(model) for p in root.parameters()]
+    trainable = [p for p in parameters if p.requires_grad]
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def statistics_policy(model: Model, bn: str) -> Iterator[None]:
+    """How layers that keep statistics behave: "batch", "eval" or "train".
+
+    "eval": every submodule in eval mode. "train": modes as they are, running statistics move.
+    "batch": modes as they are, batch statistics, and no buffer keeps a change.
+    """
+    modules = [m for root in modules_behind(model) for m in root.modules()]
+    training = [m for m in modules if m.training] if bn != "train" else []
+    with contextlib.ExitStack() as stack:
+        if bn == "eval":
+            for m in training:
+                m.training = False
+            stack.callback(_set_all, training, "training", True)
+        elif bn == "batch":
+            tracking = [m for m in training if _obeys_its_flag(m) and m.track_running_stats]
+            # then forward hands no running statistics to the op
+            _set_all(tracking, "track_running_stats", False)
+            stack.callback(_set_all, tracking, "track_running_stats", True)
+            others = [m for m in training if not _obeys_its_flag(m)]
+            stack.enter_context(_restored_buffers(others))
+        yield
+
+
+def _obeys_its_flag(module: nn.Module) -> bool:
+    """Whether track_running_stats stops the updates: not for InstanceNorm, nor for subclasses that
+    have a forward of their own."""
+    return type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+
+def _set_all(modules: Sequence[nn.Module], name: str, value: bool) -> None:
+    for m in modules:
+        setattr(m, name, value)
+
+
+@contextlib.contextmanager
+def _restored_buffers(modules: list[nn.Module]) -> Iterator[None]:
+    buffers = [b for m in modules for b in m.buffers(recurse=False)]
+    saved = [(b, b._version, b.clone()) for b in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, version, before in saved:
+                if buffer._version != version:
+                    buffer.copy_(before)
+
+
+@contextlib.contextmanager
+def crafting(
+    model: Model, *, bn: str, precision: str | None, device: torch.device, seed: int
+) -> Iterator[None]:
+    """Inside: frozen weights, the `bn` policy, `precision`, own random state; then all as before.
+
+    seed: what a random model (dropout) draws is reproducible, and the global generators are put
+    back.
+    """
+    with (
+        restored_generators(device, seed),
+        frozen(model),
+        statistics_policy(model, bn),
+        in_precision(precision, device),
+    ):
+        yield
+
+
+def ascend(
+    model: Model, x_adv: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *, threat: ThreatModel,
+    steps: int, step_size: float, eps: float, loss: str = "ce",
+    reference: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """`steps` fused ascent steps on x_adv, in place, inside `crafting`; no synchronisation.
+
+    The losses of samples are summed: a mean would round half-precision gradients to zero. Returns
+    the losses at the first iterate, (B,).
+    """
+    first: torch.Tensor | None = None
+    for _ in range(steps):
+        leaf = x_adv.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = model(leaf)
+            check_logits(logits, x)
+            half = logits.dtype == torch.float16
+            logits = logits.float() if half else logits
+        head = heads.loss_head(logits, y, loss=loss, reference=reference)
+        grad = input_gradient(logits, leaf, head.grad.mul_(_FP16_SCALE) if half else head.grad)
+        threat.step_(x_adv, grad, x, step_size=step_size, eps=eps)
+        first = head.loss if first is None else first
+    assert first is not None, "steps is at least 1: checked by the constructors"
+    return first
+
+
+def input_gradient(
+    output: torch.Tensor, leaf: torch.Tensor, grad_output: torch.Tensor
+) -> torch.Tensor:
+    """d <output, grad_output> / d leaf; ValueError if no gradient flows."""
+    grad = None
+    if output.requires_grad:
+        (grad,) = torch.autograd.grad(output, leaf, grad_output, allow_unused=True)
+    if grad is None:
+        raise ValueError(
+            "the model's output does not depend on its input (a detached copy?): nothing can be "
+            "crafted; wrap the part that blocks the gradient in fastadv.BPDA"
+        )
+    return grad
+
+
+def check_logits(logits: object, x: torch.Tensor) -> None:
+    """Raises ValueError unless `logits` are (B, C)."""
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(
+            f"the model must return (B, C) logits, here ({len(x)}, C); got {got}. Wrap it to "
+            "return its logits alone"
+        )

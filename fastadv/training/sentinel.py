@@ -1,0 +1,269 @@
+"""The sentinel: sees training collapse on held-out samples, and knows the way back."""
+
+import copy
+import math
+import warnings
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastadv.attacks import Attack, pgd
+from fastadv.diagnostics import AttackWarning
+from fastadv.evaluation.accuracy import logits_of
+from fastadv.threat_model import ThreatModel
+from fastadv.training import arguments
+from fastadv.training.crafting import inner_module
+from fastadv.training.free import FreeAT
+from fastadv.training.multistep import PGDAT
+from fastadv.training.step import CraftedStep
+from fastadv.training.verdict import (
+    Check,
+    Collapse,
+    TrainingWarning,
+    best_pgd,
+    explain,
+    judge,
+)
+from fastadv.training.yopo import YOPO
+
+Step = CraftedStep | FreeAT | YOPO
+
+_CHOICES = ("warn", "stop", "rollback")
+_PGD_STEPS = 10
+_AS_GOOD = 0.02  # PGD accuracies this close are the same: one sigma of 500 samples
+_GLANCES = 4  # looks at the losses for each check by PGD
+_MOST_ROLLBACKS = 3
+_RESTARTS_AT_THE_END = 5  # within 0.8 points of PGD-50-10 on MNIST, for a tenth of the work
+
+
+@dataclass(eq=False)
+class Sentinel:
+    """Every `every` batches: accuracy on held-out samples, clean, under one step and under PGD-10.
+
+    x, y: held-out *training* samples, 500 or more, on the model's device. on_collapse: "warn";
+    "stop", which puts the last good weights back and raises `Collapse`; or "rollback", which puts
+    weights and optimizer state back and goes on with PGD-5 at a quarter of eps a step, eps growing
+    over `rescue_warmup` batches (two checks if 0). Four times between two checks the means of
+    training and craft loss are read, which tells NaN and, where the training loss is the lower one
+    (the craft no longer hurts), brings the check forward, as a "suspect" check does the next one;
+    otherwise nothing is synchronised. Verdicts: "collapse", catastrophic overfitting seen twice;
+    "stuck", one class for `patience` checks; "nan". How they are reached:
+    `fastadv.training.verdict.judge`. `history` has every check, each about 24 units
+    a held-out sample. floor: what `finish` demands, an accuracy that belongs to a data set.
+
+    Example: `sentinel = fastadv.training.Sentinel(threat, x_held, y_held, every=300)`, then after
+    each batch `step = sentinel.watch(step, model, optimizer)`.
+    Source: Wong et al. 2020, arXiv:2001.03994, and Andriushchenko and Flammarion 2020,
+    arXiv:2007.02617, watch PGD on training samples; the rescue is ours.
+    """
+
+    threat: ThreatModel
+    x: torch.Tensor
+    y: torch.Tensor
+    _: KW_ONLY
+    every: int
+    on_collapse: str = "warn"
+    rescue_warmup: int = 0
+    floor: float = 0.0
+    patience: int = 2
+    batch_size: int = 500
+    seed: int = 0
+    history: list[Check] = field(init=False, default_factory=list)
+    batches: int = field(init=False, default=0)
+    rollbacks: int = field(init=False, default=0)
+    _first: int = field(init=False, default=0)  # of the history since the last rollback
+    _sums: torch.Tensor | None = field(init=False, default=None)
+    _good: dict[str, Any] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        arguments.check_batch(self.threat, None, self.x, self.y)
+        for name, lowest in (("every", 1), ("rescue_warmup", 0), ("patience", 1)):
+            arguments.check_count(self, name, lowest)
+        if self.on_collapse not in _CHOICES:
+            raise ValueError(f"on_collapse must be one of {_CHOICES}; got {self.on_collapse!r}")
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"floor must lie in [0, 1); got {self.floor}")
+        self.rescue_warmup = self.rescue_warmup or 2 * self.every
+
+    def watch(self, step: Step, model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
+        """The step to go on with: `step` itself, or after a rollback the one that rescues.
+
+        Call it after every batch, with the optimizer step done. Raises `Collapse` for "stop", and
+        where three rollbacks did not help; emits `TrainingWarning` otherwise.
+        """
+        if self._good is None:
+            self._keep(model, optimizer)  # nothing better is known yet
+        self.batches += 1
+        self._add(step)
+        is_due = self.batches % self.every == 0
+        if not is_due and self.batches % max(1, self.every // _GLANCES):
+            return step
+        train, craft = self._mean_losses()
+        is_odd = not math.isfinite(train) or train < craft or self._is_suspect
+        if not (is_due or is_odd):
+            return step
+        is_warm = step.batches >= step.eps_warmup
+        check = self.examine(model, train_loss=train, craft_loss=craft, is_warm=is_warm)
+        since = self.history[self._first :]
+        check = judge(check, since, patience=self.patience)
+        self.history.append(check)
+        self._sums = None
+        if check.verdict not in ("good", "suspect"):
+            return self._act(check, since, step, model, optimizer)
+        if self._is_worth_keeping(check, since):
+            self._keep(model, optimizer)
+        return step
+
+    def _is_worth_keeping(self, check: Check, since: list[Check]) -> bool:
+        """As good as the best. While a rescue's eps grows, what came before is still better."""
+        is_growing = not check.is_warm and self.rollbacks > 0
+        is_good = check.verdict == "good" and not check.is_constant
+        return is_good and not is_growing and check.pgd >= best_pgd(since) - _AS_GOOD
+
+    def finish(
+        self, step: Step, model: nn.Module, optimizer: torch.optim.Optimizer, *,
+        judged: nn.Module | None = None,
+    ) -> Step:  # fmt: skip
+        """The gate at the end: PGD-10 with 5 restarts must leave `floor`, or the net is "weak".
+
+        Some single-step runs end weak without ever collapsing. Returns `step` if all is well or has
+        been rescued before, else does what on_collapse says; go on training with what it returns.
+        judged: the network that is handed over, if it is another (an average of the weights).
+        """
+        if not self.floor:
+            return step
+        check = self.examine(judged or model, restarts=_RESTARTS_AT_THE_END)
+        check = replace(check, verdict="weak" if check.pgd < self.floor else "good")
+        since = self.history[self._first :]
+        self.history.append(check)
+        if check.verdict == "good" or (self.rollbacks and self.on_collapse == "rollback"):
+            return step
+        return self._act(check, since, step, model, optimizer)
+
+    @property
+    def _is_suspect(self) -> bool:
+        return bool(self.history) and self.history[-1].verdict == "suspect"
+
+    def _act(
+        self, check: Check, since: list[Check], step: Step, model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+    ) -> Step:  # fmt: skip
+        message = explain(check, since, n=len(self.x), threat=repr(self.threat), floor=self.floor)
+        if self.on_collapse == "warn":
+            if not since or since[-1].verdict != check.verdict:
+                warnings.warn(TrainingWarning(check.verdict, message), stacklevel=3)
+            return step
+        self._restore(model, optimizer)
+        if self.on_collapse == "stop" or self.rollbacks == _MOST_ROLLBACKS:
+            raise Collapse(check.verdict, f"{message} The last good weights are back in the model.")
+        self.rollbacks += 1
+        self._first = len(self.history)
+        rescue = self.rescue_step(step)
+        message = f"{message} Back to the last good weights, and on with {rescue!r}."
+        warnings.warn(TrainingWarning(check.verdict, message), stacklevel=3)
+        return rescue
+
+    def rescue_step(self, step: Step) -> PGDAT:
+        """PGD-5 with an eps warm-up, longer each time, and what of `step` applies to it."""
+        return PGDAT(
+            self.threat, steps=5, step_size=float(self.threat.eps) / 4,
+            eps_warmup=self.rescue_warmup * max(1, self.rollbacks), precision=step.precision,
+            label_smoothing=step.label_smoothing, seed=self.seed + self.rollbacks,
+        )  # fmt: skip
+
+    def _add(self, step: Step) -> None:
+        losses = [step.train_loss, getattr(step, "craft_loss", None)]
+        device = self.x.device
+        row = torch.full((3,), math.nan, dtype=torch.float64, device=device)
+        for i, loss in enumerate(losses):
+            if loss is not None:
+                row[i] = loss
+        row[2] = 1.0
+        self._sums = row if self._sums is None else self._sums + row
+
+    def _mean_losses(self) -> tuple[float, float]:
+        """Over the batches since the last check, and over all ranks; synchronises."""
+        assert self._sums is not None, "called after a batch was added"
+        sums = self._sums.clone()
+        if arguments.is_distributed():
+            torch.distributed.all_reduce(sums)
+        train, craft, count = sums.tolist()
+        return train / count, craft / count
+
+    def examine(
+        self, model: nn.Module, *, train_loss: float = math.nan, craft_loss: float = math.nan,
+        is_warm: bool = True, restarts: int = 1,
+    ) -> Check:  # fmt: skip
+        """A look at the model as it is, without a verdict; the model is left as it was."""
+        inner, eps = inner_module(model), float(self.threat.eps)
+        logits = logits_of(inner, self.x, batch_size=self.batch_size)
+        predictions, classes = logits.argmax(1), logits.shape[1]
+        is_number = bool(logits.isfinite().all())  # attacks refuse NaN, and so is none robust
+        single = pgd(self.threat, steps=1, step_size=1.25 * eps, clamp_start=False, seed=self.seed)
+        many = pgd(
+            self.threat, steps=_PGD_STEPS, step_size=eps / 4, restarts=restarts, seed=self.seed
+        )
+        return Check(
+            batch=self.batches,
+            clean=(predictions == self.y).double().mean().item() if is_number else 0.0,
+            single_step=self._robust_accuracy(single, inner) if is_number else 0.0,
+            pgd=self._robust_accuracy(many, inner) if is_number else 0.0,
+            one_class=predictions.bincount().max().item() / len(self.x),
+            train_loss=train_loss,
+            craft_loss=craft_loss,
+            classes=classes,
+            is_warm=is_warm,
+        )
+
+    def _robust_accuracy(self, attack: Attack, model: Any) -> float:
+        fallen, ids = [], torch.arange(len(self.x), device=self.x.device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AttackWarning)  # a collapsed network has such gradients
+            for first in range(0, len(self.x), self.batch_size):
+                rows = slice(first, first + self.batch_size)
+                result = attack.run(model, self.x[rows], self.y[rows], sample_ids=ids[rows])
+                fallen.append(result.success)
+        return 1.0 - torch.cat(fallen).double().mean().item()
+
+    def _keep(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        weights = {name: value.clone() for name, value in inner_state(model).items()}
+        self._good = {"model": weights, "optimizer": copy.deepcopy(optimizer.state_dict())}
+
+    def _restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Weights and optimizer state; learning rates stay, they follow the user's schedule."""
+        assert self._good is not None, "kept at the first batch"
+        rates = [group["lr"] for group in optimizer.param_groups]
+        inner = inner_module(model)
+        inner.load_state_dict(self._good["model"])  # type: ignore[union-attr]
+        optimizer.load_state_dict(copy.deepcopy(self._good["optimizer"]))
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs, safe to load with weights_only; held-out samples aside."""
+        return {
+            "batches": self.batches,
+            "rollbacks": self.rollbacks,
+            "first": self._first,
+            "history": [asdict(check) for check in self.history],
+            "sums": self._sums,
+            "good": self._good,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as the sentinel that gave `state`; raises ValueError if it does not fit."""
+        names = ("batches", "rollbacks", "first", "history", "sums", "good")
+        arguments.check_state(state, names)
+        self.batches, self.rollbacks = state["batches"], state["rollbacks"]
+        self._first = state["first"]
+        self.history = [Check(**check) for check in state["history"]]
+        self._sums = None if state["sums"] is None else state["sums"].to(self.x.device)
+        self._good = copy.deepcopy(state["good"])
+
+
+def inner_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    inner = inner_module(model)
+    assert isinstance(inner, nn.Module), "a wrapper of a module wraps one"
+    return inner.state_dict()

@@ -1,0 +1,174 @@
+"""The core of every method that crafts a batch and then takes one optimizer step on it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+import torch
+
+from fastadv.isolation import Model
+from fastadv.kernels import streams
+from fastadv.threat_model import ThreatModel, start_point
+from fastadv.training import arguments, crafting
+from fastadv.training.bank import PerturbationBank
+from fastadv.training.objectives import Crafted, Modifier, Objective, Reduced, cross_entropy
+
+
+@dataclass(eq=False, repr=False)
+class CraftedStep:
+    """Craft adversarial examples of a batch, then hand the loss on them to the user's own loop.
+
+    threat: its eps is one float. modifiers: `AWP`, `GradAlign`, `CleanMixing`, the first innermost.
+    label_smoothing: of the training loss, in [0, 1). eps_warmup: batches over which eps, and with
+    it step and noise, grows linearly from eps / eps_warmup (0: none). bn: what layers that keep
+    statistics do while crafting: "batch" uses batch statistics and leaves the running ones alone,
+    "eval" uses the running ones, "train" moves them. precision: "bf16", "fp16" or "fp32" for craft
+    and loss, None for that of a surrounding autocast. bank: warm starts by sample. seed: of all
+    noise, which is a pure function of (seed, batches so far, sample id).
+
+    batches, craft_loss, train_loss: how many batches were seen, and the mean losses of the last one
+    before its last craft and in training; they stay on the device.
+    """
+
+    threat: ThreatModel
+    _: KW_ONLY
+    modifiers: Sequence[Modifier] = ()
+    label_smoothing: float = 0.0
+    eps_warmup: int = 0
+    bn: str = "batch"
+    precision: str | None = None
+    bank: PerturbationBank | None = None
+    seed: int = 0
+    batches: int = field(init=False, default=0)
+    craft_loss: torch.Tensor | None = field(init=False, default=None)
+    train_loss: torch.Tensor | None = field(init=False, default=None)
+    _is_checked: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        arguments.check_settings(self)
+        arguments.check_parts(self)
+
+    def __repr__(self) -> str:
+        return arguments.pasteable(self)
+
+    def __call__(
+        self, model: Model, x: torch.Tensor, y: torch.Tensor, *,
+        sample_ids: torch.Tensor | None = None, x_init: torch.Tensor | None = None,
+    ) -> Iterator[torch.Tensor]:  # fmt: skip
+        """Yield the one loss of this batch; arguments as in `loss`."""
+        yield self.loss(model, x, y, sample_ids=sample_ids, x_init=x_init)
+
+    def loss(
+        self, model: Model, x: torch.Tensor, y: torch.Tensor, *,
+        sample_ids: torch.Tensor | None = None, x_init: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """The scalar to call backward on: the line that replaces `F.cross_entropy(model(x), y)`.
+
+        model: the user's, in train mode, also wrapped by DistributedDataParallel (the craft uses
+        the inner module, so that each backward reduces gradients once). x: (B, ...) inside the
+        threat model's bounds; y: (B,) labels. sample_ids: (B,) integers that key the noise and the
+        bank; positions in the global batch if None. x_init: start iterates instead of random ones.
+        The first call checks the values of x and y, which synchronises; later ones never do.
+        Gradients, flags, random state and, but for bn="train", buffers are left as they were.
+        """
+        batch = self.craft(model, x, y, sample_ids=sample_ids, x_init=x_init)
+        objective = self._objective()
+        for modifier in self.modifiers:
+            objective = functools.partial(modifier, objective)
+        with crafting.in_precision(self.precision, x.device):
+            loss = objective(Reduced.of(model), batch)
+        self.craft_loss = batch.craft_loss.mean()
+        self.train_loss = loss.detach()
+        self.batches += 1
+        return loss
+
+    def craft(
+        self, model: Model, x: torch.Tensor, y: torch.Tensor, *,
+        sample_ids: torch.Tensor | None = None, x_init: torch.Tensor | None = None,
+    ) -> Crafted:  # fmt: skip
+        """The adversarial batch alone, as the next `loss` would train on it."""
+        inner = crafting.inner_module(model)
+        if not self._is_checked:
+            arguments.check_batch(self.threat, inner, x, y)
+        x, y = x.detach(), y.to(torch.int64)
+        ids = arguments.sample_ids(sample_ids, x, needed=self.bank is not None)
+        asked = inner
+        if not self._is_checked:
+            asked = arguments.checking(inner, inner, x, y)
+            if self.bank is not None:
+                self.bank.check_ids(ids)
+        eps = self.effective_eps
+        with (
+            torch.no_grad(),
+            crafting.crafting(
+                inner, bn=self.bn, precision=self.precision, device=x.device,
+                seed=self.seed + self.batches,
+            ),
+        ):  # fmt: skip
+            x_adv = self._start_iterates(x, ids, eps, x_init)
+            craft_loss = self._ascend(asked, x_adv, x, y, eps)
+        self._is_checked = True
+        if self.bank is not None:
+            self.bank.put(ids, x_adv, x, eps=eps)
+        return Crafted(x, x_adv, y, craft_loss, eps, ids, self.draw, self.seed)
+
+    @property
+    def effective_eps(self) -> float:
+        """The radius of the next batch, after warm-up."""
+        return float(self.threat.eps) * arguments.warmup_factor(self.batches, self.eps_warmup)
+
+    @property
+    def draw(self) -> int:
+        """The number of the next batch, as the random streams take it."""
+        return self.batches % (1 << streams.DRAW_BITS)
+
+    def _scaled(self, step_size: float | None, *, default: float) -> float:
+        """step_size, or `default` in units of eps, after warm-up."""
+        step = default * float(self.threat.eps) if step_size is None else step_size
+        return step * arguments.warmup_factor(self.batches, self.eps_warmup)
+
+    def _start_iterates(
+        self, x: torch.Tensor, ids: torch.Tensor, eps: float, x_init: torch.Tensor | None
+    ) -> torch.Tensor:
+        if x_init is not None:
+            arguments.check_start(x_init, x)
+            return x_init.clone(memory_format=torch.preserve_format)
+        if self.bank is not None:
+            return self.bank.get(ids, x, eps=eps, bounds=self.threat.bounds)
+        return self._random_start(x, ids, eps)
+
+    def _random_start(self, x: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _ascend(
+        self, model: Model, x_adv: torch.Tensor, x: torch.Tensor, y: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _objective(self) -> Objective:
+        return functools.partial(cross_entropy, label_smoothing=self.label_smoothing)
+
+    def _uniform_start(
+        self, x: torch.Tensor, ids: torch.Tensor, eps: float, *, clamp: bool
+    ) -> torch.Tensor:
+        return start_point(
+            self.threat, x, seed=self.seed, sample_ids=ids, draw=self.draw, clamp_start=clamp,
+            eps=eps,
+        )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: tensors and plain values, safe to load with weights_only."""
+        bank = None if self.bank is None else self.bank.state_dict()
+        return {"batches": self.batches, "bank": bank}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as the step that gave `state`; raises ValueError if it does not fit."""
+        arguments.check_state(state, ("batches", "bank"))
+        if (state["bank"] is None) != (self.bank is None):
+            raise ValueError("state has a perturbation bank and this step none, or the reverse")
+        if self.bank is not None:
+            self.bank.load_state_dict(state["bank"])
+        self.batches = int(state["batches"])

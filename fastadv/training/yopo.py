@@ -1,0 +1,223 @@
+"""YOPO: full passes fix the first layer's co-state, cheap attack steps go through that layer."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastadv.isolation import Model
+from fastadv.kernels import streams
+from fastadv.threat_model import ThreatModel, start_point
+from fastadv.training import arguments, crafting
+from fastadv.training.objectives import Reduced
+
+
+@dataclass(eq=False, repr=False)
+class YOPO:
+    """YOPO-outer-inner: each of `outer` full passes gives weight gradients and the co-state p =
+    d loss / d h(x_adv) of the first layer h; `inner` fused steps then ascend <h(x_adv), p>.
+
+    first_layer: the name, as in `model.named_modules()`, of the module that the input (or a scaled
+    input) goes into. step_size: in input units, eps / 4 if None. The gradient handed over is the
+    mean over the passes of the weight gradients and, on top, of h's own at the last x_adv; the
+    authors take the sum and divide the learning rate by `outer`. 3 units a pass, and the first
+    layer's own. Other arguments as in `CraftedStep`.
+
+    Example: `loss = fastadv.training.YOPO(threat, first_layer="conv1").loss(model, x, y)`.
+    Source: Zhang et al. 2019, arXiv:1905.00877, algorithm 1.
+    """
+
+    threat: ThreatModel
+    _: KW_ONLY
+    first_layer: str
+    outer: int = 5
+    inner: int = 3
+    step_size: float | None = None
+    label_smoothing: float = 0.0
+    eps_warmup: int = 0
+    precision: str | None = None
+    seed: int = 0
+    batches: int = field(init=False, default=0)
+    train_loss: torch.Tensor | None = field(init=False, default=None)
+    _is_checked: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        arguments.check_settings(self)
+
+    def __repr__(self) -> str:
+        return arguments.pasteable(self)
+
+    def __call__(
+        self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, *,
+        sample_ids: torch.Tensor | None = None, x_init: torch.Tensor | None = None,
+    ) -> Iterator[torch.Tensor]:  # fmt: skip
+        """Yield the one loss of this batch; arguments as in `loss`."""
+        yield self.loss(model, x, y, sample_ids=sample_ids, x_init=x_init)
+
+    def loss(
+        self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, *,
+        sample_ids: torch.Tensor | None = None, x_init: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """The mean loss of the passes, whose backward hands over gradients computed already.
+
+        Arguments as in `CraftedStep.loss`.
+        """
+        inner_model, layer = _named_layer(crafting.inner_module(model), self.first_layer)
+        if not self._is_checked:
+            arguments.check_batch(self.threat, inner_model, x, y)
+        x, y = x.detach(), y.to(torch.int64)
+        ids = arguments.sample_ids(sample_ids, x, needed=False)
+        factor = arguments.warmup_factor(self.batches, self.eps_warmup)
+        eps = float(self.threat.eps) * factor
+        step = factor * (self.threat.eps / 4 if self.step_size is None else self.step_size)
+        if x_init is not None:
+            arguments.check_start(x_init, x)
+            x_adv = x_init.clone(memory_format=torch.preserve_format)
+        else:
+            x_adv = start_point(
+                self.threat, x, seed=self.seed, sample_ids=ids,
+                draw=self.batches % (1 << streams.DRAW_BITS), clamp_start=False, eps=eps,
+            )  # fmt: skip
+        asked: Model = Reduced.of(model)
+        if not self._is_checked:
+            asked = arguments.checking(asked, inner_model, x, y)
+        passes = _Passes(asked, inner_model, layer, self.label_smoothing)
+        with crafting.in_precision(self.precision, x.device):
+            for _ in range(self.outer):
+                costate = passes.full(x_adv, y)
+                for _ in range(self.inner):
+                    grad = passes.input_gradient(x_adv, costate, self.threat.bounds)
+                    self.threat.step_(x_adv, grad, x, step_size=step, eps=eps)
+                passes.first_layer_again(x_adv, costate)
+        self._is_checked = True
+        self.batches += 1
+        value = torch.stack(passes.losses).mean()
+        self.train_loss = value
+        grads = [g / self.outer for g in passes.grads]
+        return _Precomputed.apply(value, grads, *passes.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as the step that gave `state`; raises ValueError if it does not fit."""
+        arguments.check_state(state, ("batches",))
+        self.batches = int(state["batches"])
+
+
+class _Passes:
+    """Full passes and passes of the first layer, and the weight gradients that they add up."""
+
+    def __init__(
+        self, model: Model, inner: nn.Module, layer: nn.Module, label_smoothing: float
+    ) -> None:
+        self.model = model
+        self.inner = inner
+        self.layer = layer
+        self.label_smoothing = label_smoothing
+        self.weights = [p for p in inner.parameters() if p.requires_grad]
+        self.grads = [torch.zeros_like(p) for p in self.weights]
+        self.losses: list[torch.Tensor] = []
+
+    def full(self, x_adv: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Add the weight gradients of the mean loss; the co-state d loss / d h(x_adv)."""
+        outputs: list[torch.Tensor] = []
+        with torch.enable_grad():
+            with _seen(self.layer, lambda *call: outputs.append(call[2])):
+                logits = self.model(x_adv.detach())
+            if len(outputs) != 1:
+                raise ValueError(
+                    f"first_layer must be called once a forward; it was {len(outputs)} times"
+                )
+            loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+        costate, *grads = torch.autograd.grad(loss, [outputs[0], *self.weights], allow_unused=True)
+        self._add(grads)
+        self.losses.append(loss.detach())
+        return costate
+
+    def input_gradient(
+        self, x_adv: torch.Tensor, costate: torch.Tensor, bounds: tuple[float, float] | None
+    ) -> torch.Tensor:
+        """d <h(clamp(x_adv)), p> / d x_adv, without weight gradients."""
+        leaf = x_adv.detach().requires_grad_()
+        with torch.enable_grad():
+            inside = leaf if bounds is None else leaf.clamp(*bounds)
+            output = self._first_output(inside)
+        return crafting.input_gradient(output, leaf, costate)
+
+    def first_layer_again(self, x_adv: torch.Tensor, costate: torch.Tensor) -> None:
+        """Add d <h(x_adv), p> / d weights."""
+        with torch.enable_grad():
+            output = self._first_output(x_adv.detach())
+        self._add(torch.autograd.grad(output, self.weights, costate, allow_unused=True))
+
+    def _first_output(self, x: torch.Tensor) -> torch.Tensor:
+        """The first layer's output: the model runs up to it and no further."""
+
+        def stop(*call: Any) -> None:
+            raise _Reached(call[2])
+
+        with _seen(self.layer, stop):
+            try:
+                self.inner(x)
+            except _Reached as reached:
+                return reached.output
+        raise AssertionError("the layer was called in the full pass")
+
+    def _add(self, grads: Sequence[torch.Tensor | None]) -> None:
+        for total, grad in zip(self.grads, grads, strict=True):
+            if grad is not None:
+                total += grad
+
+
+class _Reached(Exception):
+    def __init__(self, output: torch.Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+
+class _Precomputed(torch.autograd.Function):
+    """A value whose gradients are known: backward hands them to the weights, hooks and all."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: torch.Tensor, grads: list[torch.Tensor], *weights: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.grads = grads
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor):
+        (scale,) = grad_outputs
+        return None, None, *(g * scale.to(g.dtype) for g in ctx.grads)
+
+
+@contextlib.contextmanager
+def _seen(layer: nn.Module, hook: Any) -> Iterator[None]:
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _named_layer(model: Model, name: str) -> tuple[nn.Module, nn.Module]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"YOPO needs an nn.Module; got {type(model).__name__}")
+    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl for m in model.modules()):
+        raise ValueError(
+            "YOPO stops the model behind its first layer, which compiled code does not: give it "
+            "the model as it was before torch.compile"
+        )
+    modules = dict(model.named_modules())
+    if name not in modules or not name:
+        near = [n for n in modules if n][:8]
+        raise ValueError(
+            f"first_layer must name a submodule of the model; got {name!r}. Its first: {near}"
+        )
+    return model, modules[name]

@@ -1,0 +1,271 @@
+"""The sentinel: what it calls a collapse, and what it does about one."""
+
+import dataclasses
+import math
+import warnings
+
+import pytest
+import torch
+
+import fastadv
+from fastadv import training
+from fastadv.data import load_digits
+from fastadv.models import digits_net
+from fastadv.training import Check, Collapse, Sentinel, TrainingWarning
+from fastadv.training.verdict import judge
+
+THREAT = fastadv.Linf(0.1)
+HEALTHY = Check(
+    batch=1, clean=0.98, single_step=0.93, pgd=0.88, one_class=0.12, train_loss=0.3,
+    craft_loss=0.1, classes=10, is_warm=True,
+)  # fmt: skip
+
+
+def _verdicts(*changes: dict) -> list[str]:
+    seen: list[Check] = []
+    for change in changes:
+        check = dataclasses.replace(HEALTHY, **change)
+        seen.append(judge(check, seen, patience=2))
+    return [check.verdict for check in seen]
+
+
+def test_what_one_step_hides_is_a_share_of_what_pgd_takes():
+    check = dataclasses.replace(HEALTHY, clean=0.9, single_step=0.8, pgd=0.5)
+    assert check.hidden == pytest.approx(0.3 / 0.4)
+    assert dataclasses.replace(HEALTHY, pgd=0.98).hidden == 0.0  # PGD takes nothing
+
+
+def test_low_robustness_in_the_first_epochs_is_no_collapse():
+    # MNIST at 0.3, a run that ends well: 0.5 to 2.5 epochs
+    early = [(0.47, 0.27, 0.10), (0.93, 0.61, 0.11), (0.97, 0.74, 0.11), (0.97, 0.80, 0.26)]
+    early += [(0.98, 0.86, 0.41)]
+    rows = [dict(clean=c, single_step=s, pgd=p) for c, s, p in early]
+    assert _verdicts(*rows) == ["good"] * 5
+
+
+def test_a_collapse_from_the_first_batch_is_called_at_its_second_check():
+    masked = dict(clean=0.97, single_step=0.96, pgd=0.0)
+    assert _verdicts(masked, masked, masked) == ["suspect", "collapse", "collapse"]
+
+
+def test_a_bad_moment_that_passes_is_only_suspect():
+    moment = dict(clean=0.98, single_step=0.92, pgd=0.43)
+    assert _verdicts({}, moment, {}) == ["good", "suspect", "good"]
+
+
+def test_the_slow_form_is_called_while_clean_and_one_step_accuracy_rise():
+    fading = dict(clean=0.986, single_step=0.96, pgd=0.87)
+    worse = dict(clean=0.987, single_step=0.965, pgd=0.85)
+    assert _verdicts({}, fading, worse) == ["good", "suspect", "collapse"]
+
+
+def test_halved_robustness_is_bad_even_if_one_step_shows_it():
+    assert _verdicts({}, dict(clean=0.9, single_step=0.5, pgd=0.4))[-1] == "suspect"
+
+
+def test_nothing_collapses_while_eps_still_grows():
+    masked = dict(single_step=0.97, pgd=0.0, is_warm=False)
+    assert _verdicts(masked, masked) == ["good", "good"]
+
+
+@pytest.mark.parametrize("sign", [dict(train_loss=math.log(10) + 0.01), dict(one_class=0.995)])
+def test_a_constant_network_is_stuck_after_patience_checks(sign):
+    assert _verdicts(sign, {}, sign, sign) == ["good", "good", "good", "stuck"]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_named_at_once(loss):
+    assert _verdicts(dict(train_loss=loss)) == ["nan"]
+
+
+@pytest.fixture
+def held_out():
+    x, y = load_digits("train")
+    return x[-100:], y[-100:]
+
+
+class _Scripted(Sentinel):
+    """Sees what the test says it sees."""
+
+    script: list[dict]
+
+    def examine(self, model, **more):
+        more.pop("restarts", None)
+        seen = {**dataclasses.asdict(HEALTHY), "batch": self.batches, "one_class": 0.1}
+        given = {k: v for k, v in more.items() if k != "train_loss"}
+        return Check(**{**seen, **given, **self.script.pop(0)})
+
+
+MASKED = dict(clean=0.97, single_step=0.96, pgd=0.0)
+
+
+def _scripted(held_out, script, **settings) -> _Scripted:
+    sentinel = _Scripted(THREAT, *held_out, **{"every": 4, **settings})
+    sentinel.script = script
+    return sentinel
+
+
+def _trained(sentinel, batches: int, *, step=None, net=None, optimizer=None):
+    x, y = load_digits("train")
+    net = digits_net() if net is None else net
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3) if optimizer is None else optimizer
+    step = training.FastAT(THREAT) if step is None else step
+    for _ in range(batches):
+        for loss in step(net, x[:32], y[:32]):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        step = sentinel.watch(step, net, optimizer)
+    return step, net, optimizer
+
+
+def _weights(net) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def _same(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_rollback_puts_weights_and_optimizer_back_and_goes_on_with_pgd(held_out):
+    sentinel = _scripted(held_out, [{}, MASKED, MASKED], on_collapse="rollback", rescue_warmup=7)
+    step, net, optimizer = _trained(sentinel, 4)
+    good = _weights(net)
+    moments = [state["exp_avg"].clone() for state in optimizer.state.values()]
+    step, net, optimizer = _trained(sentinel, 4, step=step, net=net, optimizer=optimizer)
+    assert [check.verdict for check in sentinel.history] == ["good", "suspect"]
+    optimizer.param_groups[0]["lr"] = 0.5e-3  # the user's schedule
+    with pytest.warns(TrainingWarning, match="collapse: .*0.0% under PGD-10 .best before 88.0%"):
+        step, net, optimizer = _trained(sentinel, 1, step=step, net=net, optimizer=optimizer)
+    assert _same(good, _weights(net))
+    restored = [state["exp_avg"] for state in optimizer.state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, restored, strict=True))
+    assert optimizer.param_groups[0]["lr"] == 0.5e-3
+    assert isinstance(step, training.PGDAT) and sentinel.rollbacks == 1
+    assert (step.steps, step.eps_warmup, step.batches) == (5, 7, 0)
+
+
+def test_a_suspect_is_looked_at_again_a_quarter_of_the_way_on(held_out):
+    sentinel = _scripted(held_out, [MASKED, MASKED], every=8, on_collapse="warn")
+    with pytest.warns(TrainingWarning, match="collapse"):
+        _trained(sentinel, 10)
+    assert [check.batch for check in sentinel.history] == [8, 10]
+
+
+def test_a_training_loss_below_the_craft_loss_brings_the_check_forward(held_out):
+    class Leaking(training.FastAT):
+        def loss(self, *args, **more):
+            loss = super().loss(*args, **more)
+            self.train_loss = self.craft_loss - 0.1
+            return loss
+
+    sentinel = _scripted(held_out, [{}] * 4, every=8)
+    _trained(sentinel, 8, step=Leaking(THREAT))
+    assert [check.batch for check in sentinel.history] == [2, 4, 6, 8]
+
+
+def test_stop_raises_with_the_last_good_weights_in_the_model(held_out):
+    sentinel = _scripted(held_out, [{}, MASKED, MASKED], on_collapse="stop")
+    step, net, optimizer = _trained(sentinel, 4)
+    good = _weights(net)
+    with pytest.raises(Collapse, match="last good weights are back") as caught:
+        _trained(sentinel, 8, step=step, net=net, optimizer=optimizer)
+    assert caught.value.code == "collapse"
+    assert _same(good, _weights(net))
+
+
+def test_warn_says_it_once_and_changes_nothing(held_out):
+    sentinel = _scripted(held_out, [MASKED] * 5, on_collapse="warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step, *_ = _trained(sentinel, 12)
+    assert [w.category for w in caught] == [TrainingWarning]
+    assert isinstance(step, training.FastAT)
+
+
+def test_nan_is_seen_at_the_next_look_and_rolled_back(held_out):
+    sentinel = _scripted(held_out, [dict(train_loss=math.nan)], every=8, on_collapse="rollback")
+    step, net, optimizer = _trained(sentinel, 1)
+    beginning = _weights(net)
+    with torch.no_grad():
+        net[0].weight.fill_(math.nan)
+    with pytest.warns(TrainingWarning, match="nan: the training loss is not finite after batch 2"):
+        _trained(sentinel, 1, step=step, net=net, optimizer=optimizer)
+    assert _same(beginning, _weights(net))
+
+
+def test_three_rollbacks_are_the_most(held_out):
+    sentinel = _scripted(held_out, [dict(train_loss=math.nan)] * 4, every=1,
+                         on_collapse="rollback")  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrainingWarning)
+        step, net, optimizer = _trained(sentinel, 3)
+    assert sentinel.rollbacks == 3
+    with pytest.raises(Collapse, match="nan"):
+        _trained(sentinel, 1, step=step, net=net, optimizer=optimizer)
+
+
+def test_the_gate_at_the_end_sends_a_weak_network_to_the_rescue(held_out):
+    sentinel = _scripted(held_out, [{}, dict(pgd=0.7), {}], on_collapse="rollback", floor=0.8)
+    step, net, optimizer = _trained(sentinel, 4)
+    with pytest.warns(TrainingWarning, match="weak: .* 70.0% .*below the floor of 80.0%"):
+        rescue = sentinel.finish(step, net, optimizer)
+    assert isinstance(rescue, training.PGDAT)
+    assert sentinel.finish(rescue, net, optimizer) is rescue
+
+
+def test_accuracies_are_those_of_the_attacks_they_name(held_out):
+    x, y = held_out
+    net = digits_net()
+    _trained(Sentinel(THREAT, x, y, every=1000), 40, net=net)
+    check = Sentinel(THREAT, x, y, every=1, batch_size=33).examine(net)
+    single = fastadv.pgd(THREAT, steps=1, step_size=0.125, clamp_start=False)
+    many = fastadv.pgd(THREAT, steps=10, step_size=0.025)
+    for attack, accuracy in ((single, check.single_step), (many, check.pgd)):
+        fallen = [
+            attack.run(net, x[i], y[i], sample_ids=i).success for i in torch.arange(100).split(33)
+        ]
+        assert accuracy == pytest.approx(1 - torch.cat(fallen).double().mean().item())
+    net.eval()
+    predictions = net(x).argmax(1)
+    assert check.clean == pytest.approx((predictions == y).double().mean().item())
+    assert check.one_class == pytest.approx(predictions.bincount().max().item() / 100)
+    assert 0 < check.pgd < check.single_step < check.clean
+
+
+def test_watching_changes_no_bit_of_training(held_out):
+    _, watched, _ = _trained(Sentinel(THREAT, *held_out, every=3, patience=9), 9)
+    _, alone, _ = _trained(Sentinel(THREAT, *held_out, every=1000), 9)
+    assert _same(_weights(watched), _weights(alone))
+
+
+def test_a_restored_sentinel_goes_on_as_the_one_that_was_saved(held_out, tmp_path):
+    first = _scripted(held_out, [{}, MASKED], on_collapse="rollback")
+    step, net, optimizer = _trained(first, 8)
+    torch.save(first.state_dict(), tmp_path / "sentinel.pt")
+    good = first.state_dict()["good"]["model"]
+    second = _scripted(held_out, [MASKED], on_collapse="rollback")
+    second.load_state_dict(torch.load(tmp_path / "sentinel.pt", weights_only=True))
+    assert second.history == first.history
+    with pytest.warns(TrainingWarning, match="collapse"):
+        _trained(second, 1, step=step, net=net, optimizer=optimizer)
+    assert _same(good, _weights(net)) and second.history[-1].batch == 9
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(every=0), "every must be an integer of at least 1; got 0"),
+        (dict(on_collapse="panic"), "on_collapse must be one of .*'panic'"),
+        (dict(floor=88.0), r"floor must lie in \[0, 1\); got 88.0"),
+        (dict(patience=0), "patience must be an integer of at least 1"),
+    ],
+)
+def test_bad_settings_are_named(held_out, settings, message):
+    with pytest.raises(ValueError, match=message):
+        Sentinel(THREAT, *held_out, **{"every": 10, **settings})
+
+
+def test_held_out_samples_are_checked_like_a_batch(held_out):
+    with pytest.raises(ValueError, match="x must lie in bounds"):
+        Sentinel(THREAT, held_out[0] * 255, held_out[1], every=10)
