@@ -41,15 +41,17 @@ def check_settings(step: Any) -> None:
         raise ValueError(f"seed must be an integer; got {step.seed!r}")
 
 
-def check_parts(step: Any) -> None:
-    """Raises TypeError for modifiers that are no sequence of callables, or a bank that is none."""
-    modifiers = step.modifiers
+def check_modifiers(modifiers: object) -> None:
+    """Raises TypeError for what is no sequence of callables."""
     if not isinstance(modifiers, Sequence) or not all(callable(m) for m in modifiers):
         raise TypeError(
             f"modifiers must be a sequence such as [fastadv.training.AWP()]; got {modifiers!r}"
         )
-    if not isinstance(step.bank, PerturbationBank | None):
-        raise TypeError(f"bank must be a PerturbationBank or None; got {step.bank!r}")
+
+
+def check_bank(bank: object) -> None:
+    if not isinstance(bank, PerturbationBank | None):
+        raise TypeError(f"bank must be a PerturbationBank or None; got {bank!r}")
 
 
 def check_count(owner: Any, name: str, lowest: int) -> None:

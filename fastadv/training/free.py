@@ -1,17 +1,18 @@
 """Free adversarial training: one backward gives the gradients of weights and perturbation."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from fastadv.isolation import Model
+from fastadv.kernels import streams
 from fastadv.ops import layout
 from fastadv.threat_model import ThreatModel
 from fastadv.training import arguments, crafting
-from fastadv.training.objectives import Reduced
+from fastadv.training.objectives import Crafted, Modifier, Reduced, cross_entropy, modified
 
 
 @dataclass(eq=False, repr=False)
@@ -25,7 +26,7 @@ class FreeAT:
     `loss.backward()`. threat: any norm. step_size: in input units, eps if None. Costs 3 units a
     replay: train m times fewer epochs, and step learning-rate schedules once a replay. In fp16 the
     input gradient underflows unless a GradScaler scales the loss: use bf16. Other arguments as in
-    `CraftedStep`; `batches` and eps_warmup count replays.
+    `CraftedStep`; `batches` and eps_warmup count replays, seed is that of modifiers.
 
     Example: `for loss in fastadv.training.FreeAT(threat, replays=8)(model, x, y): ...`.
     Source: Shafahi et al. 2019, arXiv:1904.12843. Like the authors of Fast-AT, and unlike the
@@ -36,9 +37,11 @@ class FreeAT:
     _: KW_ONLY
     replays: int = 8
     step_size: float | None = None
+    modifiers: Sequence[Modifier] = ()
     label_smoothing: float = 0.0
     eps_warmup: int = 0
     precision: str | None = None
+    seed: int = 0
     batches: int = field(init=False, default=0)
     delta: torch.Tensor | None = field(init=False, default=None)
     train_loss: torch.Tensor | None = field(init=False, default=None)
@@ -46,6 +49,7 @@ class FreeAT:
 
     def __post_init__(self) -> None:
         arguments.check_settings(self)
+        arguments.check_modifiers(self.modifiers)
 
     def __repr__(self) -> str:
         return arguments.pasteable(self)
@@ -53,29 +57,43 @@ class FreeAT:
     def __call__(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield one loss a replay; call backward on each, then step the optimizer."""
         if not self._is_checked:
-            arguments.check_batch(self.threat, crafting.inner_module(model), x, y)
+            self._check(crafting.inner_module(model), x, y)
         x, y = x.detach(), y.to(torch.int64)
+        ids = arguments.sample_ids(None, x, needed=False)
+        objective = modified(
+            functools.partial(cross_entropy, label_smoothing=self.label_smoothing), self.modifiers
+        )
         carried = self._carried(x)
         x_adv = (x + carried).to(x.dtype)
         try:
             for _ in range(self.replays):
                 leaf = x_adv.detach().requires_grad_()
+                eps, draw = self.effective_eps, self.batches % (1 << streams.DRAW_BITS)
+                batch = Crafted(x, leaf, y, eps, ids, draw, self.seed)
                 with torch.enable_grad(), crafting.in_precision(self.precision, x.device):
-                    logits = self._asked(model, x, y)(leaf)
-                    loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
-                self._is_checked = True
+                    loss = objective(Reduced.of(model), batch)
                 self.train_loss = loss.detach()
                 yield loss
                 self._move(x_adv, leaf.grad, x)
         finally:
             carried.copy_(x_adv - x)
 
-    def _asked(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> Model:
-        """The model for one replay; the first logits of all are compared with the labels."""
-        asked = Reduced.of(model)
-        if self._is_checked:
-            return asked
-        return arguments.checking(asked, crafting.inner_module(model), x, y)
+    def _check(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Of the first batch, which pays for it with one forward in eval mode."""
+        arguments.check_batch(self.threat, model, x, y)
+        with (
+            torch.no_grad(),
+            crafting.crafting(
+                model, bn="eval", precision=self.precision, device=x.device, seed=self.seed
+            ),
+        ):  # fmt: skip
+            arguments.checking(model, model, x, y)(x)
+        self._is_checked = True
+
+    @property
+    def effective_eps(self) -> float:
+        """The radius of the next replay, after warm-up."""
+        return float(self.threat.eps) * arguments.warmup_factor(self.batches, self.eps_warmup)
 
     def _carried(self, x: torch.Tensor) -> torch.Tensor:
         """The rows of delta for this batch, a view."""
@@ -100,9 +118,8 @@ class FreeAT:
                 "does not depend on its input (a detached copy?)"
             )
         factor = arguments.warmup_factor(self.batches, self.eps_warmup)
-        eps = float(self.threat.eps)
-        step = eps if self.step_size is None else self.step_size
-        self.threat.step_(x_adv, grad, x, step_size=step * factor, eps=eps * factor)
+        step = float(self.threat.eps) if self.step_size is None else self.step_size
+        self.threat.step_(x_adv, grad, x, step_size=step * factor, eps=self.effective_eps)
         self.batches += 1
 
     def state_dict(self) -> dict[str, Any]:

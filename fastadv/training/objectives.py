@@ -1,6 +1,7 @@
 """What a crafted batch is worth: the losses of the weights, and the model they may call."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -11,7 +12,7 @@ from fastadv.training.crafting import check_logits, inner_module
 
 
 class Crafted(NamedTuple):
-    """One crafted batch. x, x_adv: (B, ...); y, craft_loss: (B,), the losses before the last craft.
+    """One crafted batch. x, x_adv: (B, ...); y: (B,).
 
     eps: the radius after warm-up. sample_ids, draw, seed: the keys of what else is drawn for it.
     """
@@ -19,7 +20,6 @@ class Crafted(NamedTuple):
     x: torch.Tensor
     x_adv: torch.Tensor
     y: torch.Tensor
-    craft_loss: torch.Tensor
     eps: float
     sample_ids: torch.Tensor
     draw: int
@@ -58,6 +58,13 @@ class Modifier(Protocol):
     """Changes what the weights descend, whatever the method: `AWP`, `GradAlign`, `CleanMixing`."""
 
     def __call__(self, objective: Objective, model: Reduced, batch: Crafted) -> torch.Tensor: ...
+
+
+def modified(objective: Objective, modifiers: Sequence[Modifier]) -> Objective:
+    """`objective` inside all modifiers, the first innermost."""
+    for modifier in modifiers:
+        objective = functools.partial(modifier, objective)
+    return objective
 
 
 def cross_entropy(model: Reduced, batch: Crafted, *, label_smoothing: float = 0.0) -> torch.Tensor:

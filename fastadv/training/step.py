@@ -14,7 +14,14 @@ from fastadv.kernels import streams
 from fastadv.threat_model import ThreatModel, start_point
 from fastadv.training import arguments, crafting
 from fastadv.training.bank import PerturbationBank
-from fastadv.training.objectives import Crafted, Modifier, Objective, Reduced, cross_entropy
+from fastadv.training.objectives import (
+    Crafted,
+    Modifier,
+    Objective,
+    Reduced,
+    cross_entropy,
+    modified,
+)
 
 
 @dataclass(eq=False, repr=False)
@@ -49,7 +56,8 @@ class CraftedStep:
 
     def __post_init__(self) -> None:
         arguments.check_settings(self)
-        arguments.check_parts(self)
+        arguments.check_modifiers(self.modifiers)
+        arguments.check_bank(self.bank)
 
     def __repr__(self) -> str:
         return arguments.pasteable(self)
@@ -75,12 +83,9 @@ class CraftedStep:
         Gradients, flags, random state and, but for bn="train", buffers are left as they were.
         """
         batch = self.craft(model, x, y, sample_ids=sample_ids, x_init=x_init)
-        objective = self._objective()
-        for modifier in self.modifiers:
-            objective = functools.partial(modifier, objective)
+        objective = modified(self._objective(), self.modifiers)
         with crafting.in_precision(self.precision, x.device):
             loss = objective(Reduced.of(model), batch)
-        self.craft_loss = batch.craft_loss.mean()
         self.train_loss = loss.detach()
         self.batches += 1
         return loss
@@ -109,11 +114,11 @@ class CraftedStep:
             ),
         ):  # fmt: skip
             x_adv = self._start_iterates(x, ids, eps, x_init)
-            craft_loss = self._ascend(asked, x_adv, x, y, eps)
+            self.craft_loss = self._ascend(asked, x_adv, x, y, eps).mean()
         self._is_checked = True
         if self.bank is not None:
             self.bank.put(ids, x_adv, x, eps=eps)
-        return Crafted(x, x_adv, y, craft_loss, eps, ids, self.draw, self.seed)
+        return Crafted(x, x_adv, y, eps, ids, self.draw, self.seed)
 
     @property
     def effective_eps(self) -> float:

@@ -248,3 +248,37 @@ def test_label_smoothing_is_of_the_training_loss_and_not_of_the_craft(name):
     change = F.cross_entropy(net(at), y, label_smoothing=0.2) - F.cross_entropy(net(at), y)
     assert change.abs() > 1e-4
     torch.testing.assert_close(smooth.loss(net, x, y) - plain.loss(net, x, y), change)
+
+
+def test_free_replays_are_modified_too():
+    ((x, y),) = batches(1)
+    net, delta = conv_net(), torch.full_like(x, 0.01)
+    step = training.FreeAT(THREAT, replays=1, modifiers=[training.CleanMixing(0.3)])
+    step.load_state_dict({"batches": 0, "delta": delta})
+    (loss,) = _backwarded(step(net, x, y))
+    expected = 0.7 * F.cross_entropy(net(x + delta), y) + 0.3 * F.cross_entropy(net(x), y)
+    torch.testing.assert_close(loss, expected)
+    assert not torch.equal(step.delta, delta)  # the gradient of the mixture moved it
+
+
+def test_free_replays_take_the_gradient_at_perturbed_weights():
+    ((x, y),) = batches(1)
+    net = conv_net()
+    (loss,) = _backwarded(
+        training.FreeAT(THREAT, replays=1, modifiers=[training.AWP(0.05)])(net, x, y)
+    )
+    grads = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    objective = training.objectives.cross_entropy
+    crafted = training.Crafted(x, x, y, 0.1, torch.arange(len(x)), 0, 0)
+    training.AWP(0.05)(objective, training.objectives.Reduced.of(net), crafted).backward()
+    for mine, theirs in zip(grads, net.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs.grad)
+
+
+def _backwarded(losses):
+    values = []
+    for loss in losses:
+        loss.backward()
+        values.append(loss.detach())
+    return values
