@@ -117,6 +117,35 @@ def step_cost(rows: Sequence[Row]) -> str:
     return _table(heads, lines) + f"\n\n{note}\n\n{_provenance(rows)}"
 
 
+def training(rows: Sequence[Row]) -> str:
+    """One line a row: seconds an epoch, work and ops a step, distance from the textbook."""
+    trained = any(row.robustness for row in rows)
+    heads = ["training", "provider", "s/epoch", "over per-sample loader", "units a step"]
+    heads += ["ops a step", "host reads a step", "largest error of a weight (tolerance)"]
+    heads += ["robust accuracy"] if trained else []
+    lines = []
+    for row in rows:
+        extra = row.extra
+        cells = [row.case, row.provider, _time(row), f"{extra['over_per_sample']:.2f}x"]
+        cells += [f"{extra[key]:.4g}" for key in ("units", "ops", "data_dependent_ops")]
+        cells.append(_error(row))
+        if trained:
+            cells.append(_percent(row.robustness.robust_accuracy) if row.robustness else _EMPTY)
+        lines.append(cells)
+    row = rows[0]
+    metrics = " or ".join(_distinct(row.equality.metric for row in rows))
+    note = (
+        f"Median of {row.rounds} interleaved calls; in brackets the speed-up over {row.baseline}. "
+        f"Timed: {' or '.join(_distinct(row.timed for row in rows))}. Not timed: {row.not_timed}. "
+        "Step: an optimizer step; units: passes through a layer, forward, to its input and to its "
+        f"weights, counted, as are ops and host reads beside the loader. Error: {metrics}."
+    )
+    if trained:
+        r = next(row.robustness for row in rows if row.robustness)
+        note += f" Attack: PGD-{r.steps}, {r.restarts} restarts, seed {r.seed}, n={r.n}."
+    return _table(heads, lines) + f"\n\n{note}\n\n{_provenance(rows)}"
+
+
 def attacks_chart(rows: Sequence[Row]) -> str:
     """Horizontal bars of the speed-up over the baseline, a group a case, as an SVG document."""
     bar, gap, left, width = 14, 12, 250, 430
@@ -154,6 +183,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "attacks": ("attacks", attacks),
     "ops": ("ops", ops),
     "step-cost": ("counts", step_cost),
+    "training": ("training", training),
 }
 CHARTS: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "attacks-chart": ("attacks", attacks_chart),

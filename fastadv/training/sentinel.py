@@ -35,7 +35,7 @@ _PGD_STEPS = 10
 _AS_GOOD = 0.02  # PGD accuracies this close are the same: one sigma of 500 samples
 _GLANCES = 4  # looks at the losses for each check by PGD
 _MOST_ROLLBACKS = 3
-_RESTARTS_AT_THE_END = 5  # within 0.8 points of PGD-50-10 on MNIST, for a tenth of the work
+_RESTARTS_AT_THE_END = 5  # MNIST: within 0.8 points of PGD-50-10, for a tenth of the work
 
 
 @dataclass(eq=False)
