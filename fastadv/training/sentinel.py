@@ -74,7 +74,10 @@ class Sentinel:
     batches: int = field(init=False, default=0)
     rollbacks: int = field(init=False, default=0)
     _first: int = field(init=False, default=0)  # of the history since the last rollback
-    _sums: torch.Tensor | None = field(init=False, default=None)
+    _sums: torch.Tensor | None = field(
+        init=False, default=None
+    )  # of the losses since the last check
+    _added: int = field(init=False, default=0)
     _good: dict[str, Any] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -129,7 +132,7 @@ class Sentinel:
         """The gate at the end: PGD-10 with 5 restarts must leave `floor`, or the net is "weak".
 
         Some single-step runs end weak without ever collapsing. Returns `step` if all is well or has
-        been rescued before, else does what on_collapse says; go on training with what it returns.
+        been rescued before; else warns or, for "rollback", returns the step that rescues: train on.
         judged: the network that is handed over, if it is another (an average of the weights).
         """
         if not self.floor:
@@ -151,7 +154,7 @@ class Sentinel:
         optimizer: torch.optim.Optimizer,
     ) -> Step:  # fmt: skip
         message = explain(check, since, n=len(self.x), threat=repr(self.threat), floor=self.floor)
-        if self.on_collapse == "warn":
+        if self.on_collapse == "warn" or (self.on_collapse == "stop" and check.verdict == "weak"):
             if not since or since[-1].verdict != check.verdict:
                 warnings.warn(TrainingWarning(check.verdict, message), stacklevel=3)
             return step
@@ -174,23 +177,22 @@ class Sentinel:
         )  # fmt: skip
 
     def _add(self, step: Step) -> None:
-        losses = [step.train_loss, getattr(step, "craft_loss", None)]
-        device = self.x.device
-        row = torch.full((3,), math.nan, dtype=torch.float64, device=device)
-        for i, loss in enumerate(losses):
-            if loss is not None:
-                row[i] = loss
-        row[2] = 1.0
-        self._sums = row if self._sums is None else self._sums + row
+        if self._sums is None:
+            self._sums = torch.zeros(2, dtype=torch.float64, device=self.x.device)
+            self._added = 0
+        for i, loss in enumerate((step.train_loss, getattr(step, "craft_loss", None))):
+            self._sums[i] += math.nan if loss is None else loss
+        self._added += 1
 
     def _mean_losses(self) -> tuple[float, float]:
         """Over the batches since the last check, and over all ranks; synchronises."""
         assert self._sums is not None, "called after a batch was added"
-        sums = self._sums.clone()
-        if arguments.is_distributed():
-            torch.distributed.all_reduce(sums)
-        train, craft, count = sums.tolist()
-        return train / count, craft / count
+        means = self._sums / self._added
+        if arguments.is_distributed():  # all ranks decide alike
+            torch.distributed.all_reduce(means)
+            means /= torch.distributed.get_world_size()
+        train, craft = means.tolist()
+        return train, craft
 
     def examine(
         self, model: nn.Module, *, train_loss: float = math.nan, craft_loss: float = math.nan,
@@ -249,17 +251,19 @@ class Sentinel:
             "first": self._first,
             "history": [asdict(check) for check in self.history],
             "sums": self._sums,
+            "added": self._added,
             "good": self._good,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as the sentinel that gave `state`; raises ValueError if it does not fit."""
-        names = ("batches", "rollbacks", "first", "history", "sums", "good")
+        names = ("batches", "rollbacks", "first", "history", "sums", "added", "good")
         arguments.check_state(state, names)
         self.batches, self.rollbacks = state["batches"], state["rollbacks"]
         self._first = state["first"]
         self.history = [Check(**check) for check in state["history"]]
         self._sums = None if state["sums"] is None else state["sums"].to(self.x.device)
+        self._added = state["added"]
         self._good = copy.deepcopy(state["good"])
 
 
