@@ -71,7 +71,7 @@ def _row(
     name: str, chosen: Recipe, result: Result, report: fastadv.Report, seconds: float,
     where: schema.Environment, data: Path,
 ) -> schema.Row:  # fmt: skip
-    flagged = _first_flag(result.rows, chosen)
+    flagged = _first_flag(result.rows)
     extra = {
         "seed": chosen.seed, "epochs": len(result.epochs), "flagged_at_epoch": flagged,
         "rollbacks": sum(row["event"] == "rollback" for row in result.rows),
@@ -99,7 +99,7 @@ def _row(
     )  # fmt: skip
 
 
-def _first_flag(rows: tuple[Mapping[str, Any], ...], chosen: Recipe) -> float:
+def _first_flag(rows: tuple[Mapping[str, Any], ...]) -> float:
     """The epoch of the first verdict that is not good or suspect; -1 if there is none."""
     batches = next(row["batches"] for row in rows if row["event"] == "epoch")
     for row in rows:
