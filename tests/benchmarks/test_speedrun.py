@@ -67,9 +67,10 @@ def test_the_first_flag_is_the_epoch_of_the_first_bad_verdict():
     assert mnist._first_flag(({"event": "epoch", "batches": 100},)) == -1.0
 
 
-def test_only_a_run_that_may_roll_back_is_done_twice():
-    first, second = mnist.recipes("fast", 3).values()
-    assert (first.on_collapse, second.on_collapse) == ("rollback", "warn")
-    assert replace(second, on_collapse="rollback") == first and first.seed == 3
-    assert [r.clamp_start for r in mnist.recipes("collapse", 0).values()] == [True, True]
-    assert len(mnist.recipes("pgd", 0)) == 1
+def test_the_runs_differ_in_what_their_names_say():
+    (_, plain), (_, fast), (_, clamped) = (
+        mnist.recipe_of(run, 3) for run in ("single-step", "fast", "collapse")
+    )
+    assert plain.seed == 3 and replace(plain, on_collapse="rollback") == fast
+    assert replace(fast, clamp_start=True) == clamped != fast
+    assert mnist.recipe_of("best", 0)[1].ema == 0.995
