@@ -1,8 +1,8 @@
 """Writes tables and charts from result rows into README.md: `python -m benchmarks.report --help`.
 
 A block `<!-- benchmark:NAME -->` ... `<!-- /benchmark -->` is rewritten from the newest run of its
-suite. NAME: first-screen, attacks, attacks-chart, ops, step-cost or training, with @device for one
-device.
+suite. NAME: first-screen, attacks, attacks-chart, ops, step-cost, training or mnist, with @device
+for one device.
 """
 
 import argparse

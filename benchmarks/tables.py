@@ -1,5 +1,6 @@
 """Markdown tables and SVG charts from result rows; every number in them comes from a row."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from html import escape
 
@@ -133,12 +134,12 @@ def training(rows: Sequence[Row]) -> str:
             cells.append(_percent(row.robustness.robust_accuracy) if row.robustness else _EMPTY)
         lines.append(cells)
     row = rows[0]
-    metrics = " or ".join(_distinct(row.equality.metric for row in rows))
     note = (
         f"Median of {row.rounds} interleaved calls; in brackets the speed-up over {row.baseline}. "
         f"Timed: {' or '.join(_distinct(row.timed for row in rows))}. Not timed: {row.not_timed}. "
         "Step: an optimizer step; units: passes through a layer, forward, to its input and to its "
-        f"weights, counted, as are ops and host reads beside the loader. Error: {metrics}."
+        "weights, counted, as are ops and host reads beside the loader. Error: "
+        f"{row.equality.metric}."
     )
     if trained:
         r = next(row.robustness for row in rows if row.robustness)
@@ -178,12 +179,48 @@ def attacks_chart(rows: Sequence[Row]) -> str:
     )
 
 
+def mnist(rows: Sequence[Row]) -> str:
+    """One line a provider: robust accuracy of every seed, the median and the worst, flags, time."""
+    heads = ["training", "PGD-50-10, by seed", "median", "worst", "clean", "flagged at epoch"]
+    heads += ["epochs", "seconds"]
+    lines = []
+    for name in _distinct(row.provider for row in rows):
+        own = sorted((r for r in rows if r.provider == name), key=lambda r: r.extra["seed"])
+        robust = [_robustness(row).robust_accuracy for row in own]
+        clean = sorted(_robustness(row).clean_accuracy for row in own)
+        flags = [row.extra["flagged_at_epoch"] for row in own]
+        lines.append(
+            [
+                f"{name} ({own[0].case})",
+                ", ".join(
+                    f"{row.extra['seed']:g}: {_percent(r)}"
+                    for row, r in zip(own, robust, strict=True)
+                ),
+                _percent(statistics.median(robust)),
+                _percent(min(robust)),
+                f"{_percent(clean[0])} to {_percent(clean[-1])}",
+                ", ".join(_EMPTY if flag < 0 else f"{flag:g}" for flag in flags),
+                ", ".join(f"{row.extra['epochs']:g}" for row in own),
+                ", ".join(f"{row.q50:.0f}" for row in own),
+            ]
+        )
+    first = _robustness(rows[0])
+    note = (
+        f"MNIST, L-infinity, eps {first.eps:g}, {rows[0].n:,} training samples, 1,000 held out for "
+        f"the sentinel; final weights under PGD-50-10 (step {first.step_size:g}, seed "
+        f"{first.seed}) on the first {first.n:,} test images, fp32. Flagged: the first verdict of "
+        f"the sentinel that is not good or suspect. Seconds: {rows[0].timed}."
+    )
+    return f"{_table(heads, lines)}\n\n{note}\n\n{_provenance(rows)}"
+
+
 TABLES: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "first-screen": ("attacks", first_screen),
     "attacks": ("attacks", attacks),
     "ops": ("ops", ops),
     "step-cost": ("counts", step_cost),
     "training": ("training", training),
+    "mnist": ("mnist", mnist),
 }
 CHARTS: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "attacks-chart": ("attacks", attacks_chart),

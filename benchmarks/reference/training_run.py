@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from fastadv.data import to_unit_interval
@@ -20,8 +21,9 @@ class Loader(Sized, Iterable[tuple[torch.Tensor, torch.Tensor]], Protocol):
 class PerSampleImages(Dataset):
     """A torch Dataset that turns one uint8 image at a time into float32 in [0, 1].
 
-    images: (N, C, H, W) uint8; labels: (N,). Each item goes the way of the usual ToTensor: a numpy
-    copy with the channels last, a permutation, a contiguous copy, a float, a division by 255.
+    images: (N, C, H, W) uint8, C 1 or 3; labels: (N,). Each item goes the way of torchvision's
+    data sets and ToTensor: a PIL image, a numpy copy with the channels last, a permutation, a
+    contiguous copy, a float, a division by 255.
 
     Example: `DataLoader(PerSampleImages(images, labels), batch_size=100, shuffle=True)`.
     """
@@ -36,7 +38,9 @@ class PerSampleImages(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image = torch.from_numpy(np.array(self.images[index]))
+        pixels = self.images[index]
+        picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        image = torch.from_numpy(np.array(picture)).view(*pixels.shape)
         return image.permute(2, 0, 1).contiguous().float().div(255), int(self.labels[index])
 
 

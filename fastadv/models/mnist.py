@@ -4,6 +4,7 @@ from torch import nn
 
 from fastadv.models.arguments import require_positive
 from fastadv.models.initialisation import build_seeded
+from fastadv.models.single_channel import SingleChannelConv2d
 
 
 class MnistNet(nn.Sequential):
@@ -20,7 +21,7 @@ class MnistNet(nn.Sequential):
     def __init__(self, *, classes: int = 10):
         require_positive(classes=classes)
         super().__init__(
-            nn.Conv2d(1, 16, 4, stride=2, padding=1),
+            SingleChannelConv2d(16, 4, stride=2, padding=1),
             nn.ReLU(),
             nn.Conv2d(16, 32, 4, stride=2, padding=1),
             nn.ReLU(),
