@@ -222,6 +222,11 @@ def _check_batches(
             f"batch_size counts the rows of all processes and must be a multiple of world_size; "
             f"got {batch_size} rows for {world_size} processes"
         )
+    if not drop_last and 0 < samples % batch_size < world_size:
+        raise ValueError(
+            f"the last batch would leave a process without rows; got {samples} images in batches "
+            f"of {batch_size} for {world_size} processes. Use drop_last=True"
+        )
 
 
 def _normalisation(

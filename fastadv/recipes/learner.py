@@ -46,6 +46,7 @@ class Learner:
         self.sentinel = assembly.build_sentinel(
             recipe, self.held_out.x, self.held_out.y, batches=len(self.loader)
         )
+        self.sentinel.keep(self.model, self.optimizer)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._resumed_at = time.perf_counter()
         self._saved_at = time.monotonic()

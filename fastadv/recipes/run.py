@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from fastadv.recipes.run_state import (
 )  # fmt: skip
 from fastadv.recipes.settings import Recipe
 from fastadv.recipes.sources import check_data, split
-from fastadv.training import Check, Collapse
+from fastadv.training import Check, Collapse, TrainingWarning
 
 OnEpoch = Callable[[Row], None]
 
@@ -58,12 +59,13 @@ def train(
     is one, else "cpu". out: log.jsonl (a row an epoch and an event); last.pt, the checkpoint,
     written every `checkpoint_every` batches (None: once a minute) and every epoch; best.pt, the
     weights of the epoch with the highest PGD accuracy on held-out samples; model.pt, the final
-    ones; good.pt, if the sentinel stopped the run, the last good ones. resume: go on from last.pt,
-    or from the beginning if there is none; killed at any point and resumed, a run on a CPU ends
-    with the same bits. progress: a line an epoch, and a bar on a terminal. on_epoch: called with
-    each epoch's row. The global generators are neither read nor written. Raises ValueError or
-    TypeError for data that do not fit, and for a folder with another run; `Collapse` where the
-    sentinel stops; warns of what it sees by `TrainingWarning`.
+    ones; good.pt, where the sentinel stopped or only warned, the last good ones. resume: go on from
+    last.pt, or from the beginning if there is none; killed at any point and resumed, a run on a CPU
+    ends with the same bits (with as many threads: another number is warned of). progress: a line an
+    epoch, and a bar on a terminal. on_epoch: called with each epoch's row. The global generators
+    are neither read nor written. Raises ValueError or TypeError for data that do not fit, and for a
+    folder with another run; `Collapse` where the sentinel stops, and for final weights that are not
+    finite; warns of what it sees by `TrainingWarning`.
 
     Example: `train(recipe("digits", "fast"), training_data("digits"), "digits-fast")`.
     """
@@ -82,6 +84,7 @@ def train(
     )  # fmt: skip
     if saved:
         learner.restore(saved)
+        _warn_of_threads(position.threads, chosen)
     screen = Progress(wanted=progress)
     if not position.finished:
         log = RunLog(folder / "log.jsonl", length=position.log_length)
@@ -93,11 +96,22 @@ def train(
     )
 
 
+def _warn_of_threads(before: int, device: torch.device) -> None:
+    now = torch.get_num_threads()
+    if device.type == "cpu" and now != before:
+        message = f"threads: the run had {before}, now there are {now}: its last bits may differ"
+        warnings.warn(TrainingWarning("threads", message), stacklevel=3)
+
+
 def _device(wanted: torch.device | str | None) -> torch.device:
+    has_cuda = torch.cuda.is_available()
     try:
-        return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(wanted or ("cuda" if has_cuda else "cpu"))
     except RuntimeError as error:
         raise ValueError(f"device must be cpu, cuda, cuda:1 or the like; got {wanted!r}") from error
+    if device.type == "cuda" and not has_cuda:
+        raise ValueError(f"device {wanted!r} was asked for: torch sees no CUDA here")
+    return device
 
 
 @dataclass
@@ -122,13 +136,14 @@ class _Run:
                 self._epoch()
         except Collapse as collapse:
             self.log.append("stopped", code=collapse.code, message=str(collapse))
-            save_tensors(self.folder / "good.pt", self.learner.model.state_dict())
+            self._save_good()
             raise
         finally:
             if self.scalars is not None:
                 self.scalars.close()
 
     def _begin(self) -> None:
+        (self.folder / "good.pt").unlink(missing_ok=True)  # of a run that was here before
         recipe, learner = self.identity.recipe, self.learner
         samples, held = len(learner.loader.images), len(learner.held_out.y)
         self.log.append(
@@ -155,11 +170,20 @@ class _Run:
         self._close_epoch()
 
     def _enter(self, checks: Sequence[Check], rescue: str) -> None:
+        position = self.position
         for check in checks:
             self.log.append("check", **asdict(check))
         if rescue:
-            position = self.position
-            self.log.append("rollback", batch=position.batches, step=rescue, epochs=position.epochs)
+            self.log.append(
+                "rollback", batch=position.batches, step=rescue, epochs=position.epochs
+            )  # fmt: skip
+        elif any(check.verdict not in ("good", "suspect") for check in checks):
+            self._save_good()
+
+    def _save_good(self) -> None:
+        weights = self.learner.sentinel.good_weights
+        assert weights is not None, "the learner keeps those it begins with"
+        save_tensors(self.folder / "good.pt", weights)
 
     def _close_epoch(self) -> None:
         position, learner = self.position, self.learner
@@ -171,6 +195,7 @@ class _Run:
         if position.epoch == position.epochs:
             self._enter(*learner.finish())
         if position.epoch == position.epochs:
+            self._check_final_weights()
             save_tensors(self.folder / "model.pt", learner.network.state_dict())
             self.log.append(
                 "finished", epochs=position.epochs, best_epoch=position.best_epoch,
@@ -185,7 +210,13 @@ class _Run:
         if self.on_epoch is not None:
             self.on_epoch(row)
 
+    def _check_final_weights(self) -> None:
+        if not all(bool(w.isfinite().all()) for w in self.learner.network.state_dict().values()):
+            message = "the final weights are not finite: good.pt has the last good ones."
+            raise Collapse("nan", message)
+
     def _save(self) -> None:
+        self.position.threads = torch.get_num_threads()
         self.position.log_length = self.log.length
         self.learner.enter_position()
         save_run(self.folder / "last.pt", self.identity, self.position, self.learner.parts)

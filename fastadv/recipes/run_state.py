@@ -39,7 +39,7 @@ class Position:
     of all epochs. updates, loss_sum: of the one in progress. rescued_at: `batches` at the last
     rollback.
     best, best_epoch: by PGD accuracy of held-out samples. rate: the learning rate last used.
-    seconds: of the epochs done and, apart, of the one in progress.
+    seconds: of the epochs done and, apart, of the one in progress. threads: torch's.
     """
 
     epochs: int
@@ -54,6 +54,7 @@ class Position:
     seconds: float = 0.0
     epoch_seconds: float = 0.0
     log_length: int = 0
+    threads: int = 0
     finished: bool = False
 
 

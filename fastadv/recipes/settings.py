@@ -78,8 +78,8 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
-        if not isinstance(self.seed, int):
-            raise ValueError(f"seed must be an integer; got {self.seed!r}")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed must be an integer in [0, 2^63); got {self.seed!r}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), 0 for no average; got {self.ema}")
         for name in ("sentinel_every", "rescue_learning_rate"):

@@ -13,6 +13,8 @@ from fastadv.threat_model import ThreatModel, check_fits, check_threat, same_val
 from fastadv.training.bank import PerturbationBank
 from fastadv.training.crafting import BN_POLICIES, PRECISIONS, check_logits
 
+_IN_PLACE = "the model modifies its input in place: make its first operation out of place"
+
 
 def check_settings(step: Any) -> None:
     """Raises for settings that no method takes: threat, eps_warmup, bn, precision, seed, ..."""
@@ -43,15 +45,20 @@ def check_settings(step: Any) -> None:
 
 def check_modifiers(modifiers: object) -> None:
     """Raises TypeError for what is no sequence of callables."""
-    if not isinstance(modifiers, Sequence) or not all(callable(m) for m in modifiers):
+    if not isinstance(modifiers, Sequence) or not all(
+        callable(m) and not isinstance(m, type) for m in modifiers
+    ):
         raise TypeError(
             f"modifiers must be a sequence such as [fastadv.training.AWP()]; got {modifiers!r}"
         )
 
 
-def check_bank(bank: object) -> None:
+def check_bank(bank: object, threat: ThreatModel) -> None:
+    """Raises for what is no bank, and for norms whose perturbations 8 bits of eps cannot hold."""
     if not isinstance(bank, PerturbationBank | None):
         raise TypeError(f"bank must be a PerturbationBank or None; got {bank!r}")
+    if bank is not None and threat.norm != "linf":
+        raise ValueError(f"bank keeps L-infinity perturbations; got {threat!r}")
 
 
 def check_count(owner: Any, name: str, lowest: int) -> None:
@@ -83,20 +90,38 @@ def check_batch(threat: ThreatModel, model: Model | None, x: object, y: object) 
         inputs.check_device(model, images)
     check_fits(threat, images)
     labels = inputs.check_labels(y, images, name="y")
+    check_not_empty(images)
     if torch.is_inference_mode_enabled():
         raise RuntimeError("training steps cannot run under torch.inference_mode()")
     inputs.check_range(labels, None, name="y")
 
 
+def check_not_empty(x: torch.Tensor) -> None:
+    """A mean loss over no samples is NaN; a short last batch may leave a rank without any."""
+    if len(x) == 0:
+        raise ValueError("x must hold at least one sample; got none. Drop the last, short batch")
+
+
 def checking(call: Model, model: Model, x: torch.Tensor, y: torch.Tensor) -> Model:
-    """`call`, a way to call `model`; its first call explains a wrong dtype and compares y with the
-    model's classes, which synchronises: for the first batch only."""
+    """`call`, a way to call `model`, for the first batch: explains a wrong dtype and a model that
+    works in place on its input, and at its first call compares y with the model's classes, which
+    synchronises."""
     is_checked = False
 
     def checked(x_adv: torch.Tensor) -> torch.Tensor:
         nonlocal is_checked
-        with inputs.explained_dtype(model, x):
-            logits = call(x_adv)
+        # without gradients nothing stops such a model: it gets a copy, not the user's x
+        given = x_adv if x_adv.requires_grad else x_adv.clone()
+        version = given._version
+        try:
+            with inputs.explained_dtype(model, x):
+                logits = call(given)
+        except RuntimeError as error:
+            if "in-place operation" not in str(error):
+                raise
+            raise ValueError(_IN_PLACE) from error
+        if given._version != version:
+            raise ValueError(_IN_PLACE)
         if not is_checked:
             check_logits(logits, x)
             check_classes(y, logits)
@@ -143,6 +168,15 @@ def check_state(state: object, names: tuple[str, ...]) -> None:
     if not isinstance(state, dict) or set(state) != set(names):
         got = sorted(state) if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"state must be what state_dict() gave, with {sorted(names)}; got {got}")
+
+
+def check_method(state: dict[str, Any], step: Any) -> None:
+    mine = type(step).__name__
+    if state["method"] != mine:
+        raise ValueError(
+            f"state must be of {mine}; got that of {state['method']}. After a rollback of a "
+            "Sentinel, load it into sentinel.rescue_step(step)"
+        )
 
 
 def pasteable(step: Any) -> str:

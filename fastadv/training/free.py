@@ -30,7 +30,8 @@ class FreeAT:
 
     Example: `for loss in fastadv.training.FreeAT(threat, replays=8)(model, x, y): ...`.
     Source: Shafahi et al. 2019, arXiv:1904.12843. Like the authors of Fast-AT, and unlike the
-    original script, delta moves after the backward and the sum stays in the bounds.
+    original script, delta moves after the backward, and is cut so that x + delta is in the bounds,
+    of its own x: the first input of the next batch may lie outside.
     """
 
     threat: ThreatModel
@@ -58,6 +59,7 @@ class FreeAT:
         """Yield one loss a replay; call backward on each, then step the optimizer."""
         if not self._is_checked:
             self._check(crafting.inner_module(model), x, y)
+        arguments.check_not_empty(x)
         x, y = x.detach(), y.to(torch.int64)
         ids = arguments.sample_ids(None, x, needed=False)
         objective = modified(
@@ -69,7 +71,7 @@ class FreeAT:
             for _ in range(self.replays):
                 leaf = x_adv.detach().requires_grad_()
                 eps, draw = self.effective_eps, self.batches % (1 << streams.DRAW_BITS)
-                batch = Crafted(x, leaf, y, eps, ids, draw, self.seed)
+                batch = Crafted(x, leaf, y, eps, ids, draw, self.seed, self.threat)
                 with torch.enable_grad(), crafting.in_precision(self.precision, x.device):
                     loss = objective(Reduced.of(model), batch)
                 self.train_loss = loss.detach()
@@ -124,11 +126,12 @@ class FreeAT:
 
     def state_dict(self) -> dict[str, Any]:
         """The perturbation and the counter, between two batches; per rank under torchrun."""
-        return {"batches": self.batches, "delta": self.delta}
+        return {"method": "FreeAT", "batches": self.batches, "delta": self.delta}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as the step that gave `state`; raises ValueError if it does not fit."""
-        arguments.check_state(state, ("batches", "delta"))
+        arguments.check_state(state, ("method", "batches", "delta"))
+        arguments.check_method(state, self)
         delta = state["delta"]
         self.delta = None if delta is None else delta.detach().clone()
         self.batches = int(state["batches"])

@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from fastadv.isolation import restored_generators
-from fastadv.ops import start
+from fastadv.threat_model import start_point
 from fastadv.training.crafting import statistics_policy
 from fastadv.training.objectives import Crafted, Objective, Reduced
 
@@ -49,7 +49,7 @@ class AWP:
             statistics_policy(inner, "batch"),
         ):
             loss = objective(Reduced(inner, inner), batch)
-        grads = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+            grads = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         sizes, lengths = [w.norm() for w in weights], [g.norm() for g in grads]
         moved = {
             name: w + (self.gamma * size / (length + _TINY) * g).detach()
@@ -68,7 +68,7 @@ class AWP:
 
 @dataclass(frozen=True)
 class GradAlign:
-    """The loss + weight * (1 - mean cos(g(x), g(x + u))), g the input gradient, |u| <= eps uniform.
+    """The loss + weight * (1 - mean cos(g(x), g(x + u))), g the input gradient, u a random start.
 
     Keeps the loss locally linear, which single-step methods need at large eps. weight: 0.2 at eps
     8/255 of CIFAR-10. A double backward: two forwards and about eight more units.
@@ -88,9 +88,9 @@ class GradAlign:
 
     def __call__(self, objective: Objective, model: Reduced, batch: Crafted) -> torch.Tensor:
         loss = objective(model, batch)
-        near = start.random_start(
-            batch.x, eps=batch.eps, seed=batch.seed + 1, sample_ids=batch.sample_ids,
-            draw=batch.draw, kind="linf_uniform", bounds=None,
+        near = start_point(
+            batch.threat, batch.x, seed=batch.seed + 1, sample_ids=batch.sample_ids,
+            draw=batch.draw, clamp_start=False, eps=batch.eps,
         )  # fmt: skip
         with statistics_policy(model.others, "batch"):
             here, there = (self._gradient(model, x, batch.y) for x in (batch.x, near))

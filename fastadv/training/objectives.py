@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fastadv.isolation import Model
+from fastadv.threat_model import ThreatModel
 from fastadv.training.crafting import check_logits, inner_module
 
 
@@ -15,6 +16,7 @@ class Crafted(NamedTuple):
     """One crafted batch. x, x_adv: (B, ...); y: (B,).
 
     eps: the radius after warm-up. sample_ids, draw, seed: the keys of what else is drawn for it.
+    threat: whose ball x_adv was looked for in.
     """
 
     x: torch.Tensor
@@ -24,6 +26,7 @@ class Crafted(NamedTuple):
     sample_ids: torch.Tensor
     draw: int
     seed: int
+    threat: ThreatModel
 
 
 class Reduced:

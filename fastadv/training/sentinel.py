@@ -12,7 +12,7 @@ from torch import nn
 from fastadv.attacks import Attack, pgd
 from fastadv.diagnostics import AttackWarning
 from fastadv.evaluation.accuracy import logits_of
-from fastadv.threat_model import ThreatModel
+from fastadv.threat_model import ThreatModel, check_threat
 from fastadv.training import arguments
 from fastadv.training.crafting import inner_module
 from fastadv.training.free import FreeAT
@@ -38,20 +38,21 @@ _MOST_ROLLBACKS = 3
 _RESTARTS_AT_THE_END = 5  # MNIST: within 0.8 points of PGD-50-10, for a tenth of the work
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Sentinel:
     """Every `every` batches: accuracy on held-out samples, clean, under one step and under PGD-10.
 
-    x, y: held-out *training* samples, 500 or more, on the model's device. on_collapse: "warn";
-    "stop", which puts the last good weights back and raises `Collapse`; or "rollback", which puts
-    weights and optimizer state back and goes on with PGD-5 at a quarter of eps a step, eps growing
-    over `rescue_warmup` batches (two checks if 0). Four times between two checks the means of
-    training and craft loss are read, which tells NaN and, where the training loss is the lower one
-    (the craft no longer hurts), brings the check forward, as a "suspect" check does the next one;
-    otherwise nothing is synchronised. Verdicts: "collapse", catastrophic overfitting seen twice;
-    "stuck", one class for `patience` checks; "nan". How they are reached:
-    `fastadv.training.verdict.judge`. `history` has every check, each about 24 units
-    a held-out sample. floor: what `finish` demands, an accuracy that belongs to a data set.
+    x, y: held-out *training* samples, 500 or more of all classes, on the model's device, which
+    training must not see. on_collapse: "warn"; "stop", which puts the last good weights back and
+    raises `Collapse`; or "rollback", which puts weights and optimizer state back and goes on with
+    PGD-5 at a quarter of eps a step, eps growing over `rescue_warmup` batches (two checks if 0).
+    Four times between two checks the means of training and craft loss are read, which tells NaN
+    and, where the training loss is the lower one (the craft no longer hurts), brings the check
+    forward, as a "suspect" check does the next one; otherwise nothing is synchronised. Verdicts:
+    "collapse", catastrophic overfitting seen twice; "stuck", one class for `patience` checks;
+    "nan". How they are reached: `fastadv.training.verdict.judge`. `history` has every check, each
+    about 24 units a held-out sample. floor: what `finish` demands, an accuracy that belongs to a
+    data set.
 
     Example: `sentinel = fastadv.training.Sentinel(threat, x_held, y_held, every=300)`, then after
     each batch `step = sentinel.watch(step, model, optimizer)`.
@@ -81,14 +82,27 @@ class Sentinel:
     _good: dict[str, Any] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        check_threat(self.threat)
         arguments.check_batch(self.threat, None, self.x, self.y)
-        for name, lowest in (("every", 1), ("rescue_warmup", 0), ("patience", 1)):
+        counts = (("every", 1), ("rescue_warmup", 0), ("patience", 1), ("batch_size", 1))
+        for name, lowest in counts:
             arguments.check_count(self, name, lowest)
         if self.on_collapse not in _CHOICES:
             raise ValueError(f"on_collapse must be one of {_CHOICES}; got {self.on_collapse!r}")
         if not 0 <= self.floor < 1:
             raise ValueError(f"floor must lie in [0, 1); got {self.floor}")
+        if len(self.y.unique()) < 2:
+            raise ValueError(
+                f"y must hold samples of several classes; got {len(self.y)} of one. Hold out "
+                "samples from all of the data"
+            )
         self.rescue_warmup = self.rescue_warmup or 2 * self.every
+
+    def __repr__(self) -> str:
+        return (
+            f"<Sentinel of {len(self.x)} samples at {self.threat!r}, every {self.every} batches, "
+            f"on_collapse={self.on_collapse!r}>"
+        )
 
     def watch(self, step: Step, model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
         """The step to go on with: `step` itself, or after a rollback the one that rescues.
@@ -97,7 +111,7 @@ class Sentinel:
         where three rollbacks did not help; emits `TrainingWarning` otherwise.
         """
         if self._good is None:
-            self._keep(model, optimizer)  # nothing better is known yet
+            self.keep(model, optimizer)  # nothing better is known yet
         self.batches += 1
         self._add(step)
         is_due = self.batches % self.every == 0
@@ -116,7 +130,7 @@ class Sentinel:
         if check.verdict not in ("good", "suspect"):
             return self._act(check, since, step, model, optimizer)
         if self._is_worth_keeping(check, since):
-            self._keep(model, optimizer)
+            self.keep(model, optimizer)
         return step
 
     def _is_worth_keeping(self, check: Check, since: list[Check]) -> bool:
@@ -174,6 +188,7 @@ class Sentinel:
             self.threat, steps=5, step_size=float(self.threat.eps) / 4,
             eps_warmup=self.rescue_warmup * max(1, self.rollbacks), precision=step.precision,
             label_smoothing=step.label_smoothing, seed=self.seed + self.rollbacks,
+            bn=getattr(step, "bn", "batch"), modifiers=getattr(step, "modifiers", ()),
         )  # fmt: skip
 
     def _add(self, step: Step) -> None:
@@ -212,6 +227,7 @@ class Sentinel:
             clean=(predictions == self.y).double().mean().item() if is_number else 0.0,
             single_step=self._robust_accuracy(single, inner) if is_number else 0.0,
             pgd=self._robust_accuracy(many, inner) if is_number else 0.0,
+            samples=len(self.x),
             one_class=predictions.bincount().max().item() / len(self.x),
             train_loss=train_loss,
             craft_loss=craft_loss,
@@ -229,7 +245,18 @@ class Sentinel:
                 fallen.append(result.success)
         return 1.0 - torch.cat(fallen).double().mean().item()
 
-    def _keep(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def keep(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take weights and optimizer state for the last good ones.
+
+        `watch` does so, from the first batch on; call it before training too, and what goes wrong
+        in that batch can be undone. Raises `Collapse` for weights that are not finite.
+        """
+        if not all(bool(w.isfinite().all()) for w in inner_state(model).values()):
+            raise Collapse(
+                "nan",
+                "the weights are not finite, and the sentinel has seen no good ones: call "
+                "sentinel.keep(model, optimizer) before the first batch",
+            )
         weights = {name: value.clone() for name, value in inner_state(model).items()}
         self._good = {"model": weights, "optimizer": copy.deepcopy(optimizer.state_dict())}
 
@@ -242,6 +269,11 @@ class Sentinel:
         optimizer.load_state_dict(copy.deepcopy(self._good["optimizer"]))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+    @property
+    def good_weights(self) -> dict[str, torch.Tensor] | None:
+        """The last good ones, by name; None before any were kept."""
+        return None if self._good is None else self._good["model"]
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, safe to load with weights_only; held-out samples aside."""

@@ -57,7 +57,7 @@ class CraftedStep:
     def __post_init__(self) -> None:
         arguments.check_settings(self)
         arguments.check_modifiers(self.modifiers)
-        arguments.check_bank(self.bank)
+        arguments.check_bank(self.bank, self.threat)
 
     def __repr__(self) -> str:
         return arguments.pasteable(self)
@@ -98,6 +98,7 @@ class CraftedStep:
         inner = crafting.inner_module(model)
         if not self._is_checked:
             arguments.check_batch(self.threat, inner, x, y)
+        arguments.check_not_empty(x)
         x, y = x.detach(), y.to(torch.int64)
         ids = arguments.sample_ids(sample_ids, x, needed=self.bank is not None)
         asked = inner
@@ -118,7 +119,7 @@ class CraftedStep:
         self._is_checked = True
         if self.bank is not None:
             self.bank.put(ids, x_adv, x, eps=eps)
-        return Crafted(x, x_adv, y, eps, ids, self.draw, self.seed)
+        return Crafted(x, x_adv, y, eps, ids, self.draw, self.seed, self.threat)
 
     @property
     def effective_eps(self) -> float:
@@ -167,11 +168,12 @@ class CraftedStep:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: tensors and plain values, safe to load with weights_only."""
         bank = None if self.bank is None else self.bank.state_dict()
-        return {"batches": self.batches, "bank": bank}
+        return {"method": type(self).__name__, "batches": self.batches, "bank": bank}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as the step that gave `state`; raises ValueError if it does not fit."""
-        arguments.check_state(state, ("batches", "bank"))
+        arguments.check_state(state, ("method", "batches", "bank"))
+        arguments.check_method(state, self)
         if (state["bank"] is None) != (self.bank is None):
             raise ValueError("state has a perturbation bank and this step none, or the reverse")
         if self.bank is not None:

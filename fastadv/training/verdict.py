@@ -15,10 +15,11 @@ _MASKED = 0.85
 _MASKED_GAP = 0.15
 _STUCK = 0.02  # a mean loss this close to ln(C), relatively, is that of a constant prediction
 _ONE_CLASS = 0.99
+_FEWEST = 10  # samples behind what is called hidden: fewer are chance
 
 
 class TrainingWarning(UserWarning):
-    """Training went wrong; `code` is "collapse", "weak", "stuck" or "nan"."""
+    """Training went wrong; `code` is "collapse", "weak", "stuck", "nan" or "threads"."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -38,9 +39,9 @@ class Check:
     """A look at a network in training, after `batch` batches.
 
     clean, single_step, pgd: accuracy of held-out samples, clean, under one step of 1.25 eps from a
-    random start, under PGD-10. one_class: share of the commonest prediction. train_loss,
-    craft_loss: means over the batches since the last check, NaN where there is none. classes: C.
-    is_warm: eps has grown to its full size. verdict: "good", "suspect",
+    random start, under PGD-10. samples: their number. one_class: the share of the commonest
+    prediction. train_loss, craft_loss: means over the batches since the last check, NaN where there
+    is none. classes: C. is_warm: eps has grown to its full size. verdict: "good", "suspect",
     "collapse", "weak", "stuck" or "nan".
     """
 
@@ -48,6 +49,7 @@ class Check:
     clean: float
     single_step: float
     pgd: float
+    samples: int
     one_class: float
     train_loss: float
     craft_loss: float
@@ -58,8 +60,8 @@ class Check:
     @property
     def hidden(self) -> float:
         """The share of the accuracy that PGD takes and one step does not: 1 is a perfect mask."""
-        taken = self.clean - self.pgd
-        return (self.single_step - self.pgd) / taken if taken > 0 else 0.0
+        taken, shown = self.clean - self.pgd, self.single_step - self.pgd
+        return shown / taken if shown * self.samples >= _FEWEST else 0.0
 
     @property
     def is_masked(self) -> bool:

@@ -24,8 +24,9 @@ class YOPO:
     first_layer: the name, as in `model.named_modules()`, of the module that the input (or a scaled
     input) goes into. step_size: in input units, eps / 4 if None. The gradient handed over is the
     mean over the passes of the weight gradients and, on top, of h's own at the last x_adv; the
-    authors take the sum and divide the learning rate by `outer`. 3 units a pass, and the first
-    layer's own. Other arguments as in `CraftedStep`.
+    authors take the sum and divide the learning rate by `outer`. All of the input must go through
+    h. 3 units a pass, and the first layer's own. Takes no modifiers and no bank; in fp16 gradients
+    underflow: use bf16. Other arguments as in `CraftedStep`.
 
     Example: `loss = fastadv.training.YOPO(threat, first_layer="conv1").loss(model, x, y)`.
     Source: Zhang et al. 2019, arXiv:1905.00877, algorithm 1.
@@ -69,6 +70,7 @@ class YOPO:
         inner_model, layer = _named_layer(crafting.inner_module(model), self.first_layer)
         if not self._is_checked:
             arguments.check_batch(self.threat, inner_model, x, y)
+        arguments.check_not_empty(x)
         x, y = x.detach(), y.to(torch.int64)
         ids = arguments.sample_ids(sample_ids, x, needed=False)
         factor = arguments.warmup_factor(self.batches, self.eps_warmup)
@@ -97,16 +99,17 @@ class YOPO:
         self.batches += 1
         value = torch.stack(passes.losses).mean()
         self.train_loss = value
-        grads = [g / self.outer for g in passes.grads]
+        grads = [g / (self.outer * len(y)) for g in passes.grads]
         return _Precomputed.apply(value, grads, *passes.weights)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"batches": self.batches}
+        return {"method": "YOPO", "batches": self.batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as the step that gave `state`; raises ValueError if it does not fit."""
-        arguments.check_state(state, ("batches",))
+        arguments.check_state(state, ("method", "batches"))
+        arguments.check_method(state, self)
         self.batches = int(state["batches"])
 
 
@@ -125,19 +128,26 @@ class _Passes:
         self.losses: list[torch.Tensor] = []
 
     def full(self, x_adv: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Add the weight gradients of the mean loss; the co-state d loss / d h(x_adv)."""
+        """Add the weight gradients; the co-state d loss / d h(x_adv). Losses are summed: a mean
+        would round half-precision gradients to zero."""
         outputs: list[torch.Tensor] = []
+
+        def keep(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            outputs.append(output)
+            return output.clone()  # what follows may work in place
+
+        leaf = x_adv.detach().requires_grad_()  # so that h(x_adv) has a gradient if h is frozen
         with torch.enable_grad():
-            with _seen(self.layer, lambda *call: outputs.append(call[2])):
-                logits = self.model(x_adv.detach())
+            with _seen(self.layer, keep):
+                logits = self.model(leaf)
             if len(outputs) != 1:
                 raise ValueError(
                     f"first_layer must be called once a forward; it was {len(outputs)} times"
                 )
-            loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+            loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing, reduction="sum")
         costate, *grads = torch.autograd.grad(loss, [outputs[0], *self.weights], allow_unused=True)
         self._add(grads)
-        self.losses.append(loss.detach())
+        self.losses.append(loss.detach() / len(y))
         return costate
 
     def input_gradient(
@@ -154,7 +164,8 @@ class _Passes:
         """Add d <h(x_adv), p> / d weights."""
         with torch.enable_grad():
             output = self._first_output(x_adv.detach())
-        self._add(torch.autograd.grad(output, self.weights, costate, allow_unused=True))
+        if output.requires_grad:  # not if it is frozen
+            self._add(torch.autograd.grad(output, self.weights, costate, allow_unused=True))
 
     def _first_output(self, x: torch.Tensor) -> torch.Tensor:
         """The first layer's output: the model runs up to it and no further."""

@@ -229,8 +229,7 @@ def test_a_stale_iterator_does_not_move_the_position():
     assert (loader.epoch, loader.state_dict()["batch"]) == (5, 2)
 
 
-@pytest.mark.parametrize("drop_last", [False, True])
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize(("world_size", "drop_last"), [(2, False), (2, True), (4, True)])
 def test_the_shards_of_all_ranks_are_the_batches_of_one_process(world_size, drop_last):
     settings = dict(indexed=True, crop=1, flip="random", drop_last=drop_last)
     whole = list(_loader(**settings))
@@ -241,6 +240,11 @@ def test_the_shards_of_all_ranks_are_the_batches_of_one_process(world_size, drop
     ]
     assert _same(joined, whole)
     assert all(len(y) == 4 // world_size for _, y, _ in ranks[-1][:5])
+
+
+def test_a_last_batch_that_leaves_a_process_without_rows_is_refused():
+    with pytest.raises(ValueError, match="got 23 images in batches of 4 for 4 .*drop_last=True"):
+        _loader(world_size=4)
 
 
 def test_a_run_resumes_on_another_number_of_processes():

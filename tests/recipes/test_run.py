@@ -16,6 +16,7 @@ from fastadv import models
 from fastadv.data import load_digits
 from fastadv.recipes import progress, recipe, run_log, train, training_data
 from fastadv.recipes.held_out import HeldOut
+from fastadv.recipes.run_log import read_log
 from fastadv.recipes.sources import split
 from fastadv.training import Collapse, TrainingWarning
 
@@ -202,11 +203,18 @@ def test_a_weak_network_is_trained_on_after_the_last_epoch(tmp_path):
     assert events[events.index("rollback") - 1] == "check" and events[-1] == "finished"
 
 
-def test_an_epoch_of_nan_never_becomes_the_best(tmp_path):
+def test_a_run_that_ends_in_nan_is_no_success_and_keeps_the_last_good_weights(tmp_path):
     chosen = small_recipe(learning_rate=EXPLODES, sentinel_every=1.4)
-    result = train(chosen, small_data(), tmp_path, progress=False)
-    assert result.best_epoch == 1 and result.epochs[-1]["loss"] == "nan"
-    assert (result.epochs[-1]["clean"], result.epochs[-1]["robust"]) == (0.0, 0.0)
+    with (
+        pytest.warns(TrainingWarning, match="nan: the training loss is not finite"),
+        pytest.raises(Collapse, match="final weights are not finite: good.pt has the last good"),
+    ):
+        train(chosen, small_data(), tmp_path, progress=False)
+    epochs = [row for row in read_log(tmp_path / "log.jsonl") if row["event"] == "epoch"]
+    assert (epochs[-1]["clean"], epochs[-1]["robust"]) == (0.0, 0.0)
+    assert epochs[-1]["loss"] == "nan" and not (tmp_path / "model.pt").exists()
+    for name in ("good.pt", "best.pt"):  # best.pt: of the first epoch, not of one of NaN
+        assert all(bool(value.isfinite().all()) for value in loaded(tmp_path / name).values())
 
 
 DATA = small_data()
@@ -314,6 +322,29 @@ def test_missing_tensorboard_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(run_log.importlib, "import_module", missing)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "fastadv\[train\]"'):
         train(small_recipe(), DATA, tmp_path, progress=False, tensorboard=True)
+
+
+def test_what_an_earlier_run_left_is_not_taken_for_this_ones(tmp_path):
+    (tmp_path / "good.pt").write_bytes(b"of another run")
+    train(small_recipe(sentinel_every=9.0), DATA, tmp_path, progress=False)
+    assert not (tmp_path / "good.pt").exists()
+
+
+def test_other_threads_on_resuming_are_warned_of(tmp_path):
+    train(small_recipe(sentinel_every=9.0), DATA, tmp_path, progress=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        with pytest.warns(TrainingWarning, match=f"had {before}, now there are {before + 1}"):
+            train(small_recipe(sentinel_every=9.0), DATA, tmp_path, progress=False, resume=True)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match="device 'cuda' was asked for: torch sees no CUDA"):
+        train(small_recipe(), DATA, tmp_path, device="cuda")
 
 
 def test_the_result_has_the_recipe_in_the_checkpoint(tmp_path):

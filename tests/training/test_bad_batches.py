@@ -14,6 +14,7 @@ from training_problems import (
     train_batch,
 )
 
+import fastadv
 from fastadv import training
 from fastadv.training import AWP, PerturbationBank
 
@@ -139,3 +140,48 @@ def test_inference_mode_is_refused():
     ((x, y),) = batches(1)
     with torch.inference_mode(), pytest.raises(RuntimeError, match="torch.inference_mode"):
         training.FastAT(THREAT).loss(conv_net(), x, y)
+
+
+class _InPlace(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = conv_net()
+
+    def forward(self, x):
+        return self.net(x.sub_(0.5))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "YOPO"])
+def test_a_model_that_works_in_place_on_its_input_is_refused_and_x_is_kept(name):
+    ((x, y),) = batches(1)
+    before = x.clone()
+    with pytest.raises(ValueError, match="modifies its input in place: make its first operation"):
+        next(iter(METHODS[name](THREAT)(_InPlace(), x, y)))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_empty_batch_is_refused_at_any_time(name):
+    ((x, y),) = batches(1)
+    step, net = METHODS[name](THREAT), conv_net()
+    for loss in step(net, x, y):
+        loss.backward()
+    with pytest.raises(ValueError, match="x must hold at least one sample"):
+        next(iter(step(net, x[:0], y[:0])))
+
+
+def test_a_bank_keeps_l_infinity_perturbations_only():
+    bank = training.PerturbationBank(4, (1, 8, 8))
+    with pytest.raises(ValueError, match="bank keeps L-infinity perturbations; got fastadv.L2"):
+        training.PGDAT(fastadv.L2(0.5), bank=bank)
+
+
+def test_a_modifier_given_as_a_class_is_named():
+    with pytest.raises(TypeError, match="modifiers must be a sequence such as"):
+        training.FastAT(THREAT, modifiers=[training.AWP])
+
+
+def test_the_state_of_another_method_is_refused():
+    state = training.PGDAT(THREAT).state_dict()
+    with pytest.raises(ValueError, match="state must be of FastAT; got that of PGDAT.*rescue_step"):
+        training.FastAT(THREAT).load_state_dict(state)

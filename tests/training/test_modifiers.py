@@ -254,7 +254,7 @@ def test_free_replays_are_modified_too():
     ((x, y),) = batches(1)
     net, delta = conv_net(), torch.full_like(x, 0.01)
     step = training.FreeAT(THREAT, replays=1, modifiers=[training.CleanMixing(0.3)])
-    step.load_state_dict({"batches": 0, "delta": delta})
+    step.load_state_dict({"method": "FreeAT", "batches": 0, "delta": delta})
     (loss,) = _backwarded(step(net, x, y))
     expected = 0.7 * F.cross_entropy(net(x + delta), y) + 0.3 * F.cross_entropy(net(x), y)
     torch.testing.assert_close(loss, expected)
@@ -270,7 +270,7 @@ def test_free_replays_take_the_gradient_at_perturbed_weights():
     grads = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
     objective = training.objectives.cross_entropy
-    crafted = training.Crafted(x, x, y, 0.1, torch.arange(len(x)), 0, 0)
+    crafted = training.Crafted(x, x, y, 0.1, torch.arange(len(x)), 0, 0, THREAT)
     training.AWP(0.05)(objective, training.objectives.Reduced.of(net), crafted).backward()
     for mine, theirs in zip(grads, net.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs.grad)

@@ -99,7 +99,7 @@ def test_the_perturbation_of_free_grows_with_the_batch_and_keeps_its_rows():
     assert not torch.equal(step.delta[:3], sixteen[:3])
     # the first five rows went on from where they were: the first input of batch 2 is x2 + them
     again, seen = training.FreeAT(THREAT, replays=2), []
-    again.load_state_dict({"batches": 2, "delta": five})
+    again.load_state_dict({"method": "FreeAT", "batches": 2, "delta": five})
     net.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
     train_batch(again, net, sgd(net), x2, y2)
     first = seen[1]  # seen[0] is x2, whose labels are checked against the classes

@@ -16,7 +16,7 @@ from fastadv.training.verdict import judge
 
 THREAT = fastadv.Linf(0.1)
 HEALTHY = Check(
-    batch=1, clean=0.98, single_step=0.93, pgd=0.88, one_class=0.12, train_loss=0.3,
+    batch=1, clean=0.98, single_step=0.93, pgd=0.88, samples=1000, one_class=0.12, train_loss=0.3,
     craft_loss=0.1, classes=10, is_warm=True,
 )  # fmt: skip
 
@@ -269,3 +269,51 @@ def test_bad_settings_are_named(held_out, settings, message):
 def test_held_out_samples_are_checked_like_a_batch(held_out):
     with pytest.raises(ValueError, match="x must lie in bounds"):
         Sentinel(THREAT, held_out[0] * 255, held_out[1], every=10)
+
+
+def test_weights_that_are_not_finite_are_never_the_last_good_ones(held_out):
+    sentinel = Sentinel(THREAT, *held_out, every=4, on_collapse="rollback")
+    net = digits_net()
+    optimizer = torch.optim.Adam(net.parameters())
+    with torch.no_grad():
+        net[0].weight.fill_(math.inf)
+    with pytest.raises(Collapse, match="not finite, .*sentinel.keep.model, optimizer. before"):
+        sentinel.watch(training.FastAT(THREAT), net, optimizer)
+
+
+def test_held_out_samples_of_one_class_are_refused(held_out):
+    x, y = held_out
+    with pytest.raises(ValueError, match="y must hold samples of several classes"):
+        Sentinel(THREAT, x[y == 3], y[y == 3], every=10)
+
+
+def test_what_few_samples_show_is_not_called_hidden():
+    few = dataclasses.replace(HEALTHY, clean=1.0, single_step=1.0, pgd=0.4, samples=10)
+    assert few.hidden == 0.0 and dataclasses.replace(few, samples=1000).hidden == 1.0
+
+
+def test_the_gate_at_the_end_attacks_from_five_starts(held_out):
+    seen = []
+
+    class Spied(Sentinel):
+        def examine(self, model, **more):
+            seen.append(more)
+            return super().examine(model, **more)
+
+    net = digits_net()
+    sentinel = Spied(THREAT, *held_out, every=10, floor=0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrainingWarning)
+        sentinel.finish(training.FastAT(THREAT), net, torch.optim.Adam(net.parameters()))
+    assert seen == [{"restarts": 5}]
+
+
+def test_each_rescue_warms_up_for_longer_and_keeps_the_modifiers(held_out):
+    sentinel = Sentinel(THREAT, *held_out, every=10, rescue_warmup=7)
+    step = training.FastAT(THREAT, bn="eval", modifiers=[training.AWP(0.005)])
+    warmups = []
+    for sentinel.rollbacks in (1, 2, 3):
+        rescue = sentinel.rescue_step(step)
+        warmups.append(rescue.eps_warmup)
+    assert warmups == [7, 14, 21]
+    assert rescue.bn == "eval" and rescue.modifiers == [training.AWP(0.005)]

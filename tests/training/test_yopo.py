@@ -54,7 +54,8 @@ def test_the_costate_gives_the_input_gradient_of_autograd():
     step.loss(net, x, y, x_init=x)
     ((x_adv, grad),) = asked
     leaf = x_adv.requires_grad_()
-    (expected,) = torch.autograd.grad(nn.functional.cross_entropy(net(leaf), y), leaf)
+    loss = nn.functional.cross_entropy(net(leaf), y, reduction="sum")  # not the mean: see there
+    (expected,) = torch.autograd.grad(loss, leaf)
     assert expected.abs().max() > 1e-4
     torch.testing.assert_close(grad, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
@@ -91,3 +92,31 @@ def test_yopo_refuses_a_compiled_model():
     model.compile(backend="eager")
     with pytest.raises(ValueError, match="give it the model as it was before torch.compile"):
         training.YOPO(THREAT, first_layer="0").loss(model, x, y)
+
+
+def _gradients(net: nn.Module, *, first_layer: str = "0") -> list[torch.Tensor | None]:
+    ((x, y),) = batches(1, dtype=torch.float64)
+    net.zero_grad()
+    step = training.YOPO(THREAT, first_layer=first_layer, outer=2, inner=2)
+    step.loss(net, x, y).backward()
+    return [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+
+
+def _relu_net(inplace: bool) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(inplace=inplace), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(4 * 64, 5)).double()
+
+
+def test_what_works_in_place_behind_the_first_layer_changes_nothing():
+    for mine, theirs in zip(_gradients(_relu_net(True)), _gradients(_relu_net(False)), strict=True):
+        assert torch.equal(mine, theirs) and mine.abs().max() > 0
+
+
+def test_a_frozen_first_layer_is_attacked_through_and_left_alone():
+    net = _relu_net(False)
+    free = _gradients(net)
+    net[0].requires_grad_(False)
+    frozen = _gradients(net)
+    assert frozen[:2] == [None, None]
+    torch.testing.assert_close(frozen[2:], free[2:], rtol=1e-12, atol=0)
