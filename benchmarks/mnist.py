@@ -1,7 +1,6 @@
 """Robust MNIST networks from `fastadv.recipes`, seed by seed: how robust, how long, who collapsed.
 
-    python -m benchmarks.mnist --data DIR --out DIR --run single-step fast --seeds 0 1 2
-    python -m benchmarks.mnist --data DIR --out DIR --run pgd --seeds 0 1 2 3 4
+    python -m benchmarks.mnist --data DIR --out DIR --run fast:0,1,2 pgd:0,1,2 collapse
 
 eps 0.3, all training images but the 1,000 that the sentinel watches, PGD-50-10 (step 0.01, seed 0)
 on the first 1,000 test images, fp32. Runs: "single-step", the published recipe, its sentinel only
@@ -107,16 +106,24 @@ def _first_flag(rows: tuple[Mapping[str, Any], ...]) -> float:
     return -1.0
 
 
+def _run(text: str) -> list[tuple[str, int]]:
+    """Of "pgd:0,1": [("pgd", 0), ("pgd", 1)]."""
+    name, _, seeds = text.partition(":")
+    if name not in ("single-step", "fast", "collapse", "pgd", "best"):
+        raise argparse.ArgumentTypeError(f"no run is called {name!r}")
+    return [(name, int(seed)) for seed in (seeds or "0").split(",")]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.mnist", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    runs = ("single-step", "fast", "collapse", "pgd", "best")
-    parser.add_argument("--run", choices=runs, nargs="+", required=True)
+    parser.add_argument(
+        "--run", type=_run, nargs="+", required=True, help="NAME or NAME:SEED,SEED,..."
+    )  # fmt: skip
     parser.add_argument("--data", type=Path, required=True, help="folder of the published files")
     parser.add_argument("--out", type=Path, required=True, help="folder of the training runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=schema.RESULTS)
     options = parser.parse_args(arguments)
@@ -125,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
         [], device=torch.device("cpu"), module="benchmarks.mnist", arguments=arguments
     )
     rows = []
-    for run, seed in itertools.product(options.run, options.seeds):
+    for run, seed in itertools.chain.from_iterable(options.run):
         name, chosen = recipe_of(run, seed)
         rows.append(carry_out(name, chosen, options.data, options.out, where))
         robust = rows[-1].robustness

@@ -142,7 +142,7 @@ def run_case(
     case: TrainingCase, split: Split, where: schema.Environment, setting: Setting, *,
     rounds: int, batches: int, train_epochs: int = 0,
 ) -> list[schema.Row]:  # fmt: skip
-    """The rows of a case, one a provider; batches: minibatches of a round, an epoch at most."""
+    """The rows of a case, one a provider; batches: optimizer steps of a round, an epoch at most."""
     device = setting.device
     equalities = {name: parity(case, name, split, device) for name in PROVIDERS}
     trainers = {name: build(case, split, setting) for name, build in PROVIDERS.items()}
@@ -150,7 +150,7 @@ def run_case(
     for name, trainer in trainers.items():
         extras[name] |= peak_memory(trainer, device)
     epoch = len(trainers[BASELINE].loader)
-    batches = min(batches, epoch)
+    batches = min(max(1, batches // case.optimizer_steps), epoch)
     clock = harness.cpu_clock
     if device.type == "cuda":
         clock = harness.cuda_clock(device, flush=False)
@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=7, help="timed calls of each provider")
     parser.add_argument(
-        "--batches", type=int, default=50, help="minibatches of a round, at most an epoch"
+        "--batches", type=int, default=50, help="optimizer steps of a round, at most an epoch"
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument(
