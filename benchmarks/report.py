@@ -9,9 +9,10 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import schema, tables
+from benchmarks import schema, tables, training_tables
 
 _ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(
@@ -20,6 +21,20 @@ _BLOCK = re.compile(
     re.DOTALL,
 )
 _MARKER = re.compile(r"<!-- /?benchmark\b")
+
+
+# name -> (suite, what writes it)
+TABLES: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
+    "first-screen": ("attacks", tables.first_screen),
+    "attacks": ("attacks", tables.attacks),
+    "ops": ("ops", tables.ops),
+    "step-cost": ("counts", tables.step_cost),
+    "training": ("training", training_tables.training),
+    "mnist": ("mnist", training_tables.mnist),
+}
+CHARTS: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
+    "attacks-chart": ("attacks", tables.attacks_chart),
+}
 
 
 def render(text: str, results: Path, folder: Path) -> tuple[str, dict[Path, str]]:
@@ -32,7 +47,7 @@ def render(text: str, results: Path, folder: Path) -> tuple[str, dict[Path, str]
 
     def block(match: re.Match[str]) -> str:
         name, device = match["name"], match["device"]
-        known = tables.TABLES | tables.CHARTS
+        known = TABLES | CHARTS
         if name not in known:
             raise ValueError(f"benchmark:{name} must be one of {', '.join(known)}")
         suite, write = known[name]
@@ -42,7 +57,7 @@ def render(text: str, results: Path, folder: Path) -> tuple[str, dict[Path, str]
                 f"benchmark:{name} has no rows: run `python -m benchmarks.{suite}` first"
             )
         content = write(rows)
-        if name in tables.CHARTS:
+        if name in CHARTS:
             path = results / rows[0].environment.device / f"{name}.svg"
             charts[path] = content
             link = os.path.relpath(path, folder).replace(os.sep, "/")

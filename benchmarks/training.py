@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import fastadv
-from benchmarks import environment, harness, reference, schema, tables
+from benchmarks import environment, harness, reference, schema, training_tables
 from benchmarks.tally import Tally
 from benchmarks.training_cases import CASES, NETWORKS, Split, TrainingCase, attack_step, load
 from benchmarks.training_providers import (
@@ -244,7 +244,7 @@ def main(arguments: list[str] | None = None) -> None:
         harness.print_rows(found)
         rows += found
         schema.append_rows(found, options.results)
-    print(f"\n{tables.training(rows)}")
+    print(f"\n{training_tables.training(rows)}")
 
 
 if __name__ == "__main__":

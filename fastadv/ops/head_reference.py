@@ -206,7 +206,7 @@ def loss_head_in_place(
             slots, best_loss, value, fooled, has_nan, invalid, steps, first_step, stop_early
         )
         if kind != "none":
-            torch.where(active, value, loss, out=loss)
+            torch.where(active, value.to(loss.dtype), loss, out=loss)
 
 
 def _advance_slots(
@@ -231,7 +231,7 @@ def _advance_slots(
     fault.bitwise_or_(faults.mul_(was_active))
     if best_loss is not None:
         higher = counted & (loss > best_loss)
-        torch.where(higher, loss, best_loss, out=best_loss)
+        torch.where(higher, loss.to(best_loss.dtype), best_loss, out=best_loss)
         columns[slot_columns.IMPROVED].copy_(higher)
     goes_on = was_active & (step < steps)
     if stop_early:

@@ -7,7 +7,7 @@ import io
 import pytest
 import torch
 
-from benchmarks import harness, report, schema, tables, training, training_cases
+from benchmarks import harness, report, schema, training, training_cases, training_tables
 from benchmarks.training_cases import CASES
 from benchmarks.training_providers import BASELINE, CHANNELS_LAST, PER_SAMPLE, PROVIDERS, Setting
 
@@ -33,7 +33,7 @@ def run(tmp_path_factory):
 
 def test_a_run_ends_with_the_table_of_its_rows(run):
     rows, printed, _ = run
-    table, _, _ = tables.training(rows).rpartition("\n\n")  # versions are sorted in files
+    table, _, _ = training_tables.training(rows).rpartition("\n\n")  # versions are sorted in files
     assert table in printed
 
 
@@ -168,6 +168,6 @@ def test_the_readme_table_holds_what_the_rows_say(run, tmp_path):
 
 def test_the_readme_table_shows_robust_accuracy_where_there_is_one(run, row):
     trained = [dataclasses.replace(r, robustness=row.robustness) for r in run[0]]
-    text = tables.training(trained)
+    text = training_tables.training(trained)
     assert "| robust accuracy |" in text and "| 50.0 % |" in text
     assert "Attack: PGD-10, 1 restarts, seed 0, n=8." in text

@@ -744,3 +744,20 @@ def test_a_gradient_of_another_dtype_is_refused(device):
     state.grad = state.grad.half()
     with pytest.raises(ValueError, match="grad must have the logits' dtype.*got torch.float16"):
         state.evaluate()
+
+
+def test_double_logits_are_rounded_into_the_single_losses_of_the_engine():
+    logits = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(6) % 5
+    slots = torch.zeros(6, columns.WIDTH, dtype=torch.int32)
+    slots[:, columns.SUCCESS_STEP], slots[:, columns.ACTIVE] = -1, 1
+    loss, best = torch.zeros(6), torch.full((6,), -torch.inf)
+    prediction, correct = torch.empty(6, dtype=torch.int64), torch.empty(6, dtype=torch.bool)
+    with backend.use_backend("reference"):
+        loss_head_(
+            logits, labels, None, None, loss, torch.empty_like(logits), prediction, correct, slots,
+            best, "cross_entropy", 0.0, 9, 0, False,
+        )  # fmt: skip
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(loss, expected.float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(best, loss)
