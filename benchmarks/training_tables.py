@@ -37,7 +37,9 @@ def training(rows: Sequence[Row]) -> str:
     )
     if trained:
         r = next(row.robustness for row in rows if row.robustness)
-        note += f" Attack: PGD-{r.steps}, {r.restarts} restarts, seed {r.seed}, n={r.n}."
+        trained_for = formatting.distinct(x.robustness.model for x in rows if x.robustness)
+        note += f" Attack: PGD-{r.steps}, {r.restarts} restarts, seed {r.seed}, n={r.n}, on "
+        note += f"{'; '.join(trained_for)}, of which one seed says little."
     return formatting.table(heads, lines) + f"\n\n{note}\n\n{formatting.provenance(rows)}"
 
 
