@@ -170,4 +170,4 @@ def test_the_readme_table_shows_robust_accuracy_where_there_is_one(run, row):
     trained = [dataclasses.replace(r, robustness=row.robustness) for r in run[0]]
     text = training_tables.training(trained)
     assert "| robust accuracy |" in text and "| 50.0 % |" in text
-    assert "Attack: PGD-10, 1 restarts, seed 0, n=8." in text
+    assert f"PGD-10, 1 restarts, seed 0, n=8, on {row.robustness.model}, of which one" in text
