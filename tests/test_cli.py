@@ -66,6 +66,12 @@ def folder(tmp_path, monkeypatch):
     sys.modules.pop("nets_of_cli_tests", None)
 
 
+def arrays(path: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, which is closed again."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
 def command(*more: str, data: str = "digits.npz", model: str = "digits", eps="1/10") -> list[str]:
     return ["attack", "--model", f"nets_of_cli_tests:{model}", "--data", data, "--eps", eps,
             "--out", "adv.npz", *more]  # fmt: skip
@@ -91,11 +97,11 @@ def test_what_is_saved_is_what_the_library_finds(folder, capsys):
         capsys, command("--steps", "4", "--restarts", "2", "--seed", "3", "--report", "r.json")
     )
     assert code == 0
-    x, y = (torch.from_numpy(np.load("digits.npz")[k]) for k in ("x", "y"))
+    x, y = (torch.from_numpy(arrays("digits.npz")[k]) for k in ("x", "y"))
     attack = fastadv.pgd(fastadv.Linf(0.1), steps=4, restarts=2, seed=3)
     net = digits_net(3)
     expected = attack.run(net, x, y)
-    saved = np.load("adv.npz", allow_pickle=False)
+    saved = arrays("adv.npz")
     assert saved["x_adv"].dtype == np.float32
     assert np.array_equal(saved["x_adv"], expected.x_adv.numpy())
     for name in ("success", "prediction", "clean_prediction", "distance", "step"):
@@ -112,7 +118,7 @@ def test_bytes_are_in_the_ball_and_verified_as_saved(folder, capsys, norm):
     eps = {"linf": "8/255", "l2": "0.6", "l1": "2.5"}[norm]
     code, out, _ = run(capsys, command("--uint8", "--norm", norm, data="bytes.npz", eps=eps))
     assert code == 0
-    saved, raw = np.load("adv.npz"), np.load("bytes.npz")
+    saved, raw = arrays("adv.npz"), arrays("bytes.npz")
     assert saved["x_adv"].dtype == np.uint8
     threat = attack_files.make_threat(norm, commands.parse_number(eps))
     decoded = to_unit_interval(torch.from_numpy(saved["x_adv"]))
@@ -130,7 +136,7 @@ def test_bytes_are_in_the_ball_and_verified_as_saved(folder, capsys, norm):
 
 def test_a_target_is_reached_as_the_library_says(folder, capsys):
     code, out, _ = run(capsys, command("--target", "2", "--attack", "bim", eps="0.9"))
-    saved = np.load("adv.npz")
+    saved = arrays("adv.npz")
     assert code == 0
     assert np.array_equal(saved["success"], saved["prediction"] == 2) and saved["success"].any()
     assert f"target reached for {int(saved['success'].sum())} of 40 samples" in out
@@ -142,7 +148,7 @@ def test_a_rule_for_targets_survives_rounding_with_its_own_targets(folder, capsy
     code, _, _ = run(
         capsys, command("--target", "second_best", "--uint8", data="bytes.npz", eps="0.3")
     )
-    saved, raw = np.load("adv.npz"), np.load("bytes.npz")
+    saved, raw = arrays("adv.npz"), arrays("bytes.npz")
     logits = digits_net(3)(to_unit_interval(torch.from_numpy(raw["x"])))
     logits[torch.arange(40), torch.from_numpy(raw["y"].astype(np.int64))] = -torch.inf
     assert code == 0 and saved["success"].any()
@@ -151,7 +157,7 @@ def test_a_rule_for_targets_survives_rounding_with_its_own_targets(folder, capsy
 
 def test_the_first_n_samples(folder, capsys):
     assert run(capsys, command("--n", "7", "--attack", "fgsm"))[0] == 0
-    assert np.load("adv.npz")["x_adv"].shape == (7, 1, 8, 8)
+    assert arrays("adv.npz")["x_adv"].shape == (7, 1, 8, 8)
 
 
 def test_mnist_and_cifar_folders_are_told_apart(folder):
