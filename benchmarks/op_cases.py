@@ -143,7 +143,7 @@ def ce_head(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
     def fused() -> torch.Tensor:
         heads.loss_head_(
             logits, labels, None, None, loss, grad, prediction, correct, None, None,
-            "cross_entropy", 0.0, 0, 0, False,
+            "cross_entropy", 0.0, 0, 0, False, 0, False,
         )  # fmt: skip
         return grad
 

@@ -14,11 +14,17 @@ _IN_PLACE = "the model modifies its input in place: make its first operation out
 
 
 class Rules(NamedTuple):
-    """When a slot is finished: after `steps`, or at a success not before `first_step`."""
+    """When a slot is finished: after `steps`, or at a success not before `first_step`.
+
+    best_from: the first step whose iterate may be the best one. any_error: with targets, any
+    misclassification is a success, not the target alone.
+    """
 
     steps: int
     first_step: int
     stop_early: bool
+    best_from: int
+    any_error: bool
 
 
 class Oracle:
@@ -114,7 +120,7 @@ class Oracle:
         heads.loss_head_(
             logits, state.labels, state.targets, state.reference, loss, grad,
             state.prediction, state.correct, *tracked, kind, self.loss.parameter,
-            *(rules or Rules(0, 0, False)),
+            *(rules or Rules(0, 0, False, 0, False)),
         )  # fmt: skip
 
     def _graph(self, state: SlotState) -> torch.Tensor:

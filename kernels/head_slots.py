@@ -18,7 +18,7 @@ _FAULT_BAD_LABEL = tl.constexpr(slots.FAULT_BAD_LABEL)
 @triton.jit
 def advance_slot(
     slots_ptr, loss_ptr, best_loss_ptr, row, loss, fooled, has_nan, valid, steps, first_step,
-    WRITES_LOSS: tl.constexpr, TRACK_BEST: tl.constexpr, STOP_EARLY: tl.constexpr,
+    best_from, WRITES_LOSS: tl.constexpr, TRACK_BEST: tl.constexpr, STOP_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Straight-line code with masked stores: only the program of a row touches its slot."""
     slot_ptr = slots_ptr + row * _WIDTH
@@ -35,7 +35,7 @@ def advance_slot(
         goes_on = goes_on & (success_step < 0)
     if TRACK_BEST:
         best_loss = tl.load(best_loss_ptr + row)
-        improved = active & counted & (loss > best_loss)
+        improved = active & (step >= best_from) & (loss > best_loss)
         tl.store(best_loss_ptr + row, loss, mask=improved)
         tl.store(slot_ptr + _IMPROVED, improved.to(tl.int32))
     if WRITES_LOSS:

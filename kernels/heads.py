@@ -70,17 +70,18 @@ def _load_classes(labels_ptr, targets_ptr, row, C, TARGETED: tl.constexpr):
 # batch starts in memory; rows of 10, 100 or 1,000 classes could not be read in 128 bits anyway.
 @triton.jit(
     do_not_specialize=(
-        "steps", "first_step", "logits_stride", "grad_stride", "reference_stride"
+        "steps", "first_step", "best_from", "logits_stride", "grad_stride", "reference_stride"
     ),
     do_not_specialize_on_alignment=("logits_ptr", "reference_ptr", "grad_ptr"),
 )  # fmt: skip
 def loss_head_kernel(
     logits_ptr, labels_ptr, targets_ptr, reference_ptr, loss_ptr, grad_ptr, prediction_ptr,
     correct_ptr, slots_ptr, best_loss_ptr,
-    parameter: "fp64", steps, first_step, C, logits_stride, grad_stride, reference_stride,  # noqa: F821
+    parameter: "fp64", steps, first_step, best_from, C,  # noqa: F821
+    logits_stride, grad_stride, reference_stride,
     KIND: tl.constexpr, TARGETED: tl.constexpr, SMOOTH: tl.constexpr, GRADIENT: tl.constexpr,
     SLOTTED: tl.constexpr, TRACK_BEST: tl.constexpr, STOP_EARLY: tl.constexpr,
-    LOOP: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    ANY_ERROR: tl.constexpr, LOOP: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One row. Sparse losses are functions of gap = z_up - z_down, which the attack increases."""
     row = tl.program_id(0).to(tl.int64)
@@ -191,13 +192,13 @@ def loss_head_kernel(
     tl.store(prediction_ptr + row, prediction.to(tl.int64))
     tl.store(correct_ptr + row, prediction == label)
     if SLOTTED:
-        fooled = prediction == own if TARGETED else prediction != own
+        fooled = prediction == own if TARGETED and not ANY_ERROR else prediction != label
         fooled = fooled & usable
         if KIND == "margin":
             fooled = fooled & ((s <= 0) | (gap >= s))
         advance_slot(
             slots_ptr, loss_ptr, best_loss_ptr, row, loss, fooled,
-            has_nan, valid, steps, first_step, KIND != "none", TRACK_BEST, STOP_EARLY,
+            has_nan, valid, steps, first_step, best_from, KIND != "none", TRACK_BEST, STOP_EARLY,
         )  # fmt: skip
     elif KIND != "none":
         tl.store(loss_ptr + row, loss)
@@ -206,6 +207,7 @@ def loss_head_kernel(
 def launch_loss_head(
     logits, labels, targets, reference, loss, grad, prediction, correct, slot_state, best_loss,
     *, kind, parameter, steps, first_step, stop_early,
+    best_from, any_error,
 ):  # fmt: skip
     """Launch one program a row over rows with unit column stride; one launch."""
     batch, classes = logits.shape
@@ -214,13 +216,13 @@ def launch_loss_head(
     block, warps = head_geometry(classes, logits.element_size())
     loss_head_kernel[(batch,)](
         logits, labels, targets, reference, loss, grad, prediction, correct, slot_state, best_loss,
-        parameter, steps, first_step, classes, logits.stride(0),
+        parameter, steps, first_step, best_from, classes, logits.stride(0),
         0 if grad is None else grad.stride(0), 0 if reference is None else reference.stride(0),
         KIND=kind, TARGETED=targets is not None,
         SMOOTH=kind == "cross_entropy" and parameter > 0.0, GRADIENT=grad is not None,
         SLOTTED=slot_state is not None, TRACK_BEST=best_loss is not None, STOP_EARLY=stop_early,
-        LOOP=classes > block, DTYPE=compute_dtype(logits), BLOCK=block, num_warps=warps,
-        enable_fp_fusion=False,
+        ANY_ERROR=any_error, LOOP=classes > block, DTYPE=compute_dtype(logits), BLOCK=block,
+        num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -230,13 +232,13 @@ def aot_cases():
         logits_ptr="*fp32", labels_ptr="*i64", targets_ptr="*i64", reference_ptr="*fp32",
         loss_ptr="*fp32", grad_ptr="*fp32", prediction_ptr="*i64", correct_ptr="*u1",
         slots_ptr="*i32", best_loss_ptr="*fp32", parameter="fp64", steps="i32", first_step="i32",
-        C="i32", logits_stride="i32", grad_stride="i32", reference_stride="i32",
+        best_from="i32", C="i32", logits_stride="i32", grad_stride="i32", reference_stride="i32",
     )  # fmt: skip
     double = {n: "*fp64" for n in ("logits_ptr", "loss_ptr", "grad_ptr", "best_loss_ptr")}
     half = {n: "*bf16" for n in ("logits_ptr", "grad_ptr")}
     fixed = (
-        "logits_ptr", "reference_ptr", "grad_ptr", "steps", "first_step", "C", "logits_stride",
-        "grad_stride", "reference_stride",
+        "logits_ptr", "reference_ptr", "grad_ptr", "steps", "first_step", "best_from", "C",
+        "logits_stride", "grad_stride", "reference_stride",
     )  # fmt: skip
     heads = [
         ("ce", "cross_entropy", False), ("ce_targeted", "cross_entropy", True),
@@ -253,7 +255,8 @@ def aot_cases():
         for name, kind, targeted in heads:
             constants = dict(
                 KIND=kind, TARGETED=targeted, SMOOTH=name == "ce", GRADIENT=True, SLOTTED=True,
-                TRACK_BEST=True, STOP_EARLY=True, LOOP=classes > block, DTYPE=dtype, BLOCK=block,
+                TRACK_BEST=True, STOP_EARLY=True, ANY_ERROR=False, LOOP=classes > block,
+                DTYPE=dtype, BLOCK=block,
             )  # fmt: skip
             label = f"head_{name}_{classes}{suffix}"
             cases.append(

@@ -148,7 +148,7 @@ class Call:
         eps = spread("eps", attack.threat.eps, x)
         step_size = spread("step_size", attack.effective_step_size, x)
         return Work(
-            x=x, labels=labels, targets=chosen, reference=reference, sample_ids=self.sample_ids,
+            x=x, labels=labels, targets=chosen, reference=reference, ranking=None, sample_ids=self.sample_ids,
             eps=eps, step_size=step_size, x_init=self.x_init,
         )  # fmt: skip
 
@@ -240,7 +240,7 @@ class Call:
         correct = torch.empty_like(work.labels, dtype=torch.bool)
         heads.loss_head_(
             logits, work.labels, work.targets, work.reference, value, None, prediction, correct,
-            None, None, loss.kind, loss.parameter, 0, 0, False,
+            None, None, loss.kind, loss.parameter, 0, 0, False, 0, False,
         )  # fmt: skip
         return value, prediction
 

@@ -23,18 +23,18 @@ class ProjectedGradient:
         self.oracle = oracle
         self.threat = threat
         self.steps = steps
-        self.restarts = restarts
+        self.items = restarts
         self.seed = seed
         self.start_kind = start_kind
         self.clamp_start = clamp_start
         self.momentum_decay = momentum_decay
-        self.rules = Rules(steps, first_step, stop_early)
+        self.rules = Rules(steps, first_step, stop_early, best_from=first_step, any_error=False)
         self.keep_best = keep_best
         self.step_options = step_options
 
     @property
-    def ranks_restarts(self) -> bool:
-        return self.restarts > 1 or self.keep_best
+    def needs_last(self) -> bool:
+        return self.items > 1 or self.keep_best
 
     def allocate(self, work: Work, batch: int) -> SlotState:
         return SlotState.empty(
@@ -46,9 +46,9 @@ class ProjectedGradient:
         )
 
     def start(
-        self, state: SlotState, rows: torch.Tensor | None, work: Work, restarts: torch.Tensor
+        self, state: SlotState, rows: torch.Tensor | None, work: Work, items: torch.Tensor
     ) -> None:
-        start = self._start_iterates(work, restarts)
+        start = self._start_iterates(work, items)
         # a start that may not be returned is not the best iterate either
         state.load(rows, work, start, best=work.x if self.rules.first_step else start)
         if state.model_input is not None:
@@ -109,6 +109,9 @@ class ProjectedGradient:
         if state.x_best is not None and state.best_loss is not None:
             return state.x_best, state.best_loss
         return state.x_adv.detach(), state.loss
+
+    def shrink(self, state: SlotState, rows: torch.Tensor, room: int) -> SlotState:
+        return state.take(rows)
 
 
 def _probe(state: SlotState, grad: torch.Tensor) -> None:

@@ -19,8 +19,8 @@ def run_continuous(
 ) -> None:
     """Attack the `pending` samples of `work` in `batch_size` slots and enter them in `ledger`.
 
-    Items are queued restart-major; those of a sample that an earlier restart has fooled are
-    dropped. When the queue is empty the batch shrinks by halves.
+    Items are queued item-major: the first restart or target of every sample, then the second;
+    those of a sample that an earlier one has fooled are dropped. When the queue is empty the batch shrinks by halves.
     """
     if len(pending) == 0:
         return
@@ -33,11 +33,12 @@ class _Run:
         batch_size: int,
     ) -> None:  # fmt: skip
         self.algorithm, self.work, self.ledger = algorithm, work, ledger
-        self.queue = self._items(pending)
+        self.queue = self._queue(pending)
         batch = min(batch_size, len(pending))
+        self.room = batch
         self.state = algorithm.allocate(work.take(self._device(pending[:batch])), batch)
         self.samples = np.zeros(batch, dtype=np.int64)
-        self.restarts = np.zeros(batch, dtype=np.int32)
+        self.items = np.zeros(batch, dtype=np.int32)
         self.age = np.zeros(batch, dtype=np.int64)  # steps since the slot was filled
         self.busy = np.zeros(batch, dtype=bool)
         self._refill()
@@ -52,11 +53,11 @@ class _Run:
             self._refill()
             self._shrink()
 
-    def _items(self, pending: np.ndarray) -> Iterator[tuple[int, int]]:
-        for restart in range(self.algorithm.restarts):
+    def _queue(self, pending: np.ndarray) -> Iterator[tuple[int, int]]:
+        for item in range(self.algorithm.items):
             for sample in pending:
-                if not self.ledger.is_settled(sample, restart):
-                    yield sample, restart
+                if not self.ledger.is_settled(sample, item):
+                    yield sample, item
 
     def _harvest(self) -> None:
         """Enter the finished slots and free them, and those that no longer matter."""
@@ -70,7 +71,7 @@ class _Run:
                 continue
             chosen, their_flags, their_losses = iterates, flags[rows], host_losses[rows]
             index = self._device(rows)
-            if is_at_end and self.algorithm.ranks_restarts:
+            if is_at_end and self.algorithm.needs_last:
                 last = self.state.take(index)
                 self.algorithm.evaluate(last)
                 chosen, losses = self.algorithm.outcome(last)
@@ -78,36 +79,36 @@ class _Run:
             else:
                 chosen = iterates.index_select(0, index)
             self.ledger.record(
-                self.samples[rows], self.restarts[rows], their_flags, their_losses, chosen
+                self.samples[rows], self.items[rows], their_flags, their_losses, chosen
             )
         self.busy &= ~(stopped | at_end)
         for row in np.flatnonzero(self.busy):
-            if self.ledger.is_settled(self.samples[row], self.restarts[row]):
+            if self.ledger.is_settled(self.samples[row], self.items[row]):
                 self.busy[row] = False
 
     def _refill(self) -> None:
         free = np.flatnonzero(~self.busy)
         rows = []
         for row in free:
-            item = next(self.queue, None)
-            if item is None:
+            work_item = next(self.queue, None)
+            if work_item is None:
                 break
-            self.samples[row], self.restarts[row] = item
+            self.samples[row], self.items[row] = work_item
             self.age[row] = 0
             self.busy[row] = True
             rows.append(row)
         if rows:
-            items = self.work.take(self._device(self.samples[rows]))
+            work = self.work.take(self._device(self.samples[rows]))
             where = None if len(rows) == len(self.state) else self._device(np.array(rows))
-            restarts = torch.as_tensor(self.restarts[rows], device=self.work.x.device)
-            self.algorithm.start(self.state, where, items, restarts)
+            items = torch.as_tensor(self.items[rows], device=self.work.x.device)
+            self.algorithm.start(self.state, where, work, items)
 
     def _shrink(self) -> None:
         """Drop idle slots once they are half of the batch: the queue is empty when slots idle."""
         rows = np.flatnonzero(self.busy)
         if 0 < len(rows) <= len(self.busy) // 2:
-            self.state = self.state.take(self._device(rows))
-            self.samples, self.restarts = self.samples[rows], self.restarts[rows]
+            self.state = self.algorithm.shrink(self.state, self._device(rows), self.room)
+            self.samples, self.items = self.samples[rows], self.items[rows]
             self.age, self.busy = self.age[rows], self.busy[rows]
 
     def _device(self, indices: np.ndarray) -> torch.Tensor:

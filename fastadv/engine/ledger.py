@@ -5,14 +5,14 @@ import torch
 
 from fastadv.kernels import slots as columns
 
-_NO_RESTART = np.iinfo(np.int32).max
+_NO_ITEM = np.iinfo(np.int32).max
 
 
 class Ledger:
     """Results of n samples, x_adv on their device and the scalars on the host.
 
-    settles: a successful restart beats every unsuccessful one, the lowest restart winning. Among
-    the others, or all if not settles, the highest loss wins, then the lowest restart.
+    settles: a successful item beats every unsuccessful one, the lowest item winning. Among
+    the others, or all if not settles, the highest loss wins, then the lowest item.
     """
 
     def __init__(self, x: torch.Tensor, *, settles: bool) -> None:
@@ -21,33 +21,33 @@ class Ledger:
         self.x_adv = x.clone(memory_format=torch.preserve_format)
         self.step = np.full(n, -1, dtype=np.int32)
         self.faults = np.zeros(n, dtype=np.int32)
-        self._fooled_by = np.full(n, _NO_RESTART, dtype=np.int32)
+        self._fooled_by = np.full(n, _NO_ITEM, dtype=np.int32)
         self._loss = np.full(n, -np.inf)
-        self._restart = np.full(n, _NO_RESTART, dtype=np.int32)
+        self._item = np.full(n, _NO_ITEM, dtype=np.int32)
 
-    def is_settled(self, sample: int, restart: int) -> bool:
-        """True if an earlier restart has fooled the model: this one cannot change the result."""
-        return bool(self._fooled_by[sample] < restart)
+    def is_settled(self, sample: int, item: int) -> bool:
+        """True if an earlier item has fooled the model: this one cannot change the result."""
+        return bool(self._fooled_by[sample] < item)
 
     def record(
-        self, samples: np.ndarray, restarts: np.ndarray, flags: np.ndarray, losses: np.ndarray,
+        self, samples: np.ndarray, items: np.ndarray, flags: np.ndarray, losses: np.ndarray,
         iterates: torch.Tensor,
     ) -> None:  # fmt: skip
         """Enter finished items, one row each; flags: (k, 5) as in `fastadv.kernels.slots`."""
         winners: dict[int, int] = {}
         losses = np.nan_to_num(losses, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-        for k, (sample, restart) in enumerate(zip(samples, restarts, strict=True)):
+        for k, (sample, item) in enumerate(zip(samples, items, strict=True)):
             self.faults[sample] |= flags[k, columns.FAULT]
             step, loss = flags[k, columns.SUCCESS_STEP], losses[k]
             if self._settles and step >= 0:
-                if restart >= self._fooled_by[sample]:
+                if item >= self._fooled_by[sample]:
                     continue
-                self._fooled_by[sample] = restart
+                self._fooled_by[sample] = item
             else:
-                ranks = (loss, -restart) > (self._loss[sample], -self._restart[sample])
-                if self._fooled_by[sample] != _NO_RESTART or not ranks:
+                ranks = (loss, -item) > (self._loss[sample], -self._item[sample])
+                if self._fooled_by[sample] != _NO_ITEM or not ranks:
                     continue
-                self._loss[sample], self._restart[sample] = loss, restart
+                self._loss[sample], self._item[sample] = loss, item
             self.step[sample] = step
             winners[int(sample)] = k
         if winners:

@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 
-from fastadv.engine.algorithm import SlotAlgorithm
+from fastadv.engine.algorithm import SlotAlgorithm, State
 from fastadv.engine.ledger import Ledger
-from fastadv.engine.state import SlotState
 from fastadv.engine.work import Work
 
 
@@ -15,26 +14,26 @@ def run_plain(
     """Attack the `pending` samples, `batch_size` at a time, and enter them in `ledger`."""
     for first in range(0, len(pending), batch_size):
         chunk = pending[first : first + batch_size]
-        for restart in range(algorithm.restarts):
-            chunk = chunk[[not ledger.is_settled(sample, restart) for sample in chunk]]
+        for item in range(algorithm.items):
+            chunk = chunk[[not ledger.is_settled(sample, item) for sample in chunk]]
             if len(chunk) == 0:
                 break
-            state = run_chunk(algorithm, work, chunk, restart)
-            if algorithm.ranks_restarts:
+            state = run_chunk(algorithm, work, chunk, item)
+            if algorithm.needs_last:
                 algorithm.evaluate(state)
             iterates, losses = algorithm.outcome(state)
             flags, host_losses = read(state.slots, losses)
-            ledger.record(chunk, np.full(len(chunk), restart), flags, host_losses, iterates)
+            ledger.record(chunk, np.full(len(chunk), item), flags, host_losses, iterates)
 
 
-def run_chunk(algorithm: SlotAlgorithm, work: Work, samples: np.ndarray, restart: int) -> SlotState:
-    """All steps of one restart of `samples`; no host synchronisation."""
+def run_chunk(algorithm: SlotAlgorithm, work: Work, samples: np.ndarray, item: int) -> State:
+    """All steps of one item of `samples`; no host synchronisation."""
     device = work.x.device
     whole = len(samples) == len(work)  # ascending and distinct: nothing to gather
-    items = work if whole else work.take(torch.as_tensor(samples, device=device))
-    state = algorithm.allocate(items, len(samples))
-    restarts = torch.full((len(samples),), restart, dtype=torch.int32, device=device)
-    algorithm.start(state, None, items, restarts)
+    chunk = work if whole else work.take(torch.as_tensor(samples, device=device))
+    state = algorithm.allocate(chunk, len(samples))
+    items = torch.full((len(samples),), item, dtype=torch.int32, device=device)
+    algorithm.start(state, None, chunk, items)
     for _ in range(algorithm.steps):
         algorithm.step(state)
     return state

@@ -12,13 +12,15 @@ class Work:
     """One row a sample; None where an attack does not need it.
 
     x, x_init: (n, ...). labels, targets, sample_ids: (n,) int64. reference: (n, C) clean
-    probabilities. eps, step_size: (n,) in the dtype that x is computed in.
+    probabilities. ranking: (n, T) int64, the classes to aim at, most likely first. eps, step_size:
+    (n,) in the dtype that x is computed in.
     """
 
     x: torch.Tensor
     labels: torch.Tensor
     targets: torch.Tensor | None
     reference: torch.Tensor | None
+    ranking: torch.Tensor | None
     sample_ids: torch.Tensor
     eps: torch.Tensor
     step_size: torch.Tensor

@@ -170,7 +170,7 @@ def loss_head_in_place(
     reference: torch.Tensor | None, loss: torch.Tensor, grad: torch.Tensor | None,
     prediction: torch.Tensor, correct: torch.Tensor, slots: torch.Tensor | None,
     best_loss: torch.Tensor | None, kind: str, parameter: float, steps: int, first_step: int,
-    stop_early: bool,
+    stop_early: bool, best_from: int, any_error: bool,
 ) -> None:  # fmt: skip
     """The arguments of the op `fastadv::loss_head_`, by position."""
     z = logits.to(layout.compute_dtype(logits)).contiguous()
@@ -198,12 +198,21 @@ def loss_head_in_place(
         if kind != "none":
             loss.copy_(value)
     else:
-        fooled = first != label if target is None else first == target
+        fooled = first != label if target is None or any_error else first == target
         fooled.logical_and_(~rows.unusable)
         if gap is not None and parameter > 0.0:
             fooled.logical_and_(gap >= parameter)
         active = _advance_slots(
-            slots, best_loss, value, fooled, has_nan, invalid, steps, first_step, stop_early
+            slots,
+            best_loss,
+            value,
+            fooled,
+            has_nan,
+            invalid,
+            steps,
+            first_step,
+            stop_early,
+            best_from,
         )
         if kind != "none":
             torch.where(active, value.to(loss.dtype), loss, out=loss)
@@ -212,6 +221,7 @@ def loss_head_in_place(
 def _advance_slots(
     slots: torch.Tensor, best_loss: torch.Tensor | None, loss: torch.Tensor, fooled: torch.Tensor,
     has_nan: torch.Tensor, invalid: torch.Tensor, steps: int, first_step: int, stop_early: bool,
+    best_from: int,
 ) -> torch.Tensor:  # fmt: skip
     """Evaluate the iterates: successes, faults, best losses, and which slots step again.
 
@@ -230,7 +240,9 @@ def _advance_slots(
     faults.add_(invalid, alpha=slot_columns.FAULT_BAD_LABEL)
     fault.bitwise_or_(faults.mul_(was_active))
     if best_loss is not None:
-        higher = counted & (loss > best_loss)
+        higher = was_active & (loss > best_loss)
+        if best_from > 0:
+            higher.logical_and_(step >= best_from)
         torch.where(higher, loss.to(best_loss.dtype), best_loss, out=best_loss)
         columns[slot_columns.IMPROVED].copy_(higher)
     goes_on = was_active & (step < steps)

@@ -12,14 +12,15 @@ _KINDS |= {"difference": "difference", "kl": "kl"}
 
 def _launch(
     logits, labels, targets, reference, loss, grad, prediction, correct, slots, best_loss,
-    kind, parameter, steps, first_step, stop_early,
+    kind, parameter, steps, first_step, stop_early, best_from, any_error,
 ) -> None:  # fmt: skip
     from fastadv.kernels.heads import launch_loss_head
 
     launch_loss_head(
         logits, labels, targets, reference, loss, grad, prediction, correct, slots,
         best_loss if slots is not None else None, kind=kind, parameter=parameter, steps=steps,
-        first_step=first_step, stop_early=stop_early,
+        first_step=first_step, stop_early=stop_early, best_from=best_from,
+        any_error=any_error,
     )  # fmt: skip
 
 
@@ -27,7 +28,8 @@ _LOSS_HEAD = registry.register(
     "loss_head_(Tensor logits, Tensor labels, Tensor? targets, Tensor? reference, "
     "Tensor(a!) loss, Tensor(b!)? grad, Tensor(c!) prediction, Tensor(d!) correct, "
     "Tensor(e!)? slots, Tensor(f!)? best_loss, str kind, float parameter, int steps, "
-    "int first_step, bool stop_early) -> ()",
+    "int first_step, bool stop_early, int best_from, "
+    "bool any_error) -> ()",
     reference=head_reference.loss_head_in_place,
     launch=_launch,
 )
@@ -86,7 +88,20 @@ def loss_head(
     )
     output = _empty_output(logits)
     _LOSS_HEAD(
-        logits, labels, targets, reference, *output, None, None, kind, parameter, 0, 0, False
+        logits,
+        labels,
+        targets,
+        reference,
+        *output,
+        None,
+        None,
+        kind,
+        parameter,
+        0,
+        0,
+        False,
+        0,
+        False,
     )
     return output
 
@@ -107,7 +122,20 @@ def loss_head_reference(
     )
     output = _empty_output(logits)
     head_reference.loss_head_in_place(
-        logits, labels, targets, reference, *output, None, None, kind, parameter, 0, 0, False
+        logits,
+        labels,
+        targets,
+        reference,
+        *output,
+        None,
+        None,
+        kind,
+        parameter,
+        0,
+        0,
+        False,
+        0,
+        False,
     )
     return output
 
@@ -128,6 +156,8 @@ def loss_head_(
     steps: int,
     first_step: int,
     stop_early: bool,
+    best_from: int,
+    any_error: bool,
 ) -> None:
     """`loss_head` into tensors of the engine, which also advances the slots: one launch.
 
@@ -138,15 +168,16 @@ def loss_head_(
     the logits' dtype; None evaluates only. slots: (B, 5) int32, contiguous, columns of
     `fastadv.kernels.slots`; best_loss: (B,) in the dtype of loss, ignored without slots.
 
-    An active slot that fools the model (margin: by kappa or more) at STEP >= first_step for the
+    An active slot that fools the model (margin: by kappa or more; with targets: hits its own, or
+    makes any error with any_error) at STEP >= first_step for the
     first time records SUCCESS_STEP; it goes on, STEP + 1, unless STEP is `steps` or stop_early and
-    it has succeeded. A higher loss than best_loss from first_step on sets IMPROVED, which is
+    it has succeeded. A higher loss than best_loss at STEP >= best_from sets IMPROVED, which is
     written only with best_loss. A finished slot keeps its state, loss and best_loss; its gradient
     and prediction are written but mean nothing. A NaN or a label outside [0, C) sets FAULT and is
     never a success.
 
     Example: `loss_head_(logits, y, None, None, loss, grad, prediction, correct, slots, None, "dlr",
-    0.0, steps, 0, True)`.
+    0.0, steps, 0, True, 0, False)`.
     """
     _check_classes(kind, logits.shape[1], targets is not None)
     if grad is not None and (grad.dtype != logits.dtype or grad.stride(1) != 1):
@@ -158,7 +189,7 @@ def loss_head_(
         logits = logits.contiguous()
     _LOSS_HEAD(
         logits, labels, targets, reference, loss, grad, prediction, correct, slots, best_loss,
-        kind, parameter, steps, first_step, stop_early,
+        kind, parameter, steps, first_step, stop_early, best_from, any_error,
     )  # fmt: skip
 
 

@@ -115,6 +115,13 @@ def test_faults_accumulate(device, either_backend):
     assert state.evaluate().column("FAULT") == [expected]
 
 
+def test_best_loss_is_tracked_before_a_success_may_count(device, either_backend):
+    state = State(torch.zeros(1, 3, device=device), torch.ones(1, dtype=torch.int64, device=device))
+    state.best_loss.fill_(-INF)
+    state.evaluate("margin", INF, first_step=1)
+    assert state.column("SUCCESS_STEP") == [-1] and state.column("IMPROVED") == [1]
+
+
 def test_best_loss_rises_strictly(device, either_backend):
     logits = torch.zeros(4, 3, device=device)
     logits[:, 1] = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -123,8 +130,8 @@ def test_best_loss_rises_strictly(device, either_backend):
         IMPROVED=[1, 1, 1, 1], ACTIVE=[1, 1, 1, 0], STEP=[1, 1, 0, 1],
     )  # fmt: skip
     state.best_loss[:] = torch.tensor([1.0, 1.5, 1.0, 1.0])
-    state.evaluate("margin", INF, first_step=1)
-    assert state.column("IMPROVED") == [0, 1, 0, 0]  # equal; higher; before first_step; finished
+    state.evaluate("margin", INF, best_from=1)
+    assert state.column("IMPROVED") == [0, 1, 0, 0]  # equal; higher; before best_from; finished
     assert state.best_loss.tolist() == [1.0, 2.0, 1.0, 1.0]
 
 
@@ -234,7 +241,7 @@ def test_opcheck(device, either_backend, kind, slots):
             logits, labels, targets if kind == "dlr" else None, reference if kind == "kl" else None,
             state.loss, state.grad, state.prediction, state.correct,
             state.slots if slots else None, state.best_loss if slots else None,
-            kind, 0.0, 3, 0, True,
+            kind, 0.0, 3, 0, True, 0, False,
         ),
     )  # fmt: skip
 
@@ -249,8 +256,18 @@ def test_double_logits_are_rounded_into_the_single_losses_of_the_engine():
     with backend.use_backend("reference"):
         loss_head_(
             logits, labels, None, None, loss, torch.empty_like(logits), prediction, correct, slots,
-            best, "cross_entropy", 0.0, 9, 0, False,
+            best, "cross_entropy", 0.0, 9, 0, False, 0, False,
         )  # fmt: skip
     expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     torch.testing.assert_close(loss, expected.float(), rtol=1e-6, atol=0)
     torch.testing.assert_close(best, loss)
+
+
+def test_with_any_error_a_miss_of_the_target_counts(device, either_backend):
+    logits = torch.tensor([[0.0, 1.0, 0.0, 0.5], [2.0, 1.0, 0.0, 0.5]], device=device)
+    labels = torch.zeros(2, dtype=torch.int64, device=device)
+    targets = torch.full_like(labels, 2)  # neither row predicts it; the first is misclassified
+    for any_error, expected in ((False, [-1, -1]), (True, [0, -1])):
+        state = State(logits, labels)
+        state.evaluate("dlr", targets=targets, any_error=any_error)
+        assert state.column("SUCCESS_STEP") == expected
