@@ -9,8 +9,23 @@ if importlib.util.find_spec("fastadv.kernels") is None:
     )
 
 from fastadv import ops, training
-from fastadv.attacks import Attack, AttackResult, bim, fgsm, mifgsm, pgd, rfgsm
+from fastadv.attacks import (
+    Attack,
+    AttackResult,
+    apgd_ce,
+    apgd_dlr,
+    apgd_t,
+    bim,
+    fab,
+    fab_t,
+    fgsm,
+    mifgsm,
+    pgd,
+    rfgsm,
+    square,
+)
 from fastadv.diagnostics import AttackWarning
+from fastadv.ensemble import autoattack
 from fastadv.evaluation import Report, evaluate
 from fastadv.execution import Execution
 from fastadv.threat_model import L1, L2, Linf, contains, start_point
@@ -28,14 +43,21 @@ __all__ = [
     "Linf",
     "Normalized",
     "Report",
+    "apgd_ce",
+    "apgd_dlr",
+    "apgd_t",
+    "autoattack",
     "bim",
     "contains",
     "evaluate",
+    "fab",
+    "fab_t",
     "fgsm",
     "mifgsm",
     "ops",
     "pgd",
     "rfgsm",
+    "square",
     "start_point",
     "training",
 ]

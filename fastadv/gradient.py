@@ -44,6 +44,7 @@ class Oracle:
         self.largest_label = -1  # set where a callable loss would see labels before any check
         self.forwards = 0
         self.backwards = 0
+        self.discarded: int | torch.Tensor = 0  # forwards of proposals that came too late
 
     def takes_model_input(self, x: torch.Tensor) -> bool:
         """True if the fused steps can write the model's normalised input themselves."""
@@ -71,7 +72,7 @@ class Oracle:
                 total = total + self._forward(self.model, x)
         return total / self.passes if self.passes > 1 else total
 
-    def track(self, state: SlotState, logits: torch.Tensor, rules: Rules) -> None:
+    def track(self, state: SlotState, logits: torch.Tensor, rules: Rules | None) -> None:
         """Loss, prediction and slot state of `logits`, without a gradient."""
         if self.loss.function is None:
             self._head(logits, state, state.loss, None, self.loss.kind, rules)
@@ -79,8 +80,8 @@ class Oracle:
         state.loss.copy_(self.custom_loss(logits, state.labels, state.targets))
         self._head(logits, state, state.loss, None, "none", rules)
 
-    def gradient(self, state: SlotState, rules: Rules) -> torch.Tensor:
-        """The input gradient at the current iterates, which the same launch tracks."""
+    def gradient(self, state: SlotState, rules: Rules | None) -> torch.Tensor:
+        """The input gradient at the current iterates, which the same launch tracks by `rules`."""
         if self.passes == 1:
             return self._pass(state, state.loss, rules)[0]
         scratch = torch.empty_like(state.loss)
@@ -95,11 +96,11 @@ class Oracle:
         self, state: SlotState, loss: torch.Tensor, rules: Rules | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(input gradient, logits) of one forward and backward."""
-        logits = self._graph(state)
+        logits = self.graph(state)
         if self.loss.function is None:
-            grad_logits = _grad_buffer(state, logits)
+            grad_logits = grad_buffer(state, logits)
             self._head(logits, state, loss, grad_logits, self.loss.kind, rules)
-            return self._backward(logits, state, grad_logits), logits.detach()
+            return self.backward(logits, state, grad_logits), logits.detach()
         with torch.enable_grad():
             objective = self.custom_loss(logits, state.labels, state.targets)
         if not objective.requires_grad:
@@ -110,7 +111,7 @@ class Oracle:
         loss.copy_(objective.detach())
         if rules is not None:
             self._head(logits.detach(), state, loss, None, "none", rules)
-        return self._backward(objective, state, torch.ones_like(objective)), logits.detach()
+        return self.backward(objective, state, torch.ones_like(objective)), logits.detach()
 
     def _head(
         self, logits: torch.Tensor, state: SlotState, loss: torch.Tensor,
@@ -123,7 +124,8 @@ class Oracle:
             *(rules or Rules(0, 0, False, 0, False)),
         )  # fmt: skip
 
-    def _graph(self, state: SlotState) -> torch.Tensor:
+    def graph(self, state: SlotState) -> torch.Tensor:
+        """(B, C) logits at the current iterates, with the graph of a backward pass."""
         model = self.model
         if state.model_input is not None:
             assert isinstance(model, Normalized)
@@ -164,10 +166,14 @@ class Oracle:
             raise ValueError(_IN_PLACE)
         return logits
 
-    def _backward(
-        self, output: torch.Tensor, state: SlotState, grad_output: torch.Tensor | None
-    ) -> torch.Tensor:
-        (grad,) = torch.autograd.grad(output, state.leaf, grad_output, allow_unused=True)
+    def backward(
+        self, output: torch.Tensor, state: SlotState, grad_output: torch.Tensor | None,
+        *, keep_graph: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        """The input gradient of an output of `graph`; keep_graph: another one will follow."""
+        (grad,) = torch.autograd.grad(
+            output, state.leaf, grad_output, retain_graph=keep_graph, allow_unused=True
+        )
         self.backwards += len(state)
         if grad is None:
             raise ValueError(
@@ -191,7 +197,7 @@ class Oracle:
         return -rows if self.targeted else rows
 
 
-def _grad_buffer(state: SlotState, logits: torch.Tensor) -> torch.Tensor:
+def grad_buffer(state: SlotState, logits: torch.Tensor) -> torch.Tensor:
     """The buffer of dL/dlogits, made once the shape and dtype of the logits are known."""
     if state.grad_logits is None or state.grad_logits.shape != logits.shape:
         state.grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)

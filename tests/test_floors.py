@@ -25,6 +25,7 @@ FLOORS = (
     "engine",
     "gradient",
     "attacks",
+    "ensemble",
     "evaluation",
     "training",
     "compat",

@@ -1,7 +1,24 @@
 """Attacks: slot algorithms, and the constructors that name them."""
 
 from fastadv.attacks.attack import Attack
+from fastadv.attacks.auto_pgd import apgd_ce, apgd_dlr, apgd_t
+from fastadv.attacks.boundary import fab, fab_t
 from fastadv.attacks.constructors import bim, fgsm, mifgsm, pgd, rfgsm
 from fastadv.attacks.result import AttackResult
+from fastadv.attacks.square_attack import square
 
-__all__ = ["Attack", "AttackResult", "bim", "fgsm", "mifgsm", "pgd", "rfgsm"]
+__all__ = [
+    "Attack",
+    "AttackResult",
+    "apgd_ce",
+    "apgd_dlr",
+    "apgd_t",
+    "bim",
+    "fab",
+    "fab_t",
+    "fgsm",
+    "mifgsm",
+    "pgd",
+    "rfgsm",
+    "square",
+]

@@ -1,118 +1,95 @@
-"""The attack object: its settings, their checks, and how it is called."""
+"""What every attack object is: settings, how it is called, and what a call asks of it."""
 
 import inspect
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
+from typing import Any, Protocol
 
 import torch
 
 from fastadv import losses
 from fastadv.attacks.call import Call
-from fastadv.attacks.projected_gradient import start_kinds
 from fastadv.attacks.result import AttackResult
+from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.execution import Execution
+from fastadv.gradient import Oracle
 from fastadv.isolation import Model
-from fastadv.threat_model import ThreatModel, check_threat, pasteable_value, same_value
-
-_KEEP = ("first_success", "last", "best")
-_DEFAULT_SPARSITY = 0.05  # of the entries move in an L1 step
+from fastadv.threat_model import ThreatModel, pasteable_value, same_value
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class Attack:
-    """A gradient attack with its settings; made by `fastadv.fgsm`, `pgd`, ... and callable.
+class Attack(Protocol):
+    """A frozen dataclass of settings, made by `fastadv.pgd`, `fastadv.apgd_ce`, ... and callable.
 
     See the constructors for the settings. `constructor` names the one that made it, for `repr`,
-    which can be pasted back.
+    which can be pasted back. The rest is what a call asks of it.
     """
 
     constructor: str
     threat: ThreatModel
     steps: int
-    step_size: float | torch.Tensor | None
-    restarts: int = 1
-    random_start: bool | str = False
-    clamp_start: bool = True
-    loss: str | losses.LossFunction = "ce"
-    kappa: float = 0.0
-    label_smoothing: float = 0.0
-    eot: int = 1
-    decay: float | None = None
-    sparsity: float | None = None
-    guard: float = 0.0
-    keep: str = "first_success"
-    seed: int = 0
-    resolved_loss: losses.Loss = field(init=False)
+    restarts: int
+    keep: str
+    seed: int
 
-    def __post_init__(self) -> None:
-        check_threat(self.threat)
-        for name in ("steps", "restarts", "eot"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
-        if self.keep not in _KEEP:
-            raise ValueError(f"keep must be one of {_KEEP}; got {self.keep!r}")
-        kinds = start_kinds(self.threat)
-        if not isinstance(self.random_start, bool) and self.random_start not in kinds:
-            raise ValueError(
-                f"random_start must be a bool or one of {kinds}; got {self.random_start!r}"
-            )
-        if self.restarts > 1 and not self.random_start:
-            raise ValueError(
-                f"restarts={self.restarts} needs a random start: without one all are the same"
-            )
-        if self.restarts > 1 and self.keep == "last":
-            raise ValueError("keep='last' takes restarts=1: use 'first_success' or 'best'")
-        if self.decay is not None and not math.isfinite(self.decay):
-            raise ValueError(f"decay must be finite; got {self.decay}")
-        if not isinstance(self.seed, int):
-            raise ValueError(f"seed must be an integer; got {self.seed!r}")
-        if self.sparsity is not None and not 0 < self.sparsity <= 1:
-            raise ValueError(f"sparsity must be in (0, 1]; got {self.sparsity}")
-        if not self.guard >= 0:
-            raise ValueError(f"guard must not be negative; got {self.guard}")
-        for name, norm in (("sparsity", "l1"), ("guard", "l2")):
-            if getattr(self, name) and self.threat.norm != norm:
-                raise ValueError(
-                    f"{name} belongs to {norm.upper()} only; got {name}={getattr(self, name)} for "
-                    f"{self.threat!r}"
-                )
-        if self.step_size is not None:
-            if not isinstance(self.step_size, (int, float, torch.Tensor)):
-                raise TypeError(f"step_size must be a float or a tensor; got {self.step_size!r}")
-            step = torch.as_tensor(self.step_size)
-            if not bool((step.isfinite() & (step >= 0)).all()):
-                raise ValueError(f"step_size must be finite and >= 0; got {self.step_size}")
-        resolved = losses.resolve(self.loss, kappa=self.kappa, label_smoothing=self.label_smoothing)
-        object.__setattr__(self, "resolved_loss", resolved)
+    @property
+    def resolved_loss(self) -> losses.Loss:
+        """What the search ascends."""
+        ...
+
+    @property
+    def effective_step_size(self) -> float | torch.Tensor:
+        """The first step's size, in input units."""
+        ...
+
+    def algorithm(
+        self, oracle: Oracle, *, targets: int, first_step: int, room: int
+    ) -> SlotAlgorithm:
+        """The slot algorithm. targets: classes a sample that are aimed at in turn, 0: none.
+        first_step: the first that may be a success. room: rows that a batch may have."""
+        ...
+
+    @property
+    def passes(self) -> int:
+        """Forward passes averaged a step (EOT)."""
+        return 1
+
+    @property
+    def reported_loss(self) -> losses.Loss:
+        """The loss of a result."""
+        return self.resolved_loss
+
+    @property
+    def most_targets(self) -> int:
+        """How many of the likeliest wrong classes are aimed at in turn; 0: none."""
+        return 0
+
+    @property
+    def starts_inside(self) -> bool:
+        """Whether every start lies in the ball and in bounds, and may be returned."""
+        return True
+
+    @property
+    def discards_outside(self) -> bool:
+        """Whether an iterate outside the ball is replaced by x in the result."""
+        return False
+
+    @property
+    def attacks_wrong(self) -> bool:
+        """Whether samples that the model gets wrong are attacked all the same."""
+        return self.keep == "best"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Attack) and all(
-            same_value(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
+        return type(self) is type(other) and all(
+            same_value(getattr(self, f.name), getattr(other, f.name))
+            for f in fields(self)  # type: ignore[arg-type]
         )
 
     def __hash__(self) -> int:
         return hash((self.constructor, self.steps, self.seed, self.threat))
 
-    @property
-    def effective_step_size(self) -> float | torch.Tensor:
-        """step_size, or the constructor's default in terms of eps."""
-        if self.step_size is not None:
-            return self.step_size
-        eps = self.threat.eps
-        if isinstance(eps, torch.Tensor) and eps.element_size() < 4:
-            eps = eps.float()  # a step of a rounded radius would be rounded again
-        return eps * _DEFAULT_STEP.get(self.constructor, _madry_step)(self)
-
-    @property
-    def effective_sparsity(self) -> float:
-        return _DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
-
     def __repr__(self) -> str:
-        from fastadv.attacks import constructors
+        from fastadv import attacks
 
-        signature = inspect.signature(getattr(constructors, self.constructor))
+        signature = inspect.signature(getattr(attacks, self.constructor))
         given = [repr(self.threat)]
         for name, parameter in signature.parameters.items():
             value = getattr(self, name)
@@ -171,12 +148,17 @@ class Attack:
         ).result()  # fmt: skip
 
 
-def _madry_step(attack: Attack) -> float:
-    return 0.25 if attack.threat.norm == "l1" else 2.5 / attack.steps
+def check_counts(attack: Any, *names: str) -> None:
+    """Raises ValueError unless each named setting is an integer of at least 1."""
+    for name in names:
+        value = getattr(attack, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
 
 
-# step sizes in units of eps
-_DEFAULT_STEP: dict[str, Callable[[Attack], float]] = {
-    "rfgsm": lambda attack: 0.5,
-    "mifgsm": lambda attack: 1 / attack.steps,
-}
+def check_choices(attack: Any, keep: tuple[str, ...]) -> None:
+    """Raises ValueError for a `keep` that the attack does not have, or a seed that is none."""
+    if attack.keep not in keep:
+        raise ValueError(f"keep must be one of {keep}; got {attack.keep!r}")
+    if not isinstance(attack.seed, int):
+        raise ValueError(f"seed must be an integer; got {attack.seed!r}")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from fastadv import diagnostics, losses
 from fastadv.attacks import inputs, targets
-from fastadv.attacks.projected_gradient import ProjectedGradient, start_kinds
 from fastadv.attacks.result import AttackResult
+from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.engine.continuous import run_continuous
 from fastadv.engine.ledger import Ledger
 from fastadv.engine.plain import run_chunk, run_plain
@@ -28,13 +28,32 @@ if TYPE_CHECKING:
     from fastadv.attacks.attack import Attack
 
 
+class Fallen(NamedTuple):
+    """The samples of a call that fell, confirmed by the user's model: (k, ...) rows.
+
+    indices: which rows of x. margin: max_{j != y} z_j - z_y. faults: (n,) on the host, bits of
+    `fastadv.kernels.slots`, of all samples.
+    """
+
+    indices: torch.Tensor
+    x_adv: torch.Tensor
+    prediction: torch.Tensor
+    margin: torch.Tensor
+    step: torch.Tensor
+    faults: np.ndarray
+
+
 class Call:
-    """The arguments of one call, checked; `result` or `last_iterates` carries it out."""
+    """The arguments of one call, checked; `result`, `fallen` or `last_iterates` carries it out.
+
+    clean_logits: (n, C) of the model at x, where they are known already.
+    """
 
     def __init__(
         self, attack: Attack, model: Model, x: torch.Tensor, y: torch.Tensor | None, *,
         target: torch.Tensor | str | None, sample_ids: torch.Tensor | None,
         x_init: torch.Tensor | None, execution: Execution,
+        clean_logits: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         if not callable(model):
             raise TypeError(f"model must be callable; got {type(model).__name__}")
@@ -43,6 +62,7 @@ class Call:
         self.model = model
         self.execution = execution
         self.target = target
+        self.known_logits = clean_logits
         # a clone made outside inference mode is an ordinary tensor; detached, x keeps its graph
         with torch.inference_mode(False):
             x = inputs.check_images(x, attack.threat.bounds)
@@ -55,11 +75,15 @@ class Call:
             raise ValueError(
                 f"restarts={attack.restarts} from one x_init are all the same: use restarts=1"
             )
+        if target is not None and attack.most_targets:
+            raise ValueError(
+                f"{attack.constructor} aims at the likeliest classes itself and takes no target=: "
+                "use the attack without _t"
+            )
         check_fits(attack.threat, self.x)
         self.batch_size = execution.batch_size or max(1, len(x))
-        self.oracle = Oracle(
-            model, attack.resolved_loss, targeted=target is not None, passes=attack.eot
-        )
+        aims = target is not None or attack.most_targets > 0
+        self.oracle = Oracle(model, attack.resolved_loss, targeted=aims, passes=attack.passes)
 
     def result(self) -> AttackResult:
         with self._isolated():
@@ -76,15 +100,38 @@ class Call:
             else:
                 assert logits is not None, "every attack that can stop looks at the clean samples"
                 clean_prediction = logits.argmax(1)
-                wrong = self._hits(clean_prediction, work).cpu().numpy()
-                best = self.attack.keep == "best"
-                ledger = Ledger(work.x, settles=not best)
-                run = run_plain if self.execution.batching == "plain" else run_continuous
-                for first_step, samples in self._groups(work):
-                    pending = samples[~wrong[samples] | best]
-                    algorithm = self._algorithm(work, first_step)
-                    run(algorithm, work, pending, ledger, self.batch_size)
+                ledger, wrong = self._search(work, clean_prediction)
             return self._verified(work, ledger, wrong, clean_prediction)
+
+    def clean_logits(self) -> torch.Tensor:
+        """(n, C) logits of the clean samples, which are checked."""
+        with self._isolated():
+            logits = self._clean_logits()
+        assert logits is not None, "only attacks that stop at a success have this"
+        return logits
+
+    def fallen(self) -> Fallen:
+        """Only the samples that fell, verified; nothing is evaluated for the others."""
+        with self._isolated():
+            logits = self._clean_logits()
+            assert logits is not None, "only attacks that stop at a success have this"
+            work = self._work(logits)
+            ledger, _ = self._search(work, logits.argmax(1))
+            self._check_labels(ledger.faults)
+            found = self._device(np.flatnonzero(ledger.step >= 0))
+            x_adv = layout.gather_rows(ledger.x_adv, found)
+            work = work.take(found)
+            at_x_adv = self._batched_logits(x_adv) if len(found) else logits[:0]
+            margin, prediction = margin_of(at_x_adv, work.labels)
+            success = (prediction != work.labels) & ~at_x_adv.isnan().any(1)
+            success &= contains(self.attack.threat, x_adv, work.x, work.eps)
+            diagnostics.warn("unconfirmed", int((~success).sum()), len(logits))
+            rows = success.nonzero()[:, 0]
+            step = torch.as_tensor(ledger.step, device=found.device)[found[rows]].long()
+            return Fallen(
+                found[rows], layout.gather_rows(x_adv, rows), prediction[rows], margin[rows], step,
+                ledger.faults,
+            )  # fmt: skip
 
     def last_iterates(self) -> torch.Tensor:
         """The iterates after the last step: no early stop, no verification."""
@@ -94,6 +141,21 @@ class Call:
             iterates, faults = self._run_all(self._work(self._clean_logits()))
             self._report(faults)
             return iterates
+
+    def _search(self, work: Work, clean_prediction: torch.Tensor) -> tuple[Ledger, np.ndarray]:
+        """(what the attack found, which samples the model gets wrong as they are)."""
+        attack = self.attack
+        wrong = self._hits(clean_prediction, work).cpu().numpy()
+        ledger = Ledger(work.x, settles=attack.keep != "best")
+        run = run_plain if self.execution.batching == "plain" else run_continuous
+        for first_step, samples in self._groups(work):
+            pending = samples[~wrong[samples] | attack.attacks_wrong]
+            algorithm = self._algorithm(work, first_step)
+            run(algorithm, work, pending, ledger, self.batch_size)
+        return ledger, wrong
+
+    def _device(self, indices: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(indices, device=self.x.device)
 
     @contextlib.contextmanager
     def _isolated(self) -> Iterator[None]:
@@ -105,6 +167,8 @@ class Call:
 
     def _clean_logits(self) -> torch.Tensor | None:
         """(n, C) logits of the clean samples, where anything depends on them."""
+        if self.known_logits is not None:
+            return self.known_logits
         attack, rule = self.attack, isinstance(self.target, str)
         needed = attack.keep != "last" or attack.resolved_loss.needs_reference or rule
         if not needed and self.y is not None:
@@ -145,30 +209,23 @@ class Call:
         reference = None
         if attack.resolved_loss.needs_reference and logits is not None:
             reference = logits.to(layout.compute_dtype(logits)).softmax(1)
+        ranking = None
+        if attack.most_targets and logits is not None:
+            losses.check_classes(attack.resolved_loss, logits.shape[1], targeted=True)
+            ranking = targets.rank(logits, labels, attack.most_targets)
+            chosen = ranking[:, 0].contiguous()
         eps = spread("eps", attack.threat.eps, x)
         step_size = spread("step_size", attack.effective_step_size, x)
         return Work(
-            x=x, labels=labels, targets=chosen, reference=reference, ranking=None, sample_ids=self.sample_ids,
-            eps=eps, step_size=step_size, x_init=self.x_init,
+            x=x, labels=labels, targets=chosen, reference=reference, ranking=ranking,
+            sample_ids=self.sample_ids, eps=eps, step_size=step_size, x_init=self.x_init,
         )  # fmt: skip
 
-    def _algorithm(self, work: Work, first_step: int) -> ProjectedGradient:
-        attack = self.attack
-        kind = attack.random_start
-        if kind is True:
-            kind = start_kinds(attack.threat)[0]
-        options: dict[str, Any] = {}
-        if attack.threat.norm == "l2":
-            options["guard"] = attack.guard
-        if attack.threat.norm == "l1":
-            options["sparsity"] = attack.effective_sparsity
-        return ProjectedGradient(
-            self.oracle, attack.threat, steps=attack.steps, restarts=attack.restarts,
-            seed=attack.seed, start_kind=kind or None, clamp_start=attack.clamp_start,
-            first_step=first_step, momentum_decay=attack.decay,
-            stop_early=attack.keep == "first_success", keep_best=attack.keep == "best",
-            step_options=options,
-        )  # fmt: skip
+    def _algorithm(self, work: Work, first_step: int) -> SlotAlgorithm:
+        count = 0 if work.ranking is None else work.ranking.shape[1]
+        return self.attack.algorithm(
+            self.oracle, targets=count, first_step=first_step, room=self.batch_size
+        )
 
     def _groups(self, work: Work) -> list[tuple[int, np.ndarray]]:
         """(first step that may count as a success, samples): not the start iterate where it may
@@ -176,8 +233,7 @@ class Call:
         if self.x_init is not None:
             inside = contains(self.attack.threat, self.x_init, work.x, work.eps).cpu().numpy()
             return [(0, np.flatnonzero(inside)), (1, np.flatnonzero(~inside))]
-        starts_inside = self.attack.clamp_start or not self.attack.random_start
-        return [(0 if starts_inside else 1, np.arange(len(work)))]
+        return [(0 if self.attack.starts_inside else 1, np.arange(len(work)))]
 
     def _run_all(self, work: Work) -> tuple[torch.Tensor, np.ndarray]:
         """(last iterates, faults): every step of every sample, batch by batch, read back once."""
@@ -197,7 +253,7 @@ class Call:
         return whole, torch.cat(faults).cpu().numpy()
 
     def _hits(self, prediction: torch.Tensor, work: Work) -> torch.Tensor:
-        if work.targets is not None:
+        if self.target is not None:
             return prediction == work.targets
         return prediction != work.labels
 
@@ -205,7 +261,10 @@ class Call:
         self, work: Work, ledger: Ledger, wrong: np.ndarray, clean_prediction: torch.Tensor | None
     ) -> AttackResult:
         """Success as the user's own model sees it, on exactly the tensor that is returned."""
-        x_adv, loss_kind = ledger.x_adv, self.attack.resolved_loss
+        x_adv, loss_kind = ledger.x_adv, self.attack.reported_loss
+        if self.attack.discards_outside:
+            outside = ~contains(self.attack.threat, x_adv, work.x, work.eps)
+            x_adv[outside] = work.x[outside]
         logits = self._batched_logits(x_adv)
         loss, prediction = self._final_loss(logits, work, loss_kind)
         success = self._hits(prediction, work) & ~logits.isnan().any(1)
@@ -239,25 +298,24 @@ class Call:
         prediction = torch.empty_like(work.labels)
         correct = torch.empty_like(work.labels, dtype=torch.bool)
         heads.loss_head_(
-            logits, work.labels, work.targets, work.reference, value, None, prediction, correct,
+            logits, work.labels, work.targets if self.target is not None else None,
+            work.reference, value, None, prediction, correct,
             None, None, loss.kind, loss.parameter, 0, 0, False, 0, False,
         )  # fmt: skip
         return value, prediction
 
     def _report(self, faults: np.ndarray) -> None:
         """Raise for labels out of range, warn of what weakened the attack."""
+        self._check_labels(faults)
+        warn_of_faults(faults)
+
+    def _check_labels(self, faults: np.ndarray) -> None:
         bad = int((faults & columns.FAULT_BAD_LABEL != 0).sum())
         if bad:
             raise ValueError(
                 f"y or target lies outside [0, {self.oracle.classes}), the classes of the model, "
                 f"for {bad} of {len(faults)} samples"
             )
-        for bit, code in (
-            (columns.FAULT_ZERO_GRADIENT, "zero_gradient"),
-            (columns.FAULT_NAN_GRADIENT, "nan_gradient"),
-            (columns.FAULT_NAN_LOGITS, "nan_logits"),
-        ):
-            diagnostics.warn(code, int((faults & bit != 0).sum()), len(faults))
 
     def _empty(self) -> AttackResult:
         def vector(dtype: torch.dtype) -> torch.Tensor:
@@ -274,6 +332,29 @@ class Call:
             forwards=0,
             backwards=0,
         )
+
+
+def margin_of(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(max_{j != y} z_j - z_y, prediction) of each row of logits, by the loss head."""
+    margin = torch.empty(len(logits), dtype=layout.compute_dtype(logits), device=logits.device)
+    prediction = torch.empty_like(labels)
+    correct = torch.empty_like(labels, dtype=torch.bool)
+    if len(logits):
+        heads.loss_head_(
+            logits, labels, None, None, margin, None, prediction, correct, None, None, "margin",
+            float("inf"), 0, 0, False, 0, False,
+        )  # fmt: skip
+    return margin, prediction
+
+
+def warn_of_faults(faults: np.ndarray) -> None:
+    """Warn of what weakened an attack; faults: (n,) bits of `fastadv.kernels.slots`."""
+    for bit, code in (
+        (columns.FAULT_ZERO_GRADIENT, "zero_gradient"),
+        (columns.FAULT_NAN_GRADIENT, "nan_gradient"),
+        (columns.FAULT_NAN_LOGITS, "nan_logits"),
+    ):
+        diagnostics.warn(code, int((faults & bit != 0).sum()), len(faults))
 
 
 def _joined(chunks: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:

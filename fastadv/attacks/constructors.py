@@ -1,8 +1,8 @@
-"""The named attacks: each fills the settings of `Attack`."""
+"""The named attacks: each fills the settings of `GradientAttack`."""
 
 import torch
 
-from fastadv.attacks.attack import Attack
+from fastadv.attacks.gradient_attack import GradientAttack
 from fastadv.losses import LossFunction
 from fastadv.threat_model import ThreatModel, check_threat
 
@@ -17,14 +17,14 @@ def fgsm(
     sparsity: float | None = None,
     keep: str = "first_success",
     seed: int = 0,
-) -> Attack:
+) -> GradientAttack:
     """FGSM: one step of length eps, x + eps * sign(g) in L-infinity, clipped to bounds.
 
     Arguments as in `pgd`. Example: `fastadv.fgsm(fastadv.Linf(8 / 255))(model, x, y)`.
     Source: Goodfellow et al. 2015, arXiv:1412.6572.
     """
     check_threat(threat)
-    return Attack(
+    return GradientAttack(
         "fgsm", threat, steps=1, step_size=threat.eps, loss=loss, kappa=kappa,
         label_smoothing=label_smoothing, eot=eot, sparsity=sparsity, keep=keep, seed=seed,
     )  # fmt: skip
@@ -42,7 +42,7 @@ def rfgsm(
     eot: int = 1,
     keep: str = "first_success",
     seed: int = 0,
-) -> Attack:
+) -> GradientAttack:
     """R-FGSM: x + step_size * (random signs), then `steps` steps of step_size; L-infinity only.
 
     step_size: eps / 2 if None, so that one step ends on the eps-ball. Other arguments as in `pgd`.
@@ -52,7 +52,7 @@ def rfgsm(
     check_threat(threat)
     if threat.norm != "linf":
         raise ValueError(f"rfgsm is defined for Linf only; got {threat!r}: use pgd")
-    return Attack(
+    return GradientAttack(
         "rfgsm", threat, steps=steps, step_size=step_size, restarts=restarts, random_start="sign",
         loss=loss, kappa=kappa, label_smoothing=label_smoothing, eot=eot, keep=keep, seed=seed,
     )  # fmt: skip
@@ -70,13 +70,13 @@ def bim(
     sparsity: float | None = None,
     keep: str = "first_success",
     seed: int = 0,
-) -> Attack:
+) -> GradientAttack:
     """BIM, I-FGSM: `pgd` from x itself, without a random start. Arguments as in `pgd`.
 
     Example: `fastadv.bim(fastadv.Linf(8 / 255), steps=10)(model, x, y)`.
     Source: Kurakin et al. 2017, arXiv:1607.02533.
     """
-    return Attack(
+    return GradientAttack(
         "bim", threat, steps=steps, step_size=step_size, loss=loss, kappa=kappa,
         label_smoothing=label_smoothing, eot=eot, sparsity=sparsity, keep=keep, seed=seed,
     )  # fmt: skip
@@ -98,7 +98,7 @@ def pgd(
     guard: float = 0.0,
     keep: str = "first_success",
     seed: int = 0,
-) -> Attack:
+) -> GradientAttack:
     """PGD: x_adv <- P(x_adv + step_size * d(g)), P the projection onto eps-ball and bounds.
 
     d(g) is sign(g) in L-infinity, g / ||g||_2 in L2, in L1 the signs of the largest entries over
@@ -117,7 +117,7 @@ def pgd(
     Example: `fastadv.pgd(fastadv.Linf(8 / 255), steps=50, restarts=10)(model, x, y)`.
     Source: Madry et al. 2018, arXiv:1706.06083, section 2.1.
     """
-    return Attack(
+    return GradientAttack(
         "pgd", threat, steps=steps, step_size=step_size, restarts=restarts,
         random_start=random_start, clamp_start=clamp_start, loss=loss, kappa=kappa,
         label_smoothing=label_smoothing, eot=eot, sparsity=sparsity, guard=guard, keep=keep,
@@ -138,14 +138,14 @@ def mifgsm(
     sparsity: float | None = None,
     keep: str = "first_success",
     seed: int = 0,
-) -> Attack:
+) -> GradientAttack:
     """MI-FGSM: `bim` along m <- decay * m + g / mean|g| in place of g.
 
     step_size: eps / steps if None. Other arguments as in `pgd`.
     Example: `fastadv.mifgsm(fastadv.Linf(8 / 255))(model, x, y)`.
     Source: Dong et al. 2018, arXiv:1710.06081.
     """
-    return Attack(
+    return GradientAttack(
         "mifgsm", threat, steps=steps, step_size=step_size, loss=loss, kappa=kappa,
         label_smoothing=label_smoothing, eot=eot, decay=decay, sparsity=sparsity, keep=keep,
         seed=seed,

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from fastadv.attacks.probe import probe
 from fastadv.engine.state import SlotState
 from fastadv.engine.work import Work
 from fastadv.gradient import Oracle, Rules
@@ -82,7 +83,7 @@ class ProjectedGradient:
     def step(self, state: SlotState) -> None:
         grad = self.oracle.gradient(state, self.rules)
         if state.unprobed:
-            _probe(state, grad)
+            probe(state, grad)
         if state.x_best is not None:
             select.select_rows_(state.x_best, state.x_adv, state.slots[:, columns.IMPROVED])
         self._move(state, grad)
@@ -109,23 +110,6 @@ class ProjectedGradient:
         if state.x_best is not None and state.best_loss is not None:
             return state.x_best, state.best_loss
         return state.x_adv.detach(), state.loss
-
-    def shrink(self, state: SlotState, rows: torch.Tensor, room: int) -> SlotState:
-        return state.take(rows)
-
-
-def _probe(state: SlotState, grad: torch.Tensor) -> None:
-    """Mark samples, not fooled yet, whose first gradient is zero or has NaN; once a load."""
-    rows = grad.detach().reshape(len(grad), -1)
-    first = (state.slots[:, columns.STEP] == 1) & (state.slots[:, columns.ACTIVE] == 1)
-    # beyond kappa the margin loss is flat by definition, which masks nothing
-    first &= state.correct if state.targets is None else state.prediction != state.targets
-    zero = first & ~(rows != 0).any(1)
-    nan = first & rows.isnan().any(1)
-    state.slots[:, columns.FAULT] |= (
-        zero * columns.FAULT_ZERO_GRADIENT + nan * columns.FAULT_NAN_GRADIENT
-    ).int()
-    state.unprobed = False
 
 
 def start_kinds(threat: ThreatModel) -> tuple[str, ...]:

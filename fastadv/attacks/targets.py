@@ -28,6 +28,13 @@ def choose(
     return draw + (draw >= labels)
 
 
+def rank(logits: torch.Tensor, labels: torch.Tensor, most: int) -> torch.Tensor:
+    """(n, T) classes by descending clean logit, without the label; T = min(most, C - 1)."""
+    order = logits.argsort(dim=1, descending=True, stable=True)
+    others = order[order != labels[:, None]].view(len(logits), -1)
+    return others[:, :most].contiguous()
+
+
 def check_rule(target: object) -> None:
     if isinstance(target, str) and target not in _RULES:
         raise ValueError(f"target must be a (B,) tensor or one of {_RULES}; got {target!r}")

@@ -56,7 +56,3 @@ class SlotAlgorithm(Protocol):
     def outcome(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
         """(iterates, losses) that a finished slot stands for: the current ones, or the best."""
         ...
-
-    def shrink(self, state: State, rows: torch.Tensor, room: int) -> State:
-        """`rows` of `state`, the others being idle for good; `room`: the batch size it had."""
-        ...

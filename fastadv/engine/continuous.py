@@ -20,7 +20,8 @@ def run_continuous(
     """Attack the `pending` samples of `work` in `batch_size` slots and enter them in `ledger`.
 
     Items are queued item-major: the first restart or target of every sample, then the second;
-    those of a sample that an earlier one has fooled are dropped. When the queue is empty the batch shrinks by halves.
+    those of a sample that an earlier one has fooled are dropped. When the queue is empty the batch
+    shrinks by halves.
     """
     if len(pending) == 0:
         return
@@ -35,7 +36,6 @@ class _Run:
         self.algorithm, self.work, self.ledger = algorithm, work, ledger
         self.queue = self._queue(pending)
         batch = min(batch_size, len(pending))
-        self.room = batch
         self.state = algorithm.allocate(work.take(self._device(pending[:batch])), batch)
         self.samples = np.zeros(batch, dtype=np.int64)
         self.items = np.zeros(batch, dtype=np.int32)
@@ -107,7 +107,7 @@ class _Run:
         """Drop idle slots once they are half of the batch: the queue is empty when slots idle."""
         rows = np.flatnonzero(self.busy)
         if 0 < len(rows) <= len(self.busy) // 2:
-            self.state = self.algorithm.shrink(self.state, self._device(rows), self.room)
+            self.state = self.state.take(self._device(rows))
             self.samples, self.items = self.samples[rows], self.items[rows]
             self.age, self.busy = self.age[rows], self.busy[rows]
 

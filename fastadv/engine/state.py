@@ -1,6 +1,7 @@
 """The tensors of the slots: one row a slot, whatever sample is in it."""
 
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 
@@ -101,18 +102,32 @@ class SlotState:
 
     def _put(self, name: str, rows: torch.Tensor | None, values: torch.Tensor | None) -> None:
         buffer = getattr(self, name)
-        if buffer is None or values is None:
-            return
-        if rows is None:
-            buffer.copy_(values)
-        else:
-            buffer.index_copy_(0, rows, values)
+        if buffer is not None and values is not None:
+            put_rows(buffer, rows, values)
 
     def take(self, rows: torch.Tensor) -> "SlotState":
         """A state of its own with `rows` of this one."""
-        taken = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, torch.Tensor):
-                taken[field.name] = layout.gather_rows(value, rows)
-        return replace(self, **taken)
+        return take_fields(self, rows)
+
+
+def put_rows(buffer: torch.Tensor, rows: torch.Tensor | None, values: torch.Tensor) -> None:
+    """buffer[rows] = values; None: all rows."""
+    if rows is None:
+        buffer.copy_(values)
+    else:
+        buffer.index_copy_(0, rows, values)
+
+
+_State = TypeVar("_State")
+
+
+def take_fields(state: _State, rows: torch.Tensor) -> _State:
+    """A copy of the dataclass `state` with `rows` of its tensors and of the states in it."""
+    taken = {}
+    for field in fields(state):  # type: ignore[arg-type]
+        value = getattr(state, field.name)
+        if isinstance(value, torch.Tensor):
+            taken[field.name] = layout.gather_rows(value, rows)
+        elif isinstance(value, SlotState):
+            taken[field.name] = value.take(rows)
+    return replace(state, **taken)  # type: ignore[type-var]

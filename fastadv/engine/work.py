@@ -1,6 +1,6 @@
 """What is to be attacked: samples, labels, targets, radii and start points."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -34,6 +34,13 @@ class Work:
             return None if rows is None else layout.gather_rows(rows, samples)
 
         return Work(**{name: pick(rows) for name, rows in vars(self).items()})  # type: ignore[arg-type]
+
+    def aimed(self, ranks: torch.Tensor) -> "Work":
+        """This work with the target of rank `ranks` for each row, where targets are ranked."""
+        if self.ranking is None:
+            return self
+        targets = self.ranking.gather(1, ranks.long()[:, None])[:, 0]
+        return replace(self, targets=targets)
 
 
 def spread(name: str, value: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:

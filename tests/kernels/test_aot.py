@@ -9,7 +9,10 @@ import pytest
 
 pytest.importorskip("triton", reason="needs triton, which is installed on Linux only")
 
-MODULES = ("augment", "heads", "l1", "l2", "linf", "select", "start")
+MODULES = (
+    "apgd", "apgd_l1", "apgd_l2", "apgd_linf", "augment", "fab_hyperplane", "fab_nearest",
+    "fab_step", "heads", "l1", "l2", "linf", "select", "square_linf", "square_lp", "start",
+)  # fmt: skip
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 # an interpreted kernel cannot be compiled: another process, without TRITON_INTERPRET

@@ -1,0 +1,191 @@
+"""The Square Attack as a slot algorithm: random search, several proposals at a time."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastadv.engine.state import put_rows, take_fields
+from fastadv.engine.work import Work
+from fastadv.gradient import Oracle
+from fastadv.kernels import slots as columns
+from fastadv.ops import heads, layout, square, square_lp
+from fastadv.ops.square_start import square_start
+from fastadv.ops.square_table import SquareTable, square_table
+from fastadv.threat_model import ThreatModel
+
+_MOVES = {
+    "linf": square.square_linf_,
+    "l2": square_lp.square_l2_,
+    "l1": square_lp.square_l1_,
+}
+_SETTLED = 500  # queries after which few proposals are accepted, so that looking ahead pays
+_REVIEW = 64  # steps between two looks at whether there is room to look ahead
+_CPU_ROOM = 32  # rows below which a CPU's forward is mostly overhead
+
+
+@dataclass
+class SquareState:
+    """B slots with K proposals each. x_new: (B * K, C, H, W), row b * K + k is for slot b.
+
+    queries: (B, K) int32, which query each proposal is. restarts, wasted: (B,) int32. labels_new:
+    (B * K,) the labels again. The rest as in `fastadv.ops.square.square_linf_`.
+    """
+
+    x: torch.Tensor
+    x_best: torch.Tensor
+    labels: torch.Tensor
+    eps: torch.Tensor
+    sample_ids: torch.Tensor
+    best_loss: torch.Tensor
+    restarts: torch.Tensor
+    wasted: torch.Tensor
+    slots: torch.Tensor
+    queries: torch.Tensor
+    x_new: torch.Tensor
+    labels_new: torch.Tensor
+    age: int = 0
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def lookahead(self) -> int:
+        return self.queries.shape[1]
+
+    def take(self, rows: torch.Tensor) -> "SquareState":
+        ahead = torch.arange(self.lookahead, device=rows.device)
+        proposals = (rows[:, None] * self.lookahead + ahead).flatten()
+        x_new = layout.gather_rows(self.x_new, proposals)
+        labels_new = self.labels_new[proposals]
+        own = take_fields(self, rows)
+        own.x_new, own.labels_new = x_new, labels_new
+        return own
+
+
+class SquareSlots:
+    """Accept what raises the margin loss; see `fastadv.square`. room: rows that a batch may have.
+
+    A proposal depends on outcomes only through the accepted ones before it. So K of them may be
+    evaluated at once where the batch has room: what follows an accepted one is discarded, and
+    counted in `oracle.discarded`; and those that change nothing need no forward at all.
+    """
+
+    needs_last = False
+
+    def __init__(
+        self, oracle: Oracle, threat: ThreatModel, *, queries: int, restarts: int, p_init: float,
+        rescale: bool, seed: int, room: int,
+    ) -> None:  # fmt: skip
+        self.oracle = oracle
+        self.threat = threat
+        self.queries = queries
+        self.steps = queries + 1
+        self.items = restarts
+        self.p_init = p_init
+        self.rescale = rescale
+        self.seed = seed
+        self.room = room
+        self._table: SquareTable | None = None
+        self._discarded: int | torch.Tensor = 0  # by slots that are gone
+
+    def allocate(self, work: Work, batch: int) -> SquareState:
+        x, device = work.x, work.x.device
+        if self._table is None:
+            self._table = square_table(
+                self.queries, x.shape[1:], norm=self.threat.norm, p_init=self.p_init,
+                seed=self.seed, restarts=self.items, rescale=self.rescale, device=device,
+            )  # fmt: skip
+
+        def vector(dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(batch, dtype=dtype, device=device)
+
+        return SquareState(
+            x=layout.dense_like(x, batch), x_best=layout.dense_like(x, batch),
+            labels=vector(torch.int64), eps=vector(work.eps.dtype),
+            sample_ids=vector(torch.int64), best_loss=vector(work.eps.dtype),
+            restarts=vector(torch.int32), wasted=vector(torch.int32),
+            slots=torch.zeros(batch, columns.WIDTH, dtype=torch.int32, device=device),
+            queries=torch.zeros(batch, 1, dtype=torch.int32, device=device),
+            x_new=layout.dense_like(x, batch), labels_new=vector(torch.int64),
+        )  # fmt: skip
+
+    def start(
+        self, state: SquareState, rows: torch.Tensor | None, work: Work, items: torch.Tensor
+    ) -> None:
+        start = work.x_init
+        if start is None:
+            start = square_start(
+                work.x, eps=work.eps, bounds=self.threat.bounds, norm=self.threat.norm,
+                seed=self.seed, sample_ids=work.sample_ids, draw=items,
+            )  # fmt: skip
+        put_rows(state.x, rows, work.x)
+        put_rows(state.x_best, rows, start)
+        put_rows(state.labels, rows, work.labels)
+        put_rows(state.eps, rows, work.eps)
+        put_rows(state.sample_ids, rows, work.sample_ids)
+        put_rows(state.best_loss, rows, torch.full_like(work.eps, -torch.inf))
+        put_rows(state.restarts, rows, items.int())
+        fresh = state.slots.new_zeros(len(work), columns.WIDTH)
+        fresh[:, columns.SUCCESS_STEP], fresh[:, columns.ACTIVE] = -1, 1
+        put_rows(state.slots, rows, fresh)
+        waiting = state.queries.new_full((len(work), state.lookahead), self.queries)
+        waiting[:, 0] = -1  # the start itself
+        put_rows(state.queries, rows, waiting)
+        if rows is None:
+            rows = torch.arange(len(state), device=work.x.device)
+        ahead = torch.arange(state.lookahead, device=rows.device)
+        proposals = (rows[:, None] * state.lookahead + ahead).flatten()
+        state.x_new.index_copy_(0, proposals, start.repeat_interleave(state.lookahead, 0))
+        state.labels_new[proposals] = work.labels.repeat_interleave(state.lookahead)
+
+    def step(self, state: SquareState) -> None:
+        state.age += 1
+        if state.age % _REVIEW == 0:
+            self._look_ahead_sync(state)
+        logits = self.oracle.logits(state.x_new)
+        rows = len(state.x_new)
+        loss = state.best_loss.new_empty(rows)
+        prediction = torch.empty_like(state.labels_new)
+        correct = torch.empty_like(state.labels_new, dtype=torch.bool)
+        heads.loss_head_(
+            logits, state.labels_new, None, None, loss, None, prediction, correct, None, None,
+            "margin", 0.0, 0, 0, False, 0, False,
+        )  # fmt: skip
+        self._move(state, loss, prediction)
+
+    def _move(self, state: SquareState, loss: torch.Tensor, prediction: torch.Tensor) -> None:
+        assert self._table is not None
+        options: dict[str, Any] = dict(
+            loss=loss, prediction=prediction, labels=state.labels, best_loss=state.best_loss,
+            queries=state.queries, wasted=state.wasted, slots=state.slots,
+            restarts=state.restarts, table=self._table, eps=state.eps, bounds=self.threat.bounds,
+        )  # fmt: skip
+        if self.threat.norm != "linf":
+            options.update(sample_ids=state.sample_ids, seed=self.seed)
+        _MOVES[self.threat.norm](state.x_new, state.x_best, state.x, **options)
+
+    def _look_ahead_sync(self, state: SquareState) -> None:
+        """Evaluate more proposals of each slot at a time, if the batch has room for them."""
+        room = min(self.room, _CPU_ROOM) if state.x.device.type == "cpu" else self.room
+        count = room // len(state)
+        if count < 2 * state.lookahead:
+            return
+        active = state.slots[:, columns.ACTIVE] != 0
+        if bool((active & (state.slots[:, columns.STEP] < _SETTLED)).any()):
+            return
+        rejected = state.queries.new_full((len(state), count), self.queries)
+        rejected[:, 0] = state.slots[:, columns.STEP] - 1  # the next to propose is STEP
+        state.queries = rejected
+        state.x_new = layout.dense_like(state.x, len(state) * count)
+        state.x_new.copy_(state.x_best.repeat_interleave(count, 0))
+        state.labels_new = state.labels.repeat_interleave(count)
+        worst = state.best_loss.new_full((len(state.x_new),), -torch.inf)
+        self._move(state, worst, state.labels_new)
+
+    def evaluate(self, state: SquareState) -> None:
+        raise AssertionError("every proposal is evaluated before its slot ends")
+
+    def outcome(self, state: SquareState) -> tuple[torch.Tensor, torch.Tensor]:
+        self.oracle.discarded = state.wasted.sum()
+        return state.x_best, state.best_loss

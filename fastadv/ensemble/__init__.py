@@ -1,0 +1,5 @@
+"""Ensembles of attacks: AutoAttack and its protocol."""
+
+from fastadv.ensemble.constructor import autoattack
+
+__all__ = ["autoattack"]

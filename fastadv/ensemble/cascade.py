@@ -1,0 +1,110 @@
+"""One attack after another, each on the samples that the ones before it could not break."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from fastadv import diagnostics
+from fastadv.attacks import Attack
+from fastadv.attacks.call import Call, margin_of
+from fastadv.attacks.result import Stage
+from fastadv.ensemble.versions import fitted, name_of
+from fastadv.execution import Execution
+from fastadv.isolation import Model
+from fastadv.ops import layout
+
+_ROBUST, _WRONG = -1, -2  # in `broken_by`, which else holds the index of a stage
+
+
+@dataclass
+class Progress:
+    """What is known after the stages that are done; (n,) tensors on the device of x.
+
+    broken_by: index of the stage that broke a sample, -1 if none has, -2 if the model got it wrong
+    as it was. step, prediction, margin (max_{j != y} z_j - z_y): at x_adv, which is x where not
+    broken. faults: bits of `fastadv.kernels.slots`.
+    """
+
+    broken_by: torch.Tensor
+    step: torch.Tensor
+    prediction: torch.Tensor
+    margin: torch.Tensor
+    faults: torch.Tensor
+    x_adv: torch.Tensor
+    stages: list[Stage] = field(default_factory=list)
+
+    @classmethod
+    def of_clean(cls, x: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> "Progress":
+        margin, prediction = margin_of(logits, labels)
+        robust = prediction == labels
+        return cls(
+            broken_by=torch.where(robust, _ROBUST, _WRONG),
+            step=torch.where(robust, -1, 0),
+            prediction=prediction,
+            margin=margin,
+            faults=torch.zeros_like(prediction, dtype=torch.int32),
+            x_adv=x.clone(memory_format=torch.preserve_format),
+        )
+
+    @property
+    def robust(self) -> torch.Tensor:
+        return self.broken_by == _ROBUST
+
+
+def run_cascade(
+    attacks: tuple[Attack, ...], model: Model, x: torch.Tensor, labels: torch.Tensor,
+    logits: torch.Tensor, progress: Progress, *, sample_ids: torch.Tensor, execution: Execution,
+    on_stage: Callable[[Progress], None] | None,
+) -> None:  # fmt: skip
+    """Carry out the stages that `progress` does not have; logits: (n, C) at x.
+
+    A success is confirmed by the model before it counts. on_stage is called after every stage, with
+    all that is needed to go on from there.
+    """
+    for index, attack in enumerate(attacks):
+        if index < len(progress.stages):
+            continue
+        alive = progress.robust.nonzero()[:, 0]
+        began = time.perf_counter()
+        suited = fitted(attack, logits.shape[1])
+        if suited is not attack:
+            diagnostics.warn("few_classes", len(alive), len(x))
+        suited = _narrowed(suited, alive)
+        call = Call(
+            suited, model, layout.gather_rows(x, alive), labels[alive], target=None,
+            sample_ids=sample_ids[alive], x_init=None, execution=execution,
+            clean_logits=logits[alive],
+        )  # fmt: skip
+        found = call.fallen()
+        rows = alive[found.indices]
+        progress.broken_by[rows] = index
+        progress.step[rows] = found.step
+        progress.prediction[rows] = found.prediction
+        progress.margin[rows] = found.margin.to(progress.margin.dtype)
+        progress.faults[alive] |= torch.as_tensor(found.faults, device=x.device)
+        progress.x_adv[rows] = found.x_adv
+        progress.stages.append(
+            Stage(
+                name=name_of(attack),
+                attack=repr(fitted(attack, logits.shape[1])),
+                attacked=len(alive),
+                broken=len(rows),
+                seconds=time.perf_counter() - began,
+                forwards=call.oracle.forwards,
+                backwards=call.oracle.backwards,
+                discarded=int(call.oracle.discarded),
+            )
+        )
+        if on_stage is not None:
+            on_stage(progress)
+
+
+def _narrowed(attack: Attack, rows: torch.Tensor) -> Attack:
+    """`attack` for `rows` of the samples, where each has a radius of its own."""
+    eps = attack.threat.eps
+    if not isinstance(eps, torch.Tensor) or eps.ndim == 0:
+        return attack
+    threat = replace(attack.threat, eps=eps.to(rows.device)[rows])  # type: ignore[type-var]
+    return replace(attack, threat=threat)  # type: ignore[type-var]

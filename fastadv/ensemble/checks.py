@@ -1,0 +1,52 @@
+"""Signs that a model masks its gradients or changes its mind, and so of a weak evaluation."""
+
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from fastadv import diagnostics
+from fastadv.isolation import Model, isolated
+
+_PASSES = 5  # as many answers to the same question must agree
+_SPREAD = 1e-4  # of logits scaled to length 1: what batching and rounding may explain
+_SQUARE_GAIN = 0.002  # of the accuracy: more than Square may find behind the gradient attacks
+
+
+def examine(model: Model, x: torch.Tensor, *, seed: int, expects_random: bool) -> None:
+    """Warn if the model's answers at x differ from call to call, or it differentiates inside.
+
+    These are the checks of AutoAttack's authors, without their trace function, which takes the
+    place of a debugger's.
+    """
+    with isolated(model, device=x.device, seed=seed):
+        with _Watch() as watch:
+            answers = [model(x.clone())]
+        diagnostics.warn("dynamic", len(x) if watch.differentiated else 0, len(x))
+        if expects_random:
+            return
+        answers += [model(x.clone()) for _ in range(_PASSES - 1)]
+    units = [torch.nn.functional.normalize(z.double(), dim=1) for z in answers]
+    differs = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for z, unit in zip(answers[1:], units[1:], strict=True):
+        differs |= (unit - units[0]).norm(dim=1) > _SPREAD
+        differs |= z.argmax(1) != answers[0].argmax(1)
+    diagnostics.warn("randomised", int(differs.sum()), len(x))
+
+
+def warn_of_square(broken: int, total: int) -> None:
+    """Warn if Square broke more than 0.2 % of all samples behind the gradient attacks."""
+    diagnostics.warn("square_gains", broken if broken > _SQUARE_GAIN * total else 0, total)
+
+
+class _Watch(TorchFunctionMode):
+    """Sees whether a gradient is taken: by torch.autograd.grad or Tensor.backward."""
+
+    differentiated = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.autograd.grad, torch.Tensor.backward, torch.autograd.backward):
+            self.differentiated = True
+        return func(*args, **(kwargs or {}))

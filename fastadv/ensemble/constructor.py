@@ -1,0 +1,176 @@
+"""AutoAttack as an object: its version, its attacks, and a run of it."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from fastadv.attacks import Attack, AttackResult, fgsm
+from fastadv.attacks.call import Call, warn_of_faults
+from fastadv.attacks.square_attack import SquareAttack
+from fastadv.ensemble import checks
+from fastadv.ensemble.cascade import Progress, run_cascade
+from fastadv.ensemble.versions import VERSIONS, attacks_of
+from fastadv.execution import Execution
+from fastadv.isolation import Model
+from fastadv.threat_model import ThreatModel, check_threat, same_value
+
+_KEEP = ("first_success", "authors")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class AutoAttack:
+    """An ensemble with its settings; made by `fastadv.autoattack` and callable."""
+
+    threat: ThreatModel
+    version: str
+    attacks: tuple[Attack, ...]
+    keep: str
+    seed: int | None
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is AutoAttack and all(
+            same_value(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.version, self.seed, self.threat))
+
+    def __repr__(self) -> str:
+        given = [repr(self.threat)]
+        if self.version != "standard":
+            given.append(f"version={self.version!r}")
+        if self.version == "custom":
+            given.append(f"attacks=[{', '.join(repr(attack) for attack in self.attacks)}]")
+        for name, default in (("keep", "first_success"), ("seed", 0)):
+            if getattr(self, name) != default:
+                given.append(f"{name}={getattr(self, name)!r}")
+        return f"fastadv.autoattack({', '.join(given)})"
+
+    def __call__(
+        self,
+        model: Model,
+        x: torch.Tensor,
+        y: torch.Tensor | None = None,
+        *,
+        sample_ids: torch.Tensor | None = None,
+        execution: Execution | None = None,
+    ) -> torch.Tensor:
+        """The adversarial examples alone, x where none was found; arguments as in `run`."""
+        return self.run(model, x, y, sample_ids=sample_ids, execution=execution).x_adv
+
+    def run(
+        self,
+        model: Model,
+        x: torch.Tensor,
+        y: torch.Tensor | None = None,
+        *,
+        sample_ids: torch.Tensor | None = None,
+        execution: Execution | None = None,
+        progress: Progress | None = None,
+        on_stage: Callable[[Progress], None] | None = None,
+    ) -> AttackResult:
+        """Run the attacks in order, each on the samples that the ones before it left robust.
+
+        Arguments as in `Attack.run`. progress: what an interrupted run of the same arguments had
+        reported to `on_stage` last: only the missing attacks are run. The result's `stages` say
+        what each attack broke, `broken_by` which attack broke a sample. Emits `AttackWarning` for
+        signs of masked gradients: "randomised", "dynamic", "probabilities", "few_classes",
+        "zero_gradient", "square_gains".
+
+        Example: `fastadv.autoattack(fastadv.Linf(8 / 255)).run(model, x, y).success`.
+        """
+        execution = execution or Execution()
+        attacks = self._seeded_attacks()
+        if any(isinstance(attack, SquareAttack) for attack in attacks) and x.ndim != 4:
+            raise ValueError(
+                f"the Square Attack needs images (B, C, H, W); got x of shape {tuple(x.shape)}: "
+                "use version='custom' with attacks=[...] without it"
+            )
+        look = Call(
+            fgsm(self.threat, loss="margin", seed=attacks[0].seed), model, x, y, target=None,
+            sample_ids=sample_ids, x_init=None, execution=execution,
+        )  # fmt: skip
+        if len(look.x) == 0:
+            return look.result()
+        logits = look.clean_logits()
+        labels = logits.argmax(1) if look.y is None else look.y
+        checks.examine(
+            model, look.x[: look.batch_size], seed=attacks[0].seed,
+            expects_random=self.version == "rand",
+        )  # fmt: skip
+        if progress is None:
+            progress = Progress.of_clean(look.x, labels, logits)
+        run_cascade(
+            attacks, model, look.x, labels, logits, progress, sample_ids=look.sample_ids,
+            execution=execution, on_stage=on_stage,
+        )  # fmt: skip
+        warn_of_faults(progress.faults.cpu().numpy())
+        for index, stage in enumerate(progress.stages):
+            if stage.name == "SQUARE" and index > 0:
+                checks.warn_of_square(stage.broken, len(labels))
+        return AttackResult(
+            x_adv=progress.x_adv,
+            success=~progress.robust,
+            loss=progress.margin,
+            distance=self.threat.distance(progress.x_adv, look.x),
+            step=progress.step,
+            prediction=progress.prediction,
+            clean_prediction=logits.argmax(1),
+            forwards=look.oracle.forwards + sum(stage.forwards for stage in progress.stages),
+            backwards=sum(stage.backwards for stage in progress.stages),
+            broken_by=progress.broken_by,
+            stages=tuple(progress.stages),
+        )
+
+    def _seeded_attacks(self) -> tuple[Attack, ...]:
+        """The attacks; with seed=None, as in the authors' code, seeded by the time of the run."""
+        if self.seed is not None:
+            return self.attacks
+        seed = time.time_ns()
+        return tuple(replace(attack, seed=seed) for attack in self.attacks)  # type: ignore[type-var]
+
+
+def autoattack(
+    threat: ThreatModel,
+    version: str = "standard",
+    *,
+    attacks: Sequence[Attack] = (),
+    keep: str = "first_success",
+    seed: int | None = 0,
+) -> AutoAttack:
+    """AutoAttack: attacks in order, each on the samples that the ones before it left robust.
+
+    threat: `Linf`, `L2` or `L1`. version: "standard" is APGD-CE, APGD-T and FAB-T with 9 targets
+    (L1: five starts and five targets of APGD, in the large radii), then Square with 5,000 queries;
+    "plus" is APGD-CE and APGD-DLR with five starts, FAB with five, Square, APGD-T, FAB-T; "rand",
+    for random models, is APGD-CE and APGD-DLR averaged over 20 passes; "custom" is `attacks`, in
+    their order. Fewer classes are fewer targets, and where they leave the DLR loss undefined (3,
+    targeted 4) the margin loss is used, with a warning. keep: "first_success" stops a slot there;
+    "authors" makes all steps and returns what the authors' code does, which changes no verdict.
+    seed: of all randomness; None takes the time, as the authors' default. Raises ValueError for an
+    unknown version, or attacks that do not belong to it.
+
+    Example: `fastadv.evaluate(net, (x, y), fastadv.autoattack(fastadv.Linf(8 / 255)))`.
+    Source: Croce and Hein 2020, arXiv:2003.01690; L1: 2021, arXiv:2103.01208.
+    """
+    check_threat(threat)
+    if version not in VERSIONS:
+        raise ValueError(f"version must be one of {VERSIONS}; got {version!r}")
+    if keep not in _KEEP:
+        raise ValueError(f"keep must be one of {_KEEP}; got {keep!r}")
+    if seed is not None and not isinstance(seed, int):
+        raise ValueError(f"seed must be an integer or None; got {seed!r}")
+    if (version == "custom") != bool(attacks):
+        raise ValueError(
+            "attacks belongs to version='custom', and that needs at least one; got "
+            f"version={version!r} and {len(attacks)} attacks"
+        )
+    chosen = tuple(attacks) or attacks_of(version, threat, keep=keep, seed=seed or 0)
+    for attack in chosen:
+        if attack.threat != threat:
+            raise ValueError(f"every attack must have the threat {threat!r}; got {attack!r}")
+        if attack.keep not in _KEEP:
+            raise ValueError(f"every attack must have keep of {_KEEP}; got {attack!r}")
+    return AutoAttack(threat, version, chosen, keep, seed)

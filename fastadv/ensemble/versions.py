@@ -1,0 +1,50 @@
+"""The versions of AutoAttack: which attacks, in which order, with which budgets."""
+
+from dataclasses import replace
+from typing import Any
+
+from fastadv.attacks import Attack, apgd_ce, apgd_dlr, apgd_t, fab, fab_t, square
+from fastadv.attacks.auto_pgd import AutoPGD
+from fastadv.threat_model import ThreatModel
+
+VERSIONS = ("standard", "plus", "rand", "custom")
+_DLR_CLASSES = {"apgd_dlr": 3, "apgd_t": 4}  # fewer leave the loss undefined
+
+
+def attacks_of(version: str, threat: ThreatModel, *, keep: str, seed: int) -> tuple[Attack, ...]:
+    """The attacks of a version but "custom", as the authors set them for the norm."""
+    common: dict[str, Any] = dict(keep=keep, seed=seed)
+    if version == "rand":
+        return (
+            apgd_ce(threat, eot=20, **common),
+            apgd_dlr(threat, eot=20, **common),
+        )
+    if version == "plus":
+        return (
+            apgd_ce(threat, restarts=5, **common),
+            apgd_dlr(threat, restarts=5, **common),
+            fab(threat, restarts=5, **common),
+            square(threat, seed=seed),
+            apgd_t(threat, **common),
+            fab_t(threat, **common),
+        )
+    is_l1 = threat.norm == "l1"
+    return (
+        apgd_ce(threat, restarts=5 if is_l1 else 1, large_radii=is_l1, **common),
+        apgd_t(threat, n_target_classes=5 if is_l1 else 9, large_radii=is_l1, **common),
+        fab_t(threat, **common),
+        square(threat, seed=seed),
+    )
+
+
+def fitted(attack: Attack, classes: int) -> Attack:
+    """`attack` itself, or with the margin loss where `classes` leave its DLR loss undefined."""
+    if isinstance(attack, AutoPGD) and attack.loss == "dlr":
+        if classes < _DLR_CLASSES[attack.constructor]:
+            return replace(attack, loss="margin")
+    return attack
+
+
+def name_of(attack: Attack) -> str:
+    """The name that the authors' log gives an attack: "APGD-CE", "FAB-T", ..."""
+    return attack.constructor.replace("_", "-").upper()
