@@ -47,7 +47,8 @@ def project(
     d = np.empty_like(points)
     for rows in chunks(np.arange(len(points)), points.shape[1]):
         hyperplane = _Hyperplane(w[rows], norm)
-        offset = np.einsum("ij,ij->i", hyperplane.w, points[rows]) - b[rows]
+        # pairwise: b cancels most of this sum
+        offset = np.add.reduce(hyperplane.w * points[rows], axis=1) - b[rows]
         d[rows], _ = hyperplane.projection(points[rows], offset, lo, hi)
     return d
 

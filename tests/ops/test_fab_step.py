@@ -25,7 +25,7 @@ ROWS = {
     "last, adversarial": (STEPS, -1, 1, False, True, 0.3, 90.0, True),
     "last, adversarial, far": (STEPS, -1, 1, False, True, 0.3, 90.0, False),
     "last, not adversarial": (STEPS, -1, 1, False, False, -0.2, INF, True),
-    "finished": (5, 5, 0, False, True, 0.3, 0.1, True),
+    "finished": (5, 5, 0, True, True, 0.3, 0.1, True),
     "difference is NaN": (3, -1, 1, False, True, NAN, INF, True),
     "difference is NaN, last": (STEPS, -1, 1, False, True, NAN, INF, True),
 }
@@ -147,6 +147,15 @@ def test_every_rule(norm, size, stop_early, implementation, device):
     assert_agree(got, expected, tolerance(norm, size))
     for name in ("x", "grad", "difference", "labels", "prediction", "eps"):
         assert torch.equal(getattr(got, name).nan_to_num(7.0), getattr(state, name).nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("size", [75, 5000])
+def test_ties_in_l1_go_to_the_first_coordinates(size, implementation, device):
+    state = State(size, device)
+    # ties are spread over the row; thousands in a row would show the rounding of their sums
+    state.grad = state.grad.sign() * (1 + torch.arange(size, device=device) % 20) / (20 * size)
+    expected = simulate(state.clone(), "l1", True)
+    assert_agree(state.step("l1", True), expected, tolerance("l1", size))
 
 
 @pytest.mark.parametrize("norm", NORMS)
