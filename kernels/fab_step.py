@@ -27,7 +27,8 @@ def fab_step_kernel(
     distance_ptr, pulled_ptr, slots_ptr, eps_ptr,
     lo: "fp64", hi: "fp64", alpha_max: "fp64", eta: "fp64", beta: "fp64",  # noqa: F821
     steps, D,
-    NORM: tl.constexpr, STOP_EARLY: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    NORM: tl.constexpr, STOP_EARLY: tl.constexpr, MOVES: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One sample a program, its row in registers."""
     row = tl.program_id(0).to(tl.int64)
@@ -53,20 +54,21 @@ def fab_step_kernel(
             if over == 0:
                 pulled = x + tl.full([], beta, DTYPE) * (x_adv - x)
                 tl.store(x_adv_ptr + base + e, pulled.to(x_adv_ptr.dtype.element_ty), mask=mask)
-        elif over == 0:
-            w = tl.load(grad_ptr + base + e, mask=mask, other=0.0).to(DTYPE)
-            w = tl.where(known, finite_or_zero(w), 0.0)
-            # w . x_adv - b is the difference itself: b would cancel most of it
-            clean = difference - tl.sum(w * (x_adv - x), 0)
-            clean = tl.where(clean == clean, clean, 0.0)
-            d1 = project_row(x_adv, w, difference, low, high, NORM, DTYPE)
-            d2 = project_row(x, w, clean, low, high, NORM, DTYPE)
-            a1 = norm_of(norm_part(d1, NORM), NORM, DTYPE)
-            a2 = norm_of(norm_part(d2, NORM), NORM, DTYPE)
-            alpha = mixing(a1, a2, tl.full([], alpha_max, DTYPE), DTYPE)
-            moved = mixed(x_adv, d1, x, d2, alpha, tl.full([], eta, DTYPE), low, high)
-            tl.store(x_adv_ptr + base + e, moved.to(x_adv_ptr.dtype.element_ty), mask=mask)
-        store_verdict(slots_ptr, pulled_ptr, row, fooled, over, known)
+        elif MOVES:
+            if over == 0:
+                w = tl.load(grad_ptr + base + e, mask=mask, other=0.0).to(DTYPE)
+                w = tl.where(known, finite_or_zero(w), 0.0)
+                # w . x_adv - b is the difference itself: b would cancel most of it
+                clean = difference - tl.sum(w * (x_adv - x), 0)
+                clean = tl.where(clean == clean, clean, 0.0)
+                d1 = project_row(x_adv, w, difference, low, high, NORM, DTYPE)
+                d2 = project_row(x, w, clean, low, high, NORM, DTYPE)
+                a1 = norm_of(norm_part(d1, NORM), NORM, DTYPE)
+                a2 = norm_of(norm_part(d2, NORM), NORM, DTYPE)
+                alpha = mixing(a1, a2, tl.full([], alpha_max, DTYPE), DTYPE)
+                moved = mixed(x_adv, d1, x, d2, alpha, tl.full([], eta, DTYPE), low, high)
+                tl.store(x_adv_ptr + base + e, moved.to(x_adv_ptr.dtype.element_ty), mask=mask)
+        store_verdict(slots_ptr, pulled_ptr, row, fooled, over, known, MOVES)
 
 
 def _geometry(size):
@@ -89,7 +91,8 @@ def launch_fab_step(
     kernel[(batch,)](
         x_adv, closest, grad, x, difference, prediction, labels, distance, pulled_back, slot_state,
         eps, lo, hi, alpha_max, eta, beta, steps, size, NORM=norm, STOP_EARLY=stop_early,
-        DTYPE=compute_dtype(x_adv), BLOCK=block, num_warps=warps, enable_fp_fusion=False,
+        MOVES=grad is not None, DTYPE=compute_dtype(x_adv), BLOCK=block, num_warps=warps,
+        enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -105,7 +108,7 @@ def aot_cases():
         kernel, (block, warps) = fab_step_kernel, _geometry(size)
         if size > ROW_LIMIT:
             kernel, (block, warps) = fab_step_long_kernel, _LONG_GEOMETRY
-        constants = dict(NORM=norm, STOP_EARLY=True, DTYPE=tl.float32, BLOCK=block)
+        constants = dict(NORM=norm, STOP_EARLY=True, MOVES=True, DTYPE=tl.float32, BLOCK=block)
         return AotCase(name, kernel, signature, constants, warps, ("steps",), **demands)
 
     return [

@@ -56,7 +56,7 @@ def judge_distance(
 
 
 @triton.jit
-def store_verdict(slots_ptr, pulled_ptr, row, fooled, over, known):
+def store_verdict(slots_ptr, pulled_ptr, row, fooled, over, known, MOVES: tl.constexpr):
     """After the move: ACTIVE, STEP, FAULT and pulled_back."""
     slot_ptr = slots_ptr + row * _WIDTH
     step = tl.load(slot_ptr + _STEP)
@@ -64,8 +64,11 @@ def store_verdict(slots_ptr, pulled_ptr, row, fooled, over, known):
     tl.debug_barrier()
     tl.store(slot_ptr + _FAULT, fault | _FAULT_NAN_LOGITS, mask=known == 0)
     tl.store(slot_ptr + _ACTIVE, 0, mask=over)
-    tl.store(slot_ptr + _STEP, step + 1, mask=(fooled | over) == 0)
-    tl.store(pulled_ptr + row, fooled.to(tl.uint8), mask=over == 0)
+    if MOVES:
+        tl.store(slot_ptr + _STEP, step + 1, mask=(fooled | over) == 0)
+        tl.store(pulled_ptr + row, fooled.to(tl.uint8), mask=over == 0)
+    else:
+        tl.store(pulled_ptr + row, 1, mask=fooled & (over == 0))
 
 
 @triton.jit

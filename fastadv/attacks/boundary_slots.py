@@ -53,8 +53,7 @@ class BoundarySlots:
     ) -> None:  # fmt: skip
         self.oracle = oracle
         self.threat = threat
-        self.projections = steps
-        self.steps = 2 * steps + 1  # after each projection a point may be pulled back
+        self.steps = steps
         self.restarts = restarts
         self.untargeted = targets == 0
         self.items = max(targets, 1) * restarts
@@ -89,13 +88,26 @@ class BoundarySlots:
         put_rows(state.pulled_back, rows, torch.zeros_like(work.eps, dtype=torch.bool))
 
     def step(self, state: BoundaryState) -> None:
+        # Nine of ten points are adversarial and pulled back before the next gradient. So a forward
+        # alone first: a backward at a point that is left at once would cost as much again.
         common = state.common
         grad = self._nearest(common) if self.untargeted else self.oracle.gradient(common, None)
+        self._move(state, grad)
+        self._look(state)
+
+    def _look(self, state: BoundaryState) -> None:
+        """Judge the new points: keep the closest, pull the adversarial ones back."""
+        common = state.common
+        self.oracle.track(common, self.oracle.logits(common.x_adv.detach()), None)
+        self._move(state, None)
+
+    def _move(self, state: BoundaryState, grad: torch.Tensor | None) -> None:
+        common = state.common
         fab.fab_step_(
             common.x_adv.detach(), state.closest, grad, common.x, difference=common.loss,
             prediction=common.prediction, labels=common.labels, distance=state.distance,
             pulled_back=state.pulled_back, slots=common.slots, eps=common.eps,
-            bounds=self.threat.bounds, norm=self.threat.norm, steps=self.projections,
+            bounds=self.threat.bounds, norm=self.threat.norm, steps=self.steps,
             stop_early=self.keep == "first_success", **self.options,
         )  # fmt: skip
 

@@ -38,7 +38,7 @@ def _launch_nearest(
 
 
 _STEP = registry.register(
-    "fab_step_(Tensor(a!) x_adv, Tensor(b!) closest, Tensor grad, Tensor x, Tensor difference, "
+    "fab_step_(Tensor(a!) x_adv, Tensor(b!) closest, Tensor? grad, Tensor x, Tensor difference, "
     "Tensor prediction, Tensor labels, Tensor(c!) distance, Tensor(d!) pulled_back, "
     "Tensor(e!) slots, Tensor eps, float lo, float hi, str norm, int steps, bool stop_early, "
     "float alpha_max, float eta, float beta) -> ()",
@@ -91,7 +91,7 @@ _FLOATS = (torch.float32, torch.float64)
 def fab_step_(
     x_adv: torch.Tensor,
     closest: torch.Tensor,
-    grad: torch.Tensor,
+    grad: torch.Tensor | None,
     x: torch.Tensor,
     *,
     difference: torch.Tensor,
@@ -122,15 +122,17 @@ def fab_step_(
        within eps (B,). With stop_early such a row ends here; every row ends at STEP == steps;
        otherwise x_adv = x + beta * (x_adv - x), pulled_back (B,) bool becomes True.
     2. Any other point at STEP == steps: the row ends, its x_adv stays.
-    3. Any other point: the step above; pulled_back becomes False and STEP rises by one.
+    3. Any other point: the step above; pulled_back becomes False and STEP rises by one. Without
+       grad the point is only looked at, and stays.
 
     A NaN difference sets FAULT_NAN_LOGITS, is not adversarial and has no gradient; what is not
     finite in grad counts as 0. x_adv, closest, grad, x: same shape, dtype and device; distance in
     the compute dtype. Raises ValueError if shapes, dtypes, devices or layouts do not fit.
 
     The value at x is difference + grad . (x - x_adv), and at x_adv the difference itself: b, which
-    the authors form first, would cancel digits of both. Instead of a second forward for the label
-    of the new point, the next evaluation is used; only a point pulled back is evaluated anew.
+    the authors form first, would cancel digits of both. Called once with grad and once without a
+    step, as they do, it takes one forward more; called with grad alone, points that were not
+    adversarial need no second forward, but those that were are evaluated anew, with a backward.
 
     Example: `fastadv.ops.fab_step_(x_adv, closest, grad, x, difference=loss, prediction=prediction,
     labels=y, distance=distance, pulled_back=pulled_back, slots=slots, eps=eps, norm="linf",
@@ -139,7 +141,7 @@ def fab_step_(
     """
     check_norm(norm)
     lo, hi = step_arguments.check_bounds(bounds)
-    step_arguments.check_step_tensors(x_adv, grad, x)
+    step_arguments.check_step_tensors(x_adv, x if grad is None else grad, x)
     memory_format = _dense_as(x_adv, "x_adv", closest=closest)
     _check_rows(
         x_adv,
@@ -159,7 +161,8 @@ def fab_step_(
             f"slots must be ({len(x_adv)}, {slot_columns.WIDTH}) int32 and contiguous; got "
             f"{tuple(slots.shape)} {slots.dtype} with strides {slots.stride()}"
         )
-    grad, x = layout.in_format(grad, memory_format), layout.in_format(x, memory_format)
+    grad = None if grad is None else layout.in_format(grad, memory_format)
+    x = layout.in_format(x, memory_format)
     _STEP(
         x_adv, closest, grad, x, difference, prediction, labels, distance, pulled_back, slots, eps,
         lo, hi, norm, steps, stop_early, alpha_max, eta, beta,

@@ -36,7 +36,7 @@ def _fooled(slots, difference, prediction, labels, pulled_back) -> torch.Tensor:
 def _judge(
     slots: torch.Tensor, difference: torch.Tensor, fooled: torch.Tensor, length: torch.Tensor,
     distance: torch.Tensor, pulled_back: torch.Tensor, eps: torch.Tensor, steps: int,
-    stop_early: bool,
+    stop_early: bool, moves: bool,
 ) -> _Verdict:  # fmt: skip
     """Rules 1 to 3, written into slots, distance and pulled_back; length: ||x_adv - x||."""
     active = slots[:, slot_columns.ACTIVE] != 0
@@ -47,6 +47,8 @@ def _judge(
     if stop_early:
         over = over | within
     pulled, moving = fooled & ~over, active & ~fooled & ~over
+    if not moves:
+        moving = torch.zeros_like(moving)
     closer = fooled & (length < distance)
     distance.copy_(torch.where(closer, length, distance))
     pulled_back.copy_(pulled | (pulled_back & ~moving))
@@ -72,10 +74,14 @@ def fab_step_eager(
     fooled = _fooled(slots, difference, prediction, labels, pulled_back)
     verdict = _judge(
         slots, difference, fooled, row_norms(away, norm), distance, pulled_back, eps, steps,
-        stop_early,
+        stop_early, grad is not None,
     )  # fmt: skip
     closest_rows = _rows(closest)
     closest_rows.copy_(torch.where(verdict.closer.unsqueeze(1), stored, closest_rows))
+    new = torch.where(verdict.pulled.unsqueeze(1), clean + beta * away, start)
+    if grad is None:
+        stored.copy_(new)
+        return
 
     value = difference.to(dtype)
     w = torch.where(value.isnan().unsqueeze(1), 0.0, finite_or_zero(_rows(grad).to(dtype)))
@@ -88,8 +94,6 @@ def fab_step_eager(
     a1, a2 = (row_norms(d, norm).clamp(min=_LEAST_LENGTH) for d in (d1, d2))
     alpha = (a1 / (a1 + a2)).clamp(0.0, alpha_max).unsqueeze(1)
     moved = (start + eta * d1) * (1.0 - alpha) + (clean + eta * d2) * alpha
-    pulled = clean + beta * away
-    new = torch.where(verdict.pulled.unsqueeze(1), pulled, start)
     new = torch.where(verdict.moving.unsqueeze(1), moved.clamp(lo, hi), new)
     stored.copy_(new)
 
@@ -104,7 +108,7 @@ def fab_step_on_cpu(
             x_adv, closest, grad, x, difference, prediction, labels, distance, pulled_back, slots,
             eps, lo, hi, norm, steps, stop_early, alpha_max, eta, beta,
         )  # fmt: skip
-    points, kept, w, clean = (_rows(t.detach()).numpy() for t in (x_adv, closest, grad, x))
+    points, kept, clean = (_rows(t.detach()).numpy() for t in (x_adv, closest, x))
     fooled = _fooled(slots, difference, prediction, labels, pulled_back)
     hits = fooled.numpy().nonzero()[0]
     length = torch.zeros_like(distance)
@@ -112,15 +116,17 @@ def fab_step_on_cpu(
     for rows in fab_numpy.chunks(hits, size):
         lengths[rows] = fab_numpy.row_lengths(points[rows] - clean[rows], norm)
     verdict = _judge(
-        slots, difference, fooled, length, distance, pulled_back, eps, steps, stop_early
-    )
+        slots, difference, fooled, length, distance, pulled_back, eps, steps, stop_early,
+        grad is not None,
+    )  # fmt: skip
     closer, pulled, moving = (mask.numpy().nonzero()[0] for mask in verdict)
     for rows in fab_numpy.chunks(closer, size):
         kept[rows] = points[rows]
     for rows in fab_numpy.chunks(pulled, size):
         points[rows] = clean[rows] + beta * (points[rows] - clean[rows])
-    value = difference.to(x_adv.dtype).numpy()
-    fab_numpy.move(points, w, clean, value, moving, lo, hi, alpha_max, eta, norm)
+    if grad is not None:
+        w, value = _rows(grad.detach()).numpy(), difference.to(x_adv.dtype).numpy()
+        fab_numpy.move(points, w, clean, value, moving, lo, hi, alpha_max, eta, norm)
     for written in (x_adv, closest):  # numpy writes behind torch's back
         if not written.is_inference():
             torch.autograd.graph.increment_version(written)

@@ -64,10 +64,10 @@ class State:
         other.__dict__ = {k: v.clone() for k, v in self.__dict__.items()}
         return other
 
-    def step(self, norm, stop_early, **options):
+    def step(self, norm, stop_early, *, looks=False, **options):
         named = {k: v for k, v in vars(self).items() if k not in ("x", "x_adv", "grad", "closest")}
         fab_step_(
-            self.x_adv, self.closest, self.grad, self.x, **named, norm=norm, steps=STEPS,
+            self.x_adv, self.closest, None if looks else self.grad, self.x, **named, norm=norm, steps=STEPS,
             stop_early=stop_early, **options,
         )  # fmt: skip
         return self
@@ -82,7 +82,7 @@ def length(d, norm):
     return float(torch.linalg.vector_norm(d.double(), {"linf": INF, "l2": 2, "l1": 1}[norm]))
 
 
-def simulate(s, norm, stop_early, alpha_max=0.1, eta=1.05, beta=0.9):
+def simulate(s, norm, stop_early, *, looks=False, alpha_max=0.1, eta=1.05, beta=0.9):
     """The rules in float64, one row after another, written into the state `s`."""
     for i in range(len(s.x)):
         slot = s.slots[i]
@@ -106,7 +106,7 @@ def simulate(s, norm, stop_early, alpha_max=0.1, eta=1.05, beta=0.9):
                 s.pulled_back[i] = True
         elif slot[columns.STEP] == STEPS:
             slot[columns.ACTIVE] = 0
-        else:
+        elif not looks:
             w, value = (w * 0, value * 0 + 0) if value.isnan() else (w, value)
             value = value.nan_to_num(0.0)
             b = -value + w @ x_adv
@@ -147,6 +147,20 @@ def test_every_rule(norm, size, stop_early, implementation, device):
     assert_agree(got, expected, tolerance(norm, size))
     for name in ("x", "grad", "difference", "labels", "prediction", "eps"):
         assert torch.equal(getattr(got, name).nan_to_num(7.0), getattr(state, name).nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("stop_early", [True, False])
+@pytest.mark.parametrize("size", [75, 5000])
+@pytest.mark.parametrize("norm", NORMS)
+def test_without_a_gradient_points_are_only_looked_at(
+    norm, size, stop_early, implementation, device
+):
+    state = State(size, device)
+    expected = simulate(state.clone(), norm, stop_early, looks=True)
+    got = state.clone().step(norm, stop_early, looks=True)
+    assert_agree(got, expected, tolerance(norm, size))
+    still = [i for i, name in enumerate(ROWS) if name in ("pulled back", "difference is NaN")]
+    assert torch.equal(got.x_adv[still], state.x_adv[still])
 
 
 @pytest.mark.parametrize("size", [75, 5000])
