@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from fastadv.kernels import apgd_progress, slots
-from fastadv.ops import apgd_rows, layout, registry, step_arguments
+from fastadv.ops import apgd_numpy, apgd_rows, backend, layout, registry, step_arguments
 
 _TILE = 65536  # measured: 16384 and 262144 take half as long again, at 64 x 3072
 
@@ -42,6 +42,15 @@ def _check_reference(progress, step_size, loss, best_loss, slot_state, checkpoin
     torch.where(halves.logical_and_(active), step_size * 0.5, step_size, out=step_size)
 
 
+def _check_on_cpu(progress, step_size, loss, best_loss, slot_state, checkpoints, rho) -> None:
+    tensors = (progress, step_size, loss, best_loss, slot_state, checkpoints)
+    if not backend.runs_numpy(progress):
+        _check_reference(*tensors, rho)
+        return
+    apgd_numpy.check(*(tensor.numpy() for tensor in tensors), rho)
+    backend.wrote(progress, step_size)
+
+
 def _launch_check(progress, step_size, loss, best_loss, slot_state, checkpoints, rho) -> None:
     from fastadv.kernels.apgd import launch_apgd_check
 
@@ -51,7 +60,7 @@ def _launch_check(progress, step_size, loss, best_loss, slot_state, checkpoints,
 _CHECK = registry.register(
     "apgd_check_(Tensor(a!) progress, Tensor(b!) step_size, Tensor loss, Tensor best_loss, "
     "Tensor slots, Tensor checkpoints, float rho) -> ()",
-    reference=_check_reference,
+    reference=_check_on_cpu,
     launch=_launch_check,
 )
 
@@ -134,6 +143,24 @@ def _linf_reference(
         )  # fmt: skip
 
 
+def _linf_on_cpu(
+    x_adv, x_previous, x_best, grad_best, grad, x, step_size, eps, lo, hi,
+    slot_state, progress, correct, x_hit,
+) -> None:  # fmt: skip
+    written = (x_adv, x_previous, x_best, grad_best)
+    if not backend.runs_numpy(x_adv) or x_adv.numel() == 0:
+        _linf_reference(
+            *written, grad, x, step_size, eps, lo, hi, slot_state, progress, correct, x_hit
+        )
+        return
+    apgd_numpy.linf_step(
+        [apgd_rows.as_rows(t.detach()) for t in (*written, grad, x)], step_size, eps, lo, hi,
+        slot_state.numpy(), progress.numpy(), None if correct is None else ~correct.numpy(),
+        None if x_hit is None else apgd_rows.as_rows(x_hit),
+    )  # fmt: skip
+    backend.wrote(*written, x_hit)
+
+
 def _launch_linf(
     x_adv, x_previous, x_best, grad_best, grad, x, step_size, eps, lo, hi,
     slot_state, progress, correct, x_hit,
@@ -147,7 +174,7 @@ def _launch_linf(
 
 
 _LINF = registry.register(
-    f"apgd_linf_step_({STEP_SCHEMA}) -> ()", reference=_linf_reference, launch=_launch_linf
+    f"apgd_linf_step_({STEP_SCHEMA}) -> ()", reference=_linf_on_cpu, launch=_launch_linf
 )
 
 

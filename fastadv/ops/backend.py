@@ -79,6 +79,23 @@ def runs_triton(device: torch.device) -> bool:
     return explain(device)[0] == "triton"
 
 
+def runs_numpy(tensor: torch.Tensor) -> bool:
+    """Whether numpy does the work: for plain float tensors of the CPU, outside of any tracing."""
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.device.type == "cpu"
+        and tensor.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+    )
+
+
+def wrote(*tensors: torch.Tensor | None) -> None:
+    """Tell autograd of tensors that were written behind its back: by a kernel, or by numpy."""
+    for tensor in tensors:
+        if tensor is not None and not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)
+
+
 @contextlib.contextmanager
 def on_device_of(tensor: torch.Tensor) -> Iterator[None]:
     """Make the device of `tensor` current: triton launches on the current CUDA device."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fastadv.ops import fab_numpy, layout, reduction, registry, step_arguments
+from fastadv.ops import backend, fab_numpy, layout, reduction, registry, step_arguments
 
 NORMS = ("linf", "l2", "l1")
 _LEAST_WEIGHT = 1e-8  # the authors': in L2 and L1, coordinates up to it do not move
@@ -99,16 +99,6 @@ def _filled(weight: torch.Tensor, room: torch.Tensor, need: torch.Tensor) -> tor
     return torch.where(bits > low, room, torch.where(tied, partial, 0.0))
 
 
-def runs_numpy(tensor: torch.Tensor) -> bool:
-    """Whether numpy does the work: for plain float tensors of the CPU, outside of any tracing."""
-    return (
-        type(tensor) is torch.Tensor
-        and tensor.device.type == "cpu"
-        and tensor.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()
-    )
-
-
 def _project_reference(
     points: torch.Tensor, w: torch.Tensor, b: torch.Tensor, lo: float, hi: float, norm: str
 ) -> torch.Tensor:
@@ -121,7 +111,7 @@ def _project_reference(
 
 
 def _project_on_cpu(points, w, b, lo, hi, norm) -> torch.Tensor:
-    if not runs_numpy(points) or points.numel() == 0:
+    if not backend.runs_numpy(points) or points.numel() == 0:
         return _project_reference(points, w, b, lo, hi, norm)
     b = b.to(points.dtype)
     rows, normals, values = (t.detach().numpy() for t in (points, w, b))

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 
 from fastadv.kernels import slots as slot_columns
-from fastadv.ops import fab_numpy, layout, reduction
-from fastadv.ops.fab_projection import finite_or_zero, projection, row_norms, runs_numpy
+from fastadv.ops import backend, fab_numpy, layout, reduction
+from fastadv.ops.fab_projection import finite_or_zero, projection, row_norms
 
 _LEAST_LENGTH = 1e-8  # the authors': keeps a1 / (a1 + a2) from 0 / 0
 GUARD = 1e-12  # the authors': a zero gradient makes a class far away, not 0 / 0
@@ -103,7 +103,7 @@ def fab_step_on_cpu(
     lo, hi, norm, steps, stop_early, alpha_max, eta, beta,
 ) -> None:  # fmt: skip
     """`fab_step_eager` where numpy can do the long rows: only those that each rule touches."""
-    if not runs_numpy(x_adv) or x_adv.numel() == 0:
+    if not backend.runs_numpy(x_adv) or x_adv.numel() == 0:
         return fab_step_eager(
             x_adv, closest, grad, x, difference, prediction, labels, distance, pulled_back, slots,
             eps, lo, hi, norm, steps, stop_early, alpha_max, eta, beta,
@@ -127,9 +127,7 @@ def fab_step_on_cpu(
     if grad is not None:
         w, value = _rows(grad.detach()).numpy(), difference.to(x_adv.dtype).numpy()
         fab_numpy.move(points, w, clean, value, moving, lo, hi, alpha_max, eta, norm)
-    for written in (x_adv, closest):  # numpy writes behind torch's back
-        if not written.is_inference():
-            torch.autograd.graph.increment_version(written)
+    backend.wrote(x_adv, closest)
 
 
 def fab_nearest_reference(
@@ -138,7 +136,7 @@ def fab_nearest_reference(
     if grad.numel() == 0:
         return
     dual = {"linf": "l1", "l2": "l2", "l1": "linf"}[norm]
-    if runs_numpy(grad):
+    if backend.runs_numpy(grad):
         w = _rows(grad.detach())
         length = torch.from_numpy(fab_numpy.finite_lengths(w.numpy(), dual))
     else:

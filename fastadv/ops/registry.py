@@ -40,10 +40,7 @@ def register(
                 return reference(*args)
             with backend.on_device_of(args[0]):
                 result = launch(*args)
-        for i in written:
-            # a kernel writes behind autograd's back; the eager reference bumps versions by itself
-            if args[i] is not None and not args[i].is_inference():
-                torch.autograd.graph.increment_version(args[i])
+        backend.wrote(*(args[i] for i in written))  # the eager reference bumps them by itself
         return result
 
     _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
