@@ -36,7 +36,7 @@ class SlotAlgorithm(Protocol):
     def needs_last(self) -> bool: ...
 
     def allocate(self, work: Work, batch: int) -> State:
-        """State for `batch` slots of samples like those of `work`; contents undefined."""
+        """State for `batch` slots of samples like that of `work`; contents undefined."""
         ...
 
     def start(

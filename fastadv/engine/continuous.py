@@ -20,8 +20,9 @@ def run_continuous(
     """Attack the `pending` samples of `work` in `batch_size` slots and enter them in `ledger`.
 
     Items are queued item-major: the first restart or target of every sample, then the second;
-    those of a sample that an earlier one has fooled are dropped. When the queue is empty the batch
-    shrinks by halves.
+    those of a sample that an earlier one has fooled are dropped, in their slots too. So a few
+    samples fill the slots with several of their targets. When the queue is empty the batch shrinks
+    by halves.
     """
     if len(pending) == 0:
         return
@@ -35,8 +36,8 @@ class _Run:
     ) -> None:  # fmt: skip
         self.algorithm, self.work, self.ledger = algorithm, work, ledger
         self.queue = self._queue(pending)
-        batch = min(batch_size, len(pending))
-        self.state = algorithm.allocate(work.take(self._device(pending[:batch])), batch)
+        batch = min(batch_size, len(pending) * algorithm.items)
+        self.state = algorithm.allocate(work.take(self._device(pending[:1])), batch)
         self.samples = np.zeros(batch, dtype=np.int64)
         self.items = np.zeros(batch, dtype=np.int32)
         self.age = np.zeros(batch, dtype=np.int64)  # steps since the slot was filled

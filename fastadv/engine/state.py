@@ -41,11 +41,11 @@ class SlotState:
     def empty(
         cls, work: Work, batch: int, *, keep_best: bool, momentum: bool, model_input: bool
     ) -> "SlotState":
-        x = work.x[:batch]
+        x = work.x
         dtype = layout.compute_dtype(x)
 
         def rows(like: torch.Tensor | None) -> torch.Tensor | None:
-            return None if like is None else torch.empty_like(like[:batch])
+            return None if like is None else like.new_empty((batch, *like.shape[1:]))
 
         def vector(kind: torch.dtype) -> torch.Tensor:
             return torch.empty(batch, dtype=kind, device=x.device)

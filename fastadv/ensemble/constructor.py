@@ -17,6 +17,7 @@ from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, check_threat, same_value
 
 _KEEP = ("first_success", "authors")
+_BATCH_SIZE = 128  # slots, where the caller does not say; on CPUs larger ones leave the cache
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -82,6 +83,8 @@ class AutoAttack:
         Example: `fastadv.autoattack(fastadv.Linf(8 / 255)).run(model, x, y).success`.
         """
         execution = execution or Execution()
+        if execution.batch_size is None:
+            execution = replace(execution, batch_size=_BATCH_SIZE)
         attacks = self._seeded_attacks()
         if any(isinstance(attack, SquareAttack) for attack in attacks) and x.ndim != 4:
             raise ValueError(
