@@ -112,7 +112,7 @@ def check_fits(threat: ThreatModel, x: torch.Tensor) -> None:
 
 
 def _difference(x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return (x_adv.double() - x.double()).reshape(len(x), -1)
+    return (x_adv.double() - x.double()).reshape(len(x), math.prod(x.shape[1:]))
 
 
 def check_threat(threat: object) -> None:

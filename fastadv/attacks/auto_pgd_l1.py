@@ -79,9 +79,10 @@ class AutoPGDL1Slots:
         return AutoPGDL1State(
             common=common,
             grad_best=torch.empty_like(common.x),
-            sparsity=torch.empty_like(common.eps),
-            phase_eps=torch.empty_like(common.eps),
-            support=torch.empty_like(common.eps),
+            # a slot whose start fools the model never sets them, and the step asks for numbers
+            sparsity=torch.zeros_like(common.eps),
+            phase_eps=torch.zeros_like(common.eps),
+            support=torch.zeros_like(common.eps),
             x_hit=torch.empty_like(common.x) if self.keep == "authors" else None,
         )
 
@@ -125,9 +126,8 @@ class AutoPGDL1Slots:
 
     def outcome(self, state: AutoPGDL1State) -> tuple[torch.Tensor, torch.Tensor]:
         common = state.common
+        assert common.x_best is not None and common.best_loss is not None
         if self.keep == "best":
-            assert common.x_best is not None and common.best_loss is not None
             return common.x_best, common.best_loss
-        if state.x_hit is not None:
-            return state.x_hit, common.loss
-        return common.x_adv.detach(), common.loss
+        kept = common.x_adv.detach() if state.x_hit is None else state.x_hit
+        return kept, common.best_loss

@@ -130,9 +130,8 @@ class AutoPGDSlots:
 
     def outcome(self, state: AutoPGDState) -> tuple[torch.Tensor, torch.Tensor]:
         common = state.common
+        assert common.x_best is not None and common.best_loss is not None
         if self.keep == "best":
-            assert common.x_best is not None and common.best_loss is not None
             return common.x_best, common.best_loss
-        if state.x_hit is not None:
-            return state.x_hit, common.loss
-        return common.x_adv.detach(), common.loss
+        kept = common.x_adv.detach() if state.x_hit is None else state.x_hit
+        return kept, common.best_loss

@@ -66,6 +66,8 @@ class FastAdaptiveBoundary(Attack):
     def algorithm(
         self, oracle: Oracle, *, targets: int, first_step: int, room: int
     ) -> SlotAlgorithm:
+        if oracle.targeted and not self.most_targets:
+            raise ValueError("fab goes to the nearest class and takes no target=: use apgd_ce")
         return BoundarySlots(
             oracle, self.threat, steps=self.steps, restarts=self.restarts, targets=targets,
             alpha_max=self.alpha_max, eta=self.eta, beta=self.beta, seed=self.seed, keep=self.keep,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fastadv.attacks.probe import probe
 from fastadv.engine.state import SlotState, put_rows, take_fields
 from fastadv.engine.work import Work
 from fastadv.gradient import Oracle, grad_buffer
@@ -93,6 +94,8 @@ class BoundarySlots:
         common = state.common
         grad = self._nearest(common) if self.untargeted else self.oracle.gradient(common, None)
         self._move(state, grad)
+        if common.unprobed:
+            probe(common, grad)
         self._look(state)
 
     def _look(self, state: BoundaryState) -> None:

@@ -32,7 +32,8 @@ class Fallen(NamedTuple):
     """The samples of a call that fell, confirmed by the user's model: (k, ...) rows.
 
     indices: which rows of x. margin: max_{j != y} z_j - z_y. faults: (n,) on the host, bits of
-    `fastadv.kernels.slots`, of all samples.
+    `fastadv.kernels.slots`, of all samples. reached: (n,) the highest loss of an attack on each
+    sample, -inf where it fell at once.
     """
 
     indices: torch.Tensor
@@ -41,6 +42,7 @@ class Fallen(NamedTuple):
     margin: torch.Tensor
     step: torch.Tensor
     faults: np.ndarray
+    reached: np.ndarray
 
 
 class Call:
@@ -130,7 +132,7 @@ class Call:
             step = torch.as_tensor(ledger.step, device=found.device)[found[rows]].long()
             return Fallen(
                 found[rows], layout.gather_rows(x_adv, rows), prediction[rows], margin[rows], step,
-                ledger.faults,
+                ledger.faults, ledger.loss,
             )  # fmt: skip
 
     def last_iterates(self) -> torch.Tensor:

@@ -49,9 +49,11 @@ class SquareAttack(Attack):
     def algorithm(
         self, oracle: Oracle, *, targets: int, first_step: int, room: int
     ) -> SlotAlgorithm:
+        if oracle.targeted:
+            raise ValueError("square lowers the margin of the label and takes no target=")
         return SquareSlots(
             oracle, self.threat, queries=self.queries, restarts=self.restarts, p_init=self.p_init,
-            rescale=self.rescale, seed=self.seed, room=room,
+            rescale=self.rescale, seed=self.seed, first_step=first_step, room=room,
         )  # fmt: skip
 
 

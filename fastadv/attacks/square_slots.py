@@ -45,6 +45,7 @@ class SquareState:
     x_new: torch.Tensor
     labels_new: torch.Tensor
     age: int = 0
+    is_over: bool = False  # no slot is active
 
     def __len__(self) -> int:
         return len(self.x)
@@ -60,6 +61,7 @@ class SquareState:
         labels_new = self.labels_new[proposals]
         own = take_fields(self, rows)
         own.x_new, own.labels_new = x_new, labels_new
+        own.wasted[:1] += self.wasted.sum() - own.wasted.sum()  # only the sum is ever read
         return own
 
 
@@ -75,7 +77,7 @@ class SquareSlots:
 
     def __init__(
         self, oracle: Oracle, threat: ThreatModel, *, queries: int, restarts: int, p_init: float,
-        rescale: bool, seed: int, room: int,
+        rescale: bool, seed: int, first_step: int, room: int,
     ) -> None:  # fmt: skip
         self.oracle = oracle
         self.threat = threat
@@ -85,12 +87,19 @@ class SquareSlots:
         self.p_init = p_init
         self.rescale = rescale
         self.seed = seed
+        self.first_step = first_step
         self.room = room
         self._table: SquareTable | None = None
-        self._discarded: int | torch.Tensor = 0  # by slots that are gone
+        self._discarded: int | torch.Tensor = 0  # before the state at hand
 
     def allocate(self, work: Work, batch: int) -> SquareState:
         x, device = work.x, work.x.device
+        if self.first_step > 0:
+            raise ValueError(
+                "the Square Attack moves windows only, so that x_init must lie in the ball and in "
+                "bounds: project it first"
+            )
+        self._discarded = self.oracle.discarded
         if self._table is None:
             self._table = square_table(
                 self.queries, x.shape[1:], norm=self.threat.norm, p_init=self.p_init,
@@ -138,11 +147,14 @@ class SquareSlots:
         proposals = (rows[:, None] * state.lookahead + ahead).flatten()
         state.x_new.index_copy_(0, proposals, start.repeat_interleave(state.lookahead, 0))
         state.labels_new[proposals] = work.labels.repeat_interleave(state.lookahead)
+        state.is_over = False
 
     def step(self, state: SquareState) -> None:
         state.age += 1
         if state.age % _REVIEW == 0:
-            self._look_ahead_sync(state)
+            self._review_sync(state)
+        if state.is_over:
+            return
         logits = self.oracle.logits(state.x_new)
         rows = len(state.x_new)
         loss = state.best_loss.new_empty(rows)
@@ -165,13 +177,17 @@ class SquareSlots:
             options.update(sample_ids=state.sample_ids, seed=self.seed)
         _MOVES[self.threat.norm](state.x_new, state.x_best, state.x, **options)
 
-    def _look_ahead_sync(self, state: SquareState) -> None:
-        """Evaluate more proposals of each slot at a time, if the batch has room for them."""
+    def _review_sync(self, state: SquareState) -> None:
+        """Evaluate more proposals of each slot at a time, if the batch has room for them; none
+        where every slot has ended, which the plain loop does not see."""
+        active = state.slots[:, columns.ACTIVE] != 0
+        state.is_over = not bool(active.any())
+        if state.is_over:
+            return
         room = min(self.room, _CPU_ROOM) if state.x.device.type == "cpu" else self.room
         count = room // len(state)
         if count < 2 * state.lookahead:
             return
-        active = state.slots[:, columns.ACTIVE] != 0
         if bool((active & (state.slots[:, columns.STEP] < _SETTLED)).any()):
             return
         rejected = state.queries.new_full((len(state), count), self.queries)
@@ -187,5 +203,5 @@ class SquareSlots:
         raise AssertionError("every proposal is evaluated before its slot ends")
 
     def outcome(self, state: SquareState) -> tuple[torch.Tensor, torch.Tensor]:
-        self.oracle.discarded = state.wasted.sum()
+        self.oracle.discarded = self._discarded + state.wasted.sum()
         return state.x_best, state.best_loss

@@ -31,7 +31,7 @@ def choose(
 def rank(logits: torch.Tensor, labels: torch.Tensor, most: int) -> torch.Tensor:
     """(n, T) classes by descending clean logit, without the label; T = min(most, C - 1)."""
     order = logits.argsort(dim=1, descending=True, stable=True)
-    others = order[order != labels[:, None]].view(len(logits), -1)
+    others = order[order != labels[:, None]].view(len(logits), logits.shape[1] - 1)
     return others[:, :most].contiguous()
 
 

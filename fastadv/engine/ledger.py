@@ -22,7 +22,7 @@ class Ledger:
         self.step = np.full(n, -1, dtype=np.int32)
         self.faults = np.zeros(n, dtype=np.int32)
         self._fooled_by = np.full(n, _NO_ITEM, dtype=np.int32)
-        self._loss = np.full(n, -np.inf)
+        self.loss = np.full(n, -np.inf)  # the highest that an item without success reached
         self._item = np.full(n, _NO_ITEM, dtype=np.int32)
 
     def is_settled(self, sample: int, item: int) -> bool:
@@ -44,10 +44,10 @@ class Ledger:
                     continue
                 self._fooled_by[sample] = item
             else:
-                ranks = (loss, -item) > (self._loss[sample], -self._item[sample])
+                ranks = (loss, -item) > (self.loss[sample], -self._item[sample])
                 if self._fooled_by[sample] != _NO_ITEM or not ranks:
                     continue
-                self._loss[sample], self._item[sample] = loss, item
+                self.loss[sample], self._item[sample] = loss, item
             self.step[sample] = step
             winners[int(sample)] = k
         if winners:

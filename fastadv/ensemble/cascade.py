@@ -4,12 +4,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from fastadv import diagnostics
 from fastadv.attacks import Attack
+from fastadv.attacks.auto_pgd import AutoPGD
 from fastadv.attacks.call import Call, margin_of
 from fastadv.attacks.result import Stage
+from fastadv.attacks.square_attack import SquareAttack
 from fastadv.ensemble.versions import fitted, name_of
 from fastadv.execution import Execution
 from fastadv.isolation import Model
@@ -24,7 +27,8 @@ class Progress:
 
     broken_by: index of the stage that broke a sample, -1 if none has, -2 if the model got it wrong
     as it was. step, prediction, margin (max_{j != y} z_j - z_y): at x_adv, which is x where not
-    broken. faults: bits of `fastadv.kernels.slots`.
+    broken. faults: bits of `fastadv.kernels.slots`. by_gradient, by_search: the highest margin that
+    an attack with gradients, and Square, reached on a sample that it did not break.
     """
 
     broken_by: torch.Tensor
@@ -32,6 +36,8 @@ class Progress:
     prediction: torch.Tensor
     margin: torch.Tensor
     faults: torch.Tensor
+    by_gradient: torch.Tensor
+    by_search: torch.Tensor
     x_adv: torch.Tensor
     stages: list[Stage] = field(default_factory=list)
 
@@ -45,6 +51,8 @@ class Progress:
             prediction=prediction,
             margin=margin,
             faults=torch.zeros_like(prediction, dtype=torch.int32),
+            by_gradient=margin.new_full((len(x),), -torch.inf),
+            by_search=margin.new_full((len(x),), -torch.inf),
             x_adv=x.clone(memory_format=torch.preserve_format),
         )
 
@@ -52,13 +60,19 @@ class Progress:
     def robust(self) -> torch.Tensor:
         return self.broken_by == _ROBUST
 
+    @property
+    def masked(self) -> torch.Tensor:
+        """Robust so far, though random search came closer to breaking them than any gradient."""
+        return self.robust & (self.by_search > self.by_gradient)
+
 
 def run_cascade(
     attacks: tuple[Attack, ...], model: Model, x: torch.Tensor, labels: torch.Tensor,
-    logits: torch.Tensor, progress: Progress, *, sample_ids: torch.Tensor, execution: Execution,
-    on_stage: Callable[[Progress], None] | None,
+    logits: torch.Tensor, progress: Progress, *, reserved: int, sample_ids: torch.Tensor,
+    execution: Execution, on_stage: Callable[[Progress], None] | None,
 ) -> None:  # fmt: skip
-    """Carry out the stages that `progress` does not have; logits: (n, C) at x.
+    """Carry out the stages that `progress` does not have; logits: (n, C) at x. The last `reserved`
+    attacks are for the samples whose gradients are masked.
 
     A success is confirmed by the model before it counts. on_stage is called after every stage, with
     all that is needed to go on from there.
@@ -66,39 +80,62 @@ def run_cascade(
     for index, attack in enumerate(attacks):
         if index < len(progress.stages):
             continue
-        alive = progress.robust.nonzero()[:, 0]
-        began = time.perf_counter()
-        suited = fitted(attack, logits.shape[1])
-        if suited is not attack:
-            diagnostics.warn("few_classes", len(alive), len(x))
-        suited = _narrowed(suited, alive)
-        call = Call(
-            suited, model, layout.gather_rows(x, alive), labels[alive], target=None,
-            sample_ids=sample_ids[alive], x_init=None, execution=execution,
-            clean_logits=logits[alive],
-        )  # fmt: skip
-        found = call.fallen()
-        rows = alive[found.indices]
-        progress.broken_by[rows] = index
-        progress.step[rows] = found.step
-        progress.prediction[rows] = found.prediction
-        progress.margin[rows] = found.margin.to(progress.margin.dtype)
-        progress.faults[alive] |= torch.as_tensor(found.faults, device=x.device)
-        progress.x_adv[rows] = found.x_adv
-        progress.stages.append(
-            Stage(
-                name=name_of(attack),
-                attack=repr(fitted(attack, logits.shape[1])),
-                attacked=len(alive),
-                broken=len(rows),
-                seconds=time.perf_counter() - began,
-                forwards=call.oracle.forwards,
-                backwards=call.oracle.backwards,
-                discarded=int(call.oracle.discarded),
-            )
-        )
+        is_reserved = index >= len(attacks) - reserved
+        alive = (progress.masked if is_reserved else progress.robust).nonzero()[:, 0]
+        if len(alive) == 0:
+            stage = Stage(name_of(attack), repr(attack), 0, 0, 0.0, 0, 0, 0)
+        else:
+            stage = _run_stage(
+                attack, index, model, x, labels, logits, progress, alive, sample_ids=sample_ids,
+                execution=execution,
+            )  # fmt: skip
+        progress.stages.append(stage)
         if on_stage is not None:
             on_stage(progress)
+
+
+def _run_stage(
+    attack: Attack, index: int, model: Model, x: torch.Tensor, labels: torch.Tensor,
+    logits: torch.Tensor, progress: Progress, alive: torch.Tensor, *, sample_ids: torch.Tensor,
+    execution: Execution,
+) -> Stage:  # fmt: skip
+    """Attack the samples `alive` and enter what fell."""
+    began = time.perf_counter()
+    suited = fitted(attack, logits.shape[1])
+    if suited is not attack:
+        diagnostics.warn("few_classes", len(alive), len(x))
+    call = Call(
+        _narrowed(suited, alive), model, layout.gather_rows(x, alive), labels[alive], target=None,
+        sample_ids=sample_ids[alive], x_init=None, execution=execution, clean_logits=logits[alive],
+    )  # fmt: skip
+    found = call.fallen()
+    rows = alive[found.indices]
+    progress.broken_by[rows] = index
+    progress.step[rows] = found.step
+    progress.prediction[rows] = found.prediction
+    progress.margin[rows] = found.margin.to(progress.margin.dtype)
+    progress.x_adv[rows] = found.x_adv
+    progress.faults[alive] |= torch.as_tensor(found.faults, device=x.device)
+    _note_reached(progress, suited, alive, found.reached)
+    return Stage(
+        name=name_of(attack), attack=repr(suited), attacked=len(alive), broken=len(rows),
+        seconds=time.perf_counter() - began, forwards=call.oracle.forwards,
+        backwards=call.oracle.backwards, discarded=int(call.oracle.discarded),
+    )  # fmt: skip
+
+
+def _note_reached(
+    progress: Progress, attack: Attack, alive: torch.Tensor, reached: np.ndarray
+) -> None:
+    """Where the loss of an attack is a margin: how close it came."""
+    if isinstance(attack, SquareAttack):
+        column = progress.by_search
+    elif isinstance(attack, AutoPGD) and attack.loss in ("difference", "margin"):
+        column = progress.by_gradient
+    else:
+        return
+    margins = torch.as_tensor(reached, device=column.device).to(column.dtype)
+    column[alive] = torch.maximum(column[alive], margins)
 
 
 def _narrowed(attack: Attack, rows: torch.Tensor) -> Attack:

@@ -11,7 +11,7 @@ from fastadv.attacks.call import Call, warn_of_faults
 from fastadv.attacks.square_attack import SquareAttack
 from fastadv.ensemble import checks
 from fastadv.ensemble.cascade import Progress, run_cascade
-from fastadv.ensemble.versions import VERSIONS, attacks_of
+from fastadv.ensemble.versions import VERSIONS, attacks_of, reserved_of
 from fastadv.execution import Execution
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, check_threat, same_value
@@ -106,8 +106,9 @@ class AutoAttack:
         if progress is None:
             progress = Progress.of_clean(look.x, labels, logits)
         run_cascade(
-            attacks, model, look.x, labels, logits, progress, sample_ids=look.sample_ids,
-            execution=execution, on_stage=on_stage,
+            attacks, model, look.x, labels, logits, progress,
+            reserved=reserved_of(self.version), sample_ids=look.sample_ids, execution=execution,
+            on_stage=on_stage,
         )  # fmt: skip
         warn_of_faults(progress.faults.cpu().numpy())
         for index, stage in enumerate(progress.stages):
@@ -132,7 +133,7 @@ class AutoAttack:
         if self.seed is not None:
             return self.attacks
         seed = time.time_ns()
-        return tuple(replace(attack, seed=seed) for attack in self.attacks)  # type: ignore[type-var]
+        return tuple(replace(attack, seed=seed + attack.seed) for attack in self.attacks)  # type: ignore[type-var]
 
 
 def autoattack(
@@ -148,12 +149,14 @@ def autoattack(
     threat: `Linf`, `L2` or `L1`. version: "standard" is APGD-CE, APGD-T and FAB-T with 9 targets
     (L1: five starts and five targets of APGD, in the large radii), then Square with 5,000 queries;
     "plus" is APGD-CE and APGD-DLR with five starts, FAB with five, Square, APGD-T, FAB-T; "rand",
-    for random models, is APGD-CE and APGD-DLR averaged over 20 passes; "custom" is `attacks`, in
-    their order. Fewer classes are fewer targets, and where they leave the DLR loss undefined (3,
-    targeted 4) the margin loss is used, with a warning. keep: "first_success" stops a slot there;
-    "authors" makes all steps and returns what the authors' code does, which changes no verdict.
-    seed: of all randomness; None takes the time, as the authors' default. Raises ValueError for an
-    unknown version, or attacks that do not belong to it.
+    for random models, is APGD-CE and APGD-DLR averaged over 20 passes; "fast", which is not
+    AutoAttack, is APGD-CE with 20 steps, APGD on z_t - z_y towards 9 targets with 30, Square with
+    500 queries and, for samples that Square then came closer to breaking than the gradients did,
+    2,000 others; "custom" is `attacks`, in their order. Fewer classes are fewer targets, and where
+    they leave the DLR loss undefined (3, targeted 4) the margin loss is used, with a warning. keep:
+    "first_success" stops a slot there; "authors" makes all steps and returns what the authors' code
+    does, which changes no verdict. seed: of all randomness; None takes the time, as the authors'
+    default. Raises ValueError for an unknown version, or attacks that do not belong to it.
 
     Example: `fastadv.evaluate(net, (x, y), fastadv.autoattack(fastadv.Linf(8 / 255)))`.
     Source: Croce and Hein 2020, arXiv:2003.01690; L1: 2021, arXiv:2103.01208.

@@ -7,7 +7,7 @@ from fastadv.attacks import Attack, apgd_ce, apgd_dlr, apgd_t, fab, fab_t, squar
 from fastadv.attacks.auto_pgd import AutoPGD
 from fastadv.threat_model import ThreatModel
 
-VERSIONS = ("standard", "plus", "rand", "custom")
+VERSIONS = ("standard", "plus", "rand", "fast", "custom")
 _DLR_CLASSES = {"apgd_dlr": 3, "apgd_t": 4}  # fewer leave the loss undefined
 
 
@@ -29,12 +29,24 @@ def attacks_of(version: str, threat: ThreatModel, *, keep: str, seed: int) -> tu
             fab_t(threat, **common),
         )
     is_l1 = threat.norm == "l1"
+    if version == "fast":
+        return (
+            apgd_ce(threat, steps=20, large_radii=is_l1, **common),
+            apgd_t(threat, steps=30, loss="difference", large_radii=is_l1, **common),
+            square(threat, queries=500, seed=seed),
+            square(threat, queries=2000, seed=seed + 1),  # not the same squares again
+        )
     return (
         apgd_ce(threat, restarts=5 if is_l1 else 1, large_radii=is_l1, **common),
         apgd_t(threat, n_target_classes=5 if is_l1 else 9, large_radii=is_l1, **common),
         fab_t(threat, **common),
         square(threat, seed=seed),
     )
+
+
+def reserved_of(version: str) -> int:
+    """How many of the last attacks are only for samples whose gradients are masked."""
+    return 1 if version == "fast" else 0
 
 
 def fitted(attack: Attack, classes: int) -> Attack:
