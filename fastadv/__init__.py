@@ -26,7 +26,7 @@ from fastadv.attacks import (
 )
 from fastadv.diagnostics import AttackWarning
 from fastadv.ensemble import autoattack
-from fastadv.evaluation import Report, evaluate
+from fastadv.evaluation import Report, evaluate, robustness_curve
 from fastadv.execution import Execution
 from fastadv.threat_model import L1, L2, Linf, contains, start_point
 from fastadv.wrappers import BPDA, Normalized
@@ -57,6 +57,7 @@ __all__ = [
     "ops",
     "pgd",
     "rfgsm",
+    "robustness_curve",
     "square",
     "start_point",
     "training",

@@ -1,4 +1,4 @@
-"""The commands `info`, `demo`, `attack` and `train`; needs typer and rich."""
+"""The commands `info`, `demo`, `attack`, `evaluate` and `train`; needs typer and rich."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 import fastadv
-from fastadv import attack_files, train_command
+from fastadv import attack_files, evaluate_command, train_command
 from fastadv.attack_files import UserError
 from fastadv.demo import run_demo
 from fastadv.evaluation.report import installed_version
@@ -26,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None, help="Fast adversarial attacks for PyTorch.",
 )  # fmt: skip
 app.command()(train_command.train)
+app.command()(evaluate_command.evaluate)
 
 
 def _print_version(wanted: bool) -> None:

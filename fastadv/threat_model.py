@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from fastadv.ops import l1, l2, linf, start
+from fastadv.ops import l1, l2, linf, reduction, start
 
 Bounds = tuple[float, float] | None
 
@@ -238,7 +238,7 @@ class L2:
         return l2.l2_step(x_adv, still, x, step_size=0.0, eps=self.eps, bounds=self.bounds)
 
     def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return _difference(x_adv, x).square().sum(1).sqrt()
+        return reduction.tree_sum(_difference(x_adv, x).square()).sqrt()
 
     def rounding(self, size: int) -> float:
         return math.sqrt(size)
@@ -275,7 +275,7 @@ class L1:
         return l1.project_l1(x_adv, x, eps=self.eps, bounds=self.bounds)
 
     def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return _difference(x_adv, x).abs().sum(1)
+        return reduction.tree_sum(_difference(x_adv, x).abs())
 
     def rounding(self, size: int) -> float:
         return float(size)

@@ -32,6 +32,7 @@ FLOORS = (
     "attack_files",
     "recipes",
     "train_command",
+    "evaluate_command",
     "plots",
     "demo_networks",
     "demo_figures",

@@ -5,16 +5,30 @@ import json
 import math
 import os
 import platform
+import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastadv import diagnostics
+from fastadv.attacks.result import Stage
+from fastadv.evaluation import page, tables
 from fastadv.evaluation.checkpoint import write_atomically
 from fastadv.ops import backend
 
 _Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+_STAGE_COLUMNS = (
+    "attack",
+    "attacked",
+    "broken",
+    "robust accuracy after it",
+    "time",
+    "forwards",
+    "backwards",
+    "discarded",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +41,8 @@ class Report:
     parameters and the start of the SHA-256 of its structure and weights. eps, steps,
     restarts, seed: None where the attack has no such thing. forwards, backwards: samples times
     passes. seconds: attacking, without loading data. warnings: samples for each code of
-    `AttackWarning`.
+    `AttackWarning`. Of an ensemble: stages, what each of its attacks did, and broken_by, the index
+    of the one that broke a sample, -1 if none did, -2 if the model got it wrong as it was.
     """
 
     model: str
@@ -48,6 +63,8 @@ class Report:
     seconds: float
     warnings: dict[str, int]
     environment: dict[str, str]
+    broken_by: torch.Tensor | None = None
+    stages: tuple[Stage, ...] = ()
 
     @property
     def n(self) -> int:
@@ -66,6 +83,20 @@ class Report:
         """95 % Wilson score interval of the robust accuracy: over samples, not over seeds."""
         return wilson_interval(int(self.robust.sum()), self.n)
 
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        """Robust accuracy after each attack of an ensemble."""
+        left, found = int(self.clean_correct.sum()), []
+        for stage in self.stages:
+            left -= stage.broken
+            found.append(left / self.n)
+        return tuple(found)
+
+    @property
+    def explanations(self) -> dict[str, str]:
+        """What the warnings mean, in words, for each code."""
+        return {code: _words(code, count, self.n) for code, count in self.warnings.items()}
+
     def summary(self) -> dict[str, Any]:
         """All but the per-sample results, in plain Python values."""
         low, high = self.confidence_interval
@@ -77,8 +108,13 @@ class Report:
         }
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, torch.Tensor):
+            if field.name not in ("stages", "broken_by") and not isinstance(value, torch.Tensor):
                 shown[field.name] = value
+        shown["explanations"] = self.explanations
+        shown["stages"] = [
+            {**stage._asdict(), "robust_accuracy": accuracy}
+            for stage, accuracy in zip(self.stages, self.accuracies, strict=True)
+        ]
         return shown
 
     def to_json(self) -> str:
@@ -91,46 +127,73 @@ class Report:
         return json.dumps({**self.summary(), "samples": samples}, allow_nan=False, indent=None)
 
     def to_markdown(self) -> str:
-        """The headline, and a table of what defines it."""
-        rows = {
+        """The headline, what each attack of an ensemble did, and a table of what defines it."""
+        return tables.markdown(
+            headline=f"**{percent(self.robust_accuracy)} robust accuracy**",
+            facts=self._facts(),
+            columns=_STAGE_COLUMNS, rows=self._stage_rows(), notes=list(self.explanations.values()),
+        )  # fmt: skip
+
+    def to_html(self) -> str:
+        """The same as one file without external resources, for light and dark screens."""
+        return page.html(
+            title=f"{percent(self.robust_accuracy)} robust accuracy",
+            lead=f"{percent(self.clean_accuracy)} clean, {self.n:,} samples, {self.threat}",
+            facts=self._facts(),
+            columns=_STAGE_COLUMNS, rows=self._stage_rows(), shares=self.accuracies,
+            notes=list(self.explanations.values()),
+        )  # fmt: skip
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a .json, .md or .html file, by suffix, atomically."""
+        path = Path(path)
+        writers = {".json": self.to_json, ".md": self.to_markdown, ".html": self.to_html}
+        if path.suffix not in writers:
+            raise ValueError(f"path must end in .json, .md or .html; got {path}")
+        write_atomically(path, writers[path.suffix]().encode())
+
+    def __str__(self) -> str:
+        stages = "".join(
+            f"after {stage.name:9} {percent(accuracy)}\n"
+            for stage, accuracy in zip(self.stages, self.accuracies, strict=True)
+        )
+        return (
+            f"{self.model}\n{self.attack}\n"
+            f"clean accuracy  {percent(self.clean_accuracy)}\n{stages}"
+            f"robust accuracy {self._robust_text()}\n"
+            f"{self.n:,} samples, {self.seconds:.2f} s, warnings: {self._warnings_text()}"
+        )
+
+    def _facts(self) -> dict[str, str]:
+        dashed = [tables.or_dash(value) for value in (self.steps, self.restarts, self.seed)]
+        return {
             "model": self.model,
             "attack": f"`{self.attack}`",
             "threat model": f"`{self.threat}`",
-            "steps, restarts, seed": f"{_or_dash(self.steps)}, {_or_dash(self.restarts)}, "
-            f"{_or_dash(self.seed)}",
+            "steps, restarts, seed": ", ".join(dashed),
             "samples": f"{self.n:,}",
-            "clean accuracy": _percent(self.clean_accuracy),
+            "clean accuracy": percent(self.clean_accuracy),
             "robust accuracy": self._robust_text(),
             "passes": f"{self.forwards:,} forward, {self.backwards:,} backward (samples)",
             "time": f"{self.seconds:.2f} s",
             "warnings": self._warnings_text(),
             **self.environment,
         }
-        # a repr may hold the character that ends a table cell
-        lines = [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
-        headline = f"**{_percent(self.robust_accuracy)} robust accuracy**"
-        return "\n".join([headline, "", "| | |", "|---|---|", *lines, ""])
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a .json or .md file, by suffix, atomically."""
-        path = Path(path)
-        writers = {".json": self.to_json, ".md": self.to_markdown}
-        if path.suffix not in writers:
-            raise ValueError(f"path must end in .json or .md; got {path}")
-        write_atomically(path, writers[path.suffix]().encode())
-
-    def __str__(self) -> str:
-        return (
-            f"{self.model}\n{self.attack}\n"
-            f"clean accuracy  {_percent(self.clean_accuracy)}\n"
-            f"robust accuracy {self._robust_text()}\n"
-            f"{self.n:,} samples, {self.seconds:.2f} s, warnings: {self._warnings_text()}"
-        )
+    def _stage_rows(self) -> list[list[str]]:
+        return [
+            [
+                stage.name, f"{stage.attacked:,}", f"{stage.broken:,}", percent(accuracy),
+                f"{stage.seconds:.2f} s", f"{stage.forwards:,}", f"{stage.backwards:,}",
+                f"{stage.discarded:,}",
+            ]
+            for stage, accuracy in zip(self.stages, self.accuracies, strict=True)
+        ]  # fmt: skip
 
     def _robust_text(self) -> str:
         low, high = self.confidence_interval
         return (
-            f"{_percent(self.robust_accuracy)} (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+            f"{percent(self.robust_accuracy)} (95 % interval {100 * low:.1f} to {100 * high:.1f})"
         )
 
     def _warnings_text(self) -> str:
@@ -171,13 +234,13 @@ def installed_version(package: str) -> str:
         return "not installed"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def _or_dash(value: object) -> str:
-    return "-" if value is None else str(value)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def _words(code: str, count: int, total: int) -> str:
+    """What `diagnostics.warn` would say."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        diagnostics.warn(code, count, total)
+    return str(caught[0].message) if caught else ""

@@ -333,6 +333,14 @@ def test_the_digest_is_the_same_however_the_data_are_cut():
     assert digest(x.transpose(1, 2).contiguous().transpose(1, 2), y, 9) == expected
 
 
+def test_the_digest_of_one_sample_of_many_is_that_of_a_copy():
+    x, y = torch.rand(4, 2), torch.arange(4)
+    one, other = checkpoint.DataDigest(), checkpoint.DataDigest()
+    one.update(x[1::3][:1], y[1::3][:1])
+    other.update(x[1:2].clone(), y[1:2].clone())
+    assert one.hexdigest() == other.hexdigest()
+
+
 def test_the_digest_of_a_model_sees_weights_and_buffers():
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     first = checkpoint.digest_of_model(net)

@@ -1,12 +1,15 @@
 """The report: its interval, its files, and what it says of how it came about."""
 
 import json
+from dataclasses import replace
+from html.parser import HTMLParser
 
 import pytest
 import torch
 from torch import nn
 
 import fastadv
+from fastadv.attacks.result import Stage
 from fastadv.evaluation import evaluate
 from fastadv.evaluation.report import wilson_interval
 
@@ -72,8 +75,6 @@ def test_markdown_states_all_that_defines_the_number(report):
 
 
 def test_a_bar_in_a_repr_does_not_break_the_table():
-    from dataclasses import replace
-
     broken = _minimal()
     lines = replace(broken, attack="a | b\nc").to_markdown().splitlines()
     assert "| attack | `a \\| b c` |" in lines
@@ -89,15 +90,15 @@ def _minimal():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("suffix", [".json", ".md"])
+@pytest.mark.parametrize("suffix", [".json", ".md", ".html"])
 def test_save_writes_by_suffix(report, tmp_path, suffix):
     report.save(tmp_path / f"report{suffix}")
-    expected = report.to_json() if suffix == ".json" else report.to_markdown()
-    assert (tmp_path / f"report{suffix}").read_text() == expected
+    writers = {".json": report.to_json, ".md": report.to_markdown, ".html": report.to_html}
+    assert (tmp_path / f"report{suffix}").read_text() == writers[suffix]()
 
 
 def test_another_suffix_is_refused(report, tmp_path):
-    with pytest.raises(ValueError, match="path must end in .json or .md; got"):
+    with pytest.raises(ValueError, match="path must end in .json, .md or .html; got"):
         report.save(tmp_path / "report.txt")
 
 
@@ -105,3 +106,134 @@ def test_str_is_the_headline(report):
     assert "robust accuracy 25.00 % (95 % interval 4.6 to 69.9)" in str(report)
     assert "clean accuracy  75.00 %" in str(report)
     assert "warnings: none" in str(report)
+
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Text, tags and attributes of a page; fails on tags that are not closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.cells: list[str] = []
+        self.notes: list[str] = []
+        self.styles = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.add(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+        if ("class", "note") in attrs:
+            self.notes.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            self.styles += data
+        elif self.open and {"td", "th"} & set(self.open):
+            self.cells[-1] += data
+        elif self.open and self.open[-1] == "p" and self.notes:
+            self.notes[-1] += data.strip()
+
+
+@pytest.fixture
+def staged():
+    """100 samples: 90 right, 40 broken by the first attack, 10 by the second, one by the third."""
+    clean = torch.arange(100) < 90
+    broken_by = torch.full((100,), -2)
+    broken_by[:90] = -1
+    broken_by[:40], broken_by[40:50], broken_by[50] = 0, 1, 2
+    stages = (
+        Stage("APGD-CE", "fastadv.apgd_ce(...)", 90, 40, 1.25, 4000, 3900, 0),
+        Stage("FAB-T", "fastadv.fab_t(...)", 50, 10, 2.5, 12345, 678, 0),
+        Stage("SQUARE", "fastadv.square(...)", 40, 1, 3.0, 7777, 0, 111),
+    )
+    return replace(
+        _minimal(), clean_correct=clean, robust=broken_by == -1, success=broken_by != -1,
+        step=torch.zeros(100).long(), distance=torch.zeros(100).double(), broken_by=broken_by,
+        stages=stages, warnings={"square_gains": 1, "zero_gradient": 7},
+        environment={"torch": "2.x", "device": "cpu <here>"}, attack="f(a < b) & `c` | d",
+    )  # fmt: skip
+
+
+def test_stages_are_in_every_format(staged):
+    assert staged.accuracies == (0.5, 0.4, 0.39) and staged.robust_accuracy == 0.39
+    read = json.loads(staged.to_json())
+    assert [stage["robust_accuracy"] for stage in read["stages"]] == [0.5, 0.4, 0.39]
+    assert [Stage(**{k: s[k] for k in Stage._fields}) for s in read["stages"]] == [*staged.stages]
+    assert read["samples"]["broken_by"] == staged.broken_by.tolist()
+    assert read["warnings"] == {"square_gains": 1, "zero_gradient": 7}
+    row = ["FAB-T", "50", "10", "40.00 %", "2.50 s", "12,345", "678", "0"]
+    assert f"| {' | '.join(row)} |" in staged.to_markdown()
+    cells = Page(staged.to_html()).cells
+    first = cells.index("FAB-T")
+    assert cells[first : first + len(row)] == row
+    assert "after FAB-T     40.00 %" in str(staged)
+
+
+def test_warnings_are_in_words_in_every_format(staged):
+    words = "square_gains: 1 of 100 samples: the Square Attack, which uses no gradient"
+    assert staged.explanations["square_gains"].startswith(words)
+    assert json.loads(staged.to_json())["explanations"] == staged.explanations
+    assert f"- {staged.explanations['zero_gradient']}" in staged.to_markdown()
+    assert Page(staged.to_html()).notes == list(staged.explanations.values())
+
+
+def test_json_is_strict_and_gives_every_sample_back(staged):
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    read = json.loads(staged.to_json(), parse_constant=refuse)
+    for name, values in read["samples"].items():
+        assert torch.equal(
+            torch.tensor(values, dtype=getattr(staged, name).dtype), vars(staged)[name]
+        )
+    for name in ("model", "attack", "threat", "seed", "forwards", "seconds", "environment"):
+        assert read[name] == getattr(staged, name)
+    with pytest.raises(ValueError, match="Out of range float values"):
+        replace(staged, seconds=float("nan")).to_json()
+
+
+def test_html_has_the_numbers_and_needs_nothing_from_elsewhere(staged, report):
+    for one, cells in (
+        (staged, ["39.00 % (95 % interval 30.0 to 48.8)", "100", "2.x"]),
+        (report, ["25.00 % (95 % interval 4.6 to 69.9)", "4", torch.__version__, report.attack]),
+    ):
+        page = Page(one.to_html())
+        assert set(cells) <= set(page.cells)
+        assert not page.seen & {"script", "link", "img", "iframe", "object", "embed"}
+        assert not {name for name, _ in page.attributes} & {"src", "href", "onload", "srcset"}
+        assert "url(" not in page.styles and "@import" not in page.styles
+        assert "color-scheme: light dark" in page.styles
+        assert "prefers-color-scheme: dark" in page.styles
+    assert "100.00%" not in staged.to_html() and "width: 39.00%" in staged.to_html()
+
+
+def test_html_escapes_what_models_and_attacks_are_called():
+    evil = '<script>alert("1")</script>&amp;'
+    stage = Stage(evil, evil, 1, 0, 0.0, 0, 0, 0)
+    hostile = replace(
+        _minimal(), model=evil, attack=evil, threat=evil, stages=(stage,),
+        environment={evil: evil},
+    )  # fmt: skip
+    page = Page(hostile.to_html())
+    assert "script" not in page.seen
+    assert page.cells.count(evil) >= 5 and "&amp;amp;" in hostile.to_html()
+
+
+def test_attributes_stay_inside_quotes(staged):
+    page = Page(staged.to_html())
+    widths = [value for name, value in page.attributes if name == "style"]
+    assert widths == ["width: 50.00%", "width: 40.00%", "width: 39.00%"]

@@ -1,0 +1,193 @@
+"""Robust accuracy at several radii, for little more than the dearest of them."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+import fastadv
+from fastadv import diagnostics
+from fastadv.attacks import Attack
+from fastadv.ensemble.constructor import AutoAttack
+from fastadv.evaluation import tables
+from fastadv.evaluation.accuracy import BATCHES_A_BLOCK, check_attack, generator_put_back
+from fastadv.evaluation.checkpoint import digest_of_model, write_atomically
+from fastadv.evaluation.clean import describe_model, device_of, without_wrapper
+from fastadv.evaluation.display import Watch, shown
+from fastadv.evaluation.radii import AtRadii, at_radius
+from fastadv.evaluation.report import describe_environment, percent, wilson_interval
+from fastadv.evaluation.samples import Data, Samples
+from fastadv.execution import Execution
+from fastadv.isolation import Model, module_of
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Robust accuracy of a model on n samples at the radii `eps`, ascending.
+
+    clean_correct: (n,) bool. robust: (n, K) bool, for each radius; what is robust at one is robust
+    at every smaller one. attack: its repr at the largest radius. attacked, forwards, backwards:
+    (K,) how many samples each radius still had to attack, and samples times passes, here: where
+    slots wait for work they count. warnings: samples for each code of `AttackWarning`, of all
+    radii together, where a sample may count once for each.
+    """
+
+    model: str
+    attack: str
+    eps: tuple[float, ...]
+    clean_correct: torch.Tensor
+    robust: torch.Tensor
+    attacked: tuple[int, ...]
+    forwards: tuple[int, ...]
+    backwards: tuple[int, ...]
+    warnings: dict[str, int]
+    environment: dict[str, str]
+
+    @property
+    def n(self) -> int:
+        return len(self.robust)
+
+    @property
+    def clean_accuracy(self) -> float:
+        return int(self.clean_correct.sum()) / self.n
+
+    @property
+    def robust_accuracy(self) -> tuple[float, ...]:
+        return tuple(count / self.n for count in self.robust.sum(0).tolist())
+
+    @property
+    def confidence_intervals(self) -> tuple[tuple[float, float], ...]:
+        """95 % Wilson score intervals, each of its own radius, over samples."""
+        return tuple(wilson_interval(count, self.n) for count in self.robust.sum(0).tolist())
+
+    @property
+    def relative_cost(self) -> float:
+        """All passes over those of the radius that took most of them here.
+
+        An evaluation of a smaller radius by itself attacks more samples, so this is an upper bound
+        of the cost relative to the dearest single evaluation.
+        """
+        passes = [f + b for f, b in zip(self.forwards, self.backwards, strict=True)]
+        return sum(passes) / max(passes)
+
+    def to_json(self) -> str:
+        """Everything, as strict JSON."""
+        plain = {k: v for k, v in vars(self).items() if not isinstance(v, torch.Tensor)}
+        derived = {
+            "n": self.n,
+            "clean_accuracy": self.clean_accuracy,
+            "robust_accuracy": self.robust_accuracy,
+            "robust_accuracy_95": self.confidence_intervals,
+            "relative_cost": self.relative_cost,
+        }
+        samples = {"clean_correct": self.clean_correct.tolist(), "robust": self.robust.tolist()}
+        return json.dumps({**plain, **derived, "samples": samples}, allow_nan=False)
+
+    def to_markdown(self) -> str:
+        """A table of the radii, and one of what defines them."""
+        warned = [f"{code} ({count:,} samples)" for code, count in self.warnings.items()]
+        return tables.markdown(
+            headline=f"**Robust accuracy at {len(self.eps)} radii**",
+            facts={
+                "model": self.model,
+                "attack": f"`{self.attack}`, and with the other radii",
+                "samples": f"{self.n:,}",
+                "clean accuracy": percent(self.clean_accuracy),
+                "passes": f"{self.relative_cost:.2f} times those of the dearest radius",
+                "warnings": ", ".join(warned) or "none",
+                **self.environment,
+            },
+            columns=("eps", "robust accuracy", "95 %", "attacked", "forwards", "backwards"),
+            rows=self._rows(), notes=[],
+        )  # fmt: skip
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a .json or .md file, by suffix, atomically."""
+        path = Path(path)
+        writers = {".json": self.to_json, ".md": self.to_markdown}
+        if path.suffix not in writers:
+            raise ValueError(f"path must end in .json or .md; got {path}")
+        write_atomically(path, writers[path.suffix]().encode())
+
+    def __str__(self) -> str:
+        lines = [f"eps {row[0]:>10}  {row[1]:>8} robust  ({row[2]})" for row in self._rows()]
+        clean = f"clean accuracy  {percent(self.clean_accuracy)}"
+        cost = (
+            f"{self.n:,} samples, {self.relative_cost:.2f} times the passes of the dearest radius"
+        )
+        return "\n".join([self.model, self.attack, clean, *lines, cost])
+
+    def _rows(self) -> list[list[str]]:
+        return [
+            [
+                f"{eps:.6g}", percent(accuracy), f"{100 * low:.1f} to {100 * high:.1f}",
+                f"{attacked:,}", f"{forwards:,}", f"{backwards:,}",
+            ]
+            for eps, accuracy, (low, high), attacked, forwards, backwards in zip(
+                self.eps, self.robust_accuracy, self.confidence_intervals, self.attacked,
+                self.forwards, self.backwards, strict=True,
+            )
+        ]  # fmt: skip
+
+
+def robustness_curve(
+    model: Model,
+    data: Data,
+    attack: Attack | AutoAttack,
+    eps: Sequence[float],
+    *,
+    batch_size: int | None = None,
+    execution: Execution | None = None,
+    progress: bool | Watch = True,
+) -> Curve:
+    """Clean accuracy, and robust accuracy at every radius in `eps`, in one pass over the data.
+
+    The radii are attacked from the largest down. A sample that survives one counts as robust at
+    every smaller one, whose ball lies inside; one whose adversarial example lies within a smaller
+    radius is broken there as well; only the others are attacked again. attack: an attack or an
+    ensemble, whose own radius is replaced: see `fastadv.evaluation.at_radius`. eps: in any order.
+    Other arguments as in `evaluate`; under torchrun every process attacks everything. Unlike
+    separate evaluations, a sample that a weak attack breaks at a small radius only counts as
+    robust there, so the curve may lie above them where the attack is far from its best. Raises
+    ValueError for radii that are no different, positive numbers.
+
+    Example: `fastadv.robustness_curve(net, (x, y), attack, eps=[k / 255 for k in (1, 2, 4, 8)])`.
+    """
+    radii = _checked_radii(eps)
+    check_attack(attack)
+    attacks = [at_radius(attack, radius) for radius in radii]
+    model = without_wrapper(model)
+    execution = execution or Execution()
+    samples = Samples(data, batch_size=execution.batch_size if batch_size is None else batch_size)
+    execution = replace(execution, batch_size=samples.batch_size)
+    run = AtRadii(model, attacks, execution, device_of(model))
+    with generator_put_back(), shown(progress) as watch:
+        while (block := samples.take(samples.batch_size * BATCHES_A_BLOCK)) is not None:
+            run.attack_block(*block, watch, samples.expected)
+    if run.done == 0:
+        raise ValueError("data is empty: there is nothing to evaluate")
+    for code, count in run.all_warnings().items():
+        diagnostics.warn(code, count, run.done)
+    device = run.device or samples.device
+    return Curve(
+        model=describe_model(model, digest_of_model(module_of(model))),
+        attack=repr(attacks[-1]),
+        eps=tuple(radii),
+        clean_correct=torch.cat(run.clean_correct),
+        robust=torch.cat(run.robust),
+        attacked=tuple(run.attacked),
+        forwards=tuple(run.forwards),
+        backwards=tuple(run.backwards),
+        warnings=run.all_warnings(),
+        environment=describe_environment(device, version=fastadv.__version__),
+    )
+
+
+def _checked_radii(eps: Sequence[float]) -> list[float]:
+    radii = sorted(float(radius) for radius in eps)
+    if not radii or len(set(radii)) != len(radii) or not radii[0] > 0:
+        raise ValueError(f"eps must be different positive radii, at least one; got {list(eps)}")
+    return radii

@@ -1,0 +1,68 @@
+"""A report as one HTML file: no external resources, readable on light and dark screens."""
+
+from collections.abc import Sequence
+from html import escape
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8886; --bar: #3b82c4; --warn: #b45309; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  color: CanvasText; background: Canvas; }
+h1 { margin-bottom: 0; }
+table { border-collapse: collapse; margin: 1.5rem 0; width: 100%; }
+th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: left;
+  vertical-align: top; overflow-wrap: anywhere; }
+thead th { overflow-wrap: normal; }
+.numbers td:not(:first-child), .numbers th:not(:first-child) { text-align: right;
+  font-variant-numeric: tabular-nums; }
+.numbers td:first-child { white-space: nowrap; }
+.bar { display: block; height: .3rem; background: var(--bar); margin-left: auto; }
+.note { border-left: .3rem solid var(--warn); padding-left: .8rem; }
+@media (prefers-color-scheme: dark) { :root { --bar: #7ab8f5; --warn: #fbbf24; } }
+"""
+
+
+def html(
+    *, title: str, lead: str, facts: dict[str, str], columns: Sequence[str],
+    rows: Sequence[Sequence[str]], shares: Sequence[float], notes: Sequence[str],
+) -> str:  # fmt: skip
+    """A page with a title, notes, a table of rows if there are any, and a table of facts.
+
+    shares: a number in [0, 1] for each row, drawn as a bar under its robust accuracy (column 3).
+    All text is escaped; `code` in backticks is set as code.
+    """
+    warned = "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes)
+    pairs = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{_marked(value)}</td></tr>\n'
+        for name, value in facts.items()
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{escape(title)}</h1>\n<p>{escape(lead)}</p>\n{warned}"
+        f"{_table(columns, rows, shares)}<table>\n<tbody>\n{pairs}</tbody>\n</table>\n"
+        "</body>\n</html>\n"
+    )
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], shares: Sequence[float]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    body = ""
+    for row, share in zip(rows, shares, strict=True):
+        cells = [f"<td>{escape(cell)}</td>" for cell in row]
+        bar = f'<span class="bar" style="width: {100 * share:.2f}%"></span>'
+        cells[3] = f"<td>{escape(row[3])}{bar}</td>"
+        body += f"<tr>{''.join(cells)}</tr>\n"
+    return (
+        f'<table class="numbers">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n'
+        "</table>\n"
+    )
+
+
+def _marked(text: str) -> str:
+    inside = text[1:-1]
+    if text[:1] == text[-1:] == "`" and len(text) > 1:
+        return f"<code>{escape(inside)}</code>"
+    return escape(text)

@@ -1,0 +1,117 @@
+"""Attacks at several radii, block by block: what one radius decides, no other asks again."""
+
+from collections.abc import Sequence
+from dataclasses import is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+
+from fastadv.attacks import Attack, AttackResult
+from fastadv.ensemble import checks
+from fastadv.ensemble.constructor import AutoAttack
+from fastadv.evaluation.block import collected
+from fastadv.evaluation.clean import logits_of
+from fastadv.evaluation.display import Status, Watch
+from fastadv.evaluation.state import added_counts
+from fastadv.execution import Execution
+from fastadv.isolation import Model
+from fastadv.threat_model import contains
+
+A = TypeVar("A", bound=Attack | AutoAttack)
+
+
+def at_radius(attack: A, eps: float) -> A:
+    """A copy of an attack, or of an ensemble with all of its attacks, with another radius.
+
+    A step_size of None is a share of eps and follows it; an explicit one stays as it is.
+    """
+    if not is_dataclass(attack) or not hasattr(attack, "threat"):
+        raise TypeError(f"attack must be an Attack or an ensemble; got {type(attack).__name__}")
+    more: dict[str, Any] = {}
+    if isinstance(attack, AutoAttack):
+        more["attacks"] = tuple(at_radius(one, eps) for one in attack.attacks)
+    return replace(attack, threat=replace(attack.threat, eps=eps), **more)  # type: ignore[type-var]
+
+
+class AtRadii:
+    """One block after another, at all radii; attacks: of ascending radii."""
+
+    def __init__(
+        self, model: Model, attacks: Sequence[Attack | AutoAttack], execution: Execution,
+        device: torch.device | None,
+    ) -> None:  # fmt: skip
+        self.model, self.attacks, self.execution = model, attacks, execution
+        self.device = device
+        self.done = 0
+        self.clean_correct: list[torch.Tensor] = []
+        self.robust: list[torch.Tensor] = []
+        self.attacked, self.forwards, self.backwards, self.by_square = (
+            [0] * len(attacks) for _ in range(4)
+        )
+        self.warnings: dict[str, int] = {}
+
+    def attack_block(
+        self, x: torch.Tensor, y: torch.Tensor, watch: Watch, expected: int | None
+    ) -> None:
+        if self.device is not None:
+            x, y = x.to(self.device), y.to(self.device)
+        ids = torch.arange(self.done, self.done + len(x), device=x.device)
+        robust = torch.zeros(len(x), len(self.attacks), dtype=torch.bool, device=x.device)
+        survived = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        # the smallest radius at which a sample is known to be broken
+        known = torch.full((len(x),), len(self.attacks), device=x.device)
+        clean = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        for k in reversed(range(len(self.attacks))):
+            rows = (~survived & (known > k)).nonzero()[:, 0]
+            if len(rows) == 0:
+                continue
+            eps = float(self.attacks[k].threat.eps)
+            watch(Status(self.done, expected, self._robust(), f"eps {eps:.4g}", len(rows)))
+            result = self._attack(k, x[rows], y[rows], ids[rows])
+            if k == len(self.attacks) - 1:
+                clean = self._clean_prediction(x, result) == y
+                known[~clean] = 0
+            left = rows[~result.success & clean[rows]]
+            survived[left] = True
+            robust[left, : k + 1] = True
+            for smaller in reversed(range(k + 1)):
+                within = contains(self.attacks[smaller].threat, result.x_adv, x[rows])
+                own = rows[result.success & within]
+                known[own] = known[own].clamp(max=smaller)
+        self.robust.append(robust.cpu())
+        self.clean_correct.append(clean.cpu())
+        self.done += len(x)
+        watch(Status(self.done, expected, self._robust(), "", 0))
+
+    def _attack(
+        self, k: int, x: torch.Tensor, y: torch.Tensor, sample_ids: torch.Tensor
+    ) -> AttackResult:
+        with collected() as counts:
+            result = self.attacks[k].run(
+                self.model, x, y, sample_ids=sample_ids, execution=self.execution
+            )
+        found = {code: count for code, count in counts().items() if code != "square_gains"}
+        self.warnings = added_counts(self.warnings, found)
+        self.attacked[k] += len(x)
+        self.forwards[k] += result.forwards
+        self.backwards[k] += result.backwards
+        for index, stage in enumerate(result.stages):
+            self.by_square[k] += stage.broken if stage.name == "SQUARE" and index else 0
+        return result
+
+    def _clean_prediction(self, x: torch.Tensor, result: AttackResult) -> torch.Tensor:
+        if result.clean_prediction is not None:
+            return result.clean_prediction
+        self.forwards[-1] += len(x)  # keep="last" never looks at the clean samples
+        size = self.execution.batch_size or len(x)
+        return logits_of(self.model, x, batch_size=size).argmax(1)
+
+    def _robust(self) -> int:
+        """How many samples so far are robust at the largest radius."""
+        return sum(int(block[:, -1].sum()) for block in self.robust)
+
+    def all_warnings(self) -> dict[str, int]:
+        """With "square_gains", judged on all samples, of the radius where it is largest."""
+        with collected() as counts:
+            checks.warn_of_square(max(self.by_square), self.done)
+        return added_counts(self.warnings, counts())
