@@ -33,7 +33,7 @@ class Fallen(NamedTuple):
 
     indices: which rows of x. margin: max_{j != y} z_j - z_y. faults: (n,) on the host, bits of
     `fastadv.kernels.slots`, of all samples. reached: (n,) the highest loss of an attack on each
-    sample, -inf where it fell at once.
+    sample, -inf where it fell at once, and x_reached: (n, ...) where.
     """
 
     indices: torch.Tensor
@@ -43,6 +43,7 @@ class Fallen(NamedTuple):
     step: torch.Tensor
     faults: np.ndarray
     reached: np.ndarray
+    x_reached: torch.Tensor
 
 
 class Call:
@@ -132,7 +133,7 @@ class Call:
             step = torch.as_tensor(ledger.step, device=found.device)[found[rows]].long()
             return Fallen(
                 found[rows], layout.gather_rows(x_adv, rows), prediction[rows], margin[rows], step,
-                ledger.faults, ledger.loss,
+                ledger.faults, ledger.loss, ledger.x_adv,
             )  # fmt: skip
 
     def last_iterates(self) -> torch.Tensor:

@@ -4,13 +4,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 
 from fastadv import diagnostics
 from fastadv.attacks import Attack
 from fastadv.attacks.auto_pgd import AutoPGD
-from fastadv.attacks.call import Call, margin_of
+from fastadv.attacks.call import Call, Fallen, margin_of
 from fastadv.attacks.result import Stage
 from fastadv.attacks.square_attack import SquareAttack
 from fastadv.ensemble.versions import fitted, name_of
@@ -28,7 +27,8 @@ class Progress:
     broken_by: index of the stage that broke a sample, -1 if none has, -2 if the model got it wrong
     as it was. step, prediction, margin (max_{j != y} z_j - z_y): at x_adv, which is x where not
     broken. faults: bits of `fastadv.kernels.slots`. by_gradient, by_search: the highest margin that
-    an attack with gradients, and Square, reached on a sample that it did not break.
+    an attack with gradients, and Square, reached on a sample that it did not break; x_searched:
+    (n, ...) where Square did, (0, ...) if no attack is to start there.
     """
 
     broken_by: torch.Tensor
@@ -39,10 +39,13 @@ class Progress:
     by_gradient: torch.Tensor
     by_search: torch.Tensor
     x_adv: torch.Tensor
+    x_searched: torch.Tensor
     stages: list[Stage] = field(default_factory=list)
 
     @classmethod
-    def of_clean(cls, x: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor) -> "Progress":
+    def of_clean(
+        cls, x: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor, *, reserved: int = 0
+    ) -> "Progress":
         margin, prediction = margin_of(logits, labels)
         robust = prediction == labels
         return cls(
@@ -54,6 +57,7 @@ class Progress:
             by_gradient=margin.new_full((len(x),), -torch.inf),
             by_search=margin.new_full((len(x),), -torch.inf),
             x_adv=x.clone(memory_format=torch.preserve_format),
+            x_searched=torch.empty_like(x if reserved else x[:0]),
         )
 
     @property
@@ -72,7 +76,7 @@ def run_cascade(
     execution: Execution, on_stage: Callable[[Progress], None] | None,
 ) -> None:  # fmt: skip
     """Carry out the stages that `progress` does not have; logits: (n, C) at x. The last `reserved`
-    attacks are for the samples whose gradients are masked.
+    attacks are for the samples whose gradients are masked, and start where Square ended.
 
     A success is confirmed by the model before it counts. on_stage is called after every stage, with
     all that is needed to go on from there.
@@ -87,7 +91,7 @@ def run_cascade(
         else:
             stage = _run_stage(
                 attack, index, model, x, labels, logits, progress, alive, sample_ids=sample_ids,
-                execution=execution,
+                execution=execution, from_search=is_reserved,
             )  # fmt: skip
         progress.stages.append(stage)
         if on_stage is not None:
@@ -97,16 +101,20 @@ def run_cascade(
 def _run_stage(
     attack: Attack, index: int, model: Model, x: torch.Tensor, labels: torch.Tensor,
     logits: torch.Tensor, progress: Progress, alive: torch.Tensor, *, sample_ids: torch.Tensor,
-    execution: Execution,
+    execution: Execution, from_search: bool,
 ) -> Stage:  # fmt: skip
     """Attack the samples `alive` and enter what fell."""
     began = time.perf_counter()
     suited = fitted(attack, logits.shape[1])
     if suited is not attack:
         diagnostics.warn("few_classes", len(alive), len(x))
+    x_init = None
+    if from_search:
+        x_init = layout.gather_rows(progress.x_searched, alive)
     call = Call(
         _narrowed(suited, alive), model, layout.gather_rows(x, alive), labels[alive], target=None,
-        sample_ids=sample_ids[alive], x_init=None, execution=execution, clean_logits=logits[alive],
+        sample_ids=sample_ids[alive], x_init=x_init, execution=execution,
+        clean_logits=logits[alive],
     )  # fmt: skip
     found = call.fallen()
     rows = alive[found.indices]
@@ -116,7 +124,7 @@ def _run_stage(
     progress.margin[rows] = found.margin.to(progress.margin.dtype)
     progress.x_adv[rows] = found.x_adv
     progress.faults[alive] |= torch.as_tensor(found.faults, device=x.device)
-    _note_reached(progress, suited, alive, found.reached)
+    _note_reached(progress, suited, alive, found)
     return Stage(
         name=name_of(attack), attack=repr(suited), attacked=len(alive), broken=len(rows),
         seconds=time.perf_counter() - began, forwards=call.oracle.forwards,
@@ -124,17 +132,17 @@ def _run_stage(
     )  # fmt: skip
 
 
-def _note_reached(
-    progress: Progress, attack: Attack, alive: torch.Tensor, reached: np.ndarray
-) -> None:
+def _note_reached(progress: Progress, attack: Attack, alive: torch.Tensor, found: Fallen) -> None:
     """Where the loss of an attack is a margin: how close it came."""
     if isinstance(attack, SquareAttack):
         column = progress.by_search
+        if len(progress.x_searched):
+            progress.x_searched[alive] = found.x_reached
     elif isinstance(attack, AutoPGD) and attack.loss in ("difference", "margin"):
         column = progress.by_gradient
     else:
         return
-    margins = torch.as_tensor(reached, device=column.device).to(column.dtype)
+    margins = torch.as_tensor(found.reached, device=column.device).to(column.dtype)
     column[alive] = torch.maximum(column[alive], margins)
 
 

@@ -103,11 +103,12 @@ class AutoAttack:
             model, look.x[: look.batch_size], seed=attacks[0].seed,
             expects_random=self.version == "rand",
         )  # fmt: skip
+        reserved = reserved_of(self.version)
         if progress is None:
-            progress = Progress.of_clean(look.x, labels, logits)
+            progress = Progress.of_clean(look.x, labels, logits, reserved=reserved)
         run_cascade(
             attacks, model, look.x, labels, logits, progress,
-            reserved=reserved_of(self.version), sample_ids=look.sample_ids, execution=execution,
+            reserved=reserved, sample_ids=look.sample_ids, execution=execution,
             on_stage=on_stage,
         )  # fmt: skip
         warn_of_faults(progress.faults.cpu().numpy())
@@ -152,11 +153,12 @@ def autoattack(
     for random models, is APGD-CE and APGD-DLR averaged over 20 passes; "fast", which is not
     AutoAttack, is APGD-CE with 20 steps, APGD on z_t - z_y towards 9 targets with 30, Square with
     500 queries and, for samples that Square then came closer to breaking than the gradients did,
-    2,000 others; "custom" is `attacks`, in their order. Fewer classes are fewer targets, and where
-    they leave the DLR loss undefined (3, targeted 4) the margin loss is used, with a warning. keep:
-    "first_success" stops a slot there; "authors" makes all steps and returns what the authors' code
-    does, which changes no verdict. seed: of all randomness; None takes the time, as the authors'
-    default. Raises ValueError for an unknown version, or attacks that do not belong to it.
+    that APGD again from where Square ended; "custom" is `attacks`, in their order. Fewer classes
+    are fewer targets, and where they leave the DLR loss undefined (3, targeted 4) the margin loss
+    is used, with a warning. keep: "first_success" stops a slot there; "authors" makes all steps and
+    returns what the authors' code does, which changes no verdict. seed: of all randomness; None
+    takes the time, as the authors' default. Raises ValueError for an unknown version, or attacks
+    that do not belong to it.
 
     Example: `fastadv.evaluate(net, (x, y), fastadv.autoattack(fastadv.Linf(8 / 255)))`.
     Source: Croce and Hein 2020, arXiv:2003.01690; L1: 2021, arXiv:2103.01208.

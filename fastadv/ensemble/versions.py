@@ -34,7 +34,7 @@ def attacks_of(version: str, threat: ThreatModel, *, keep: str, seed: int) -> tu
             apgd_ce(threat, steps=20, large_radii=is_l1, **common),
             apgd_t(threat, steps=30, loss="difference", large_radii=is_l1, **common),
             square(threat, queries=500, seed=seed),
-            square(threat, queries=2000, seed=seed + 1),  # not the same squares again
+            apgd_t(threat, steps=30, loss="difference", **common),  # from where Square ended
         )
     return (
         apgd_ce(threat, restarts=5 if is_l1 else 1, large_radii=is_l1, **common),

@@ -37,7 +37,8 @@ class Unfinished:
     """What the attacks of an ensemble that are done found in a block whose others are not.
 
     count, digest: of the block's samples, the digest also of those before it. columns: those of
-    `Progress` but x_adv, in whose place distance is kept: a row of numbers a sample, not an image.
+    `Progress` but x_adv, in whose place distance is kept: a row of numbers a sample, not an image
+    (but where Square ended, if version="fast" is to go on from there).
     """
 
     count: int
