@@ -1,8 +1,8 @@
 """Writes tables and charts from result rows into README.md: `python -m benchmarks.report --help`.
 
 A block `<!-- benchmark:NAME -->` ... `<!-- /benchmark -->` is rewritten from the newest run of its
-suite. NAME: first-screen, attacks, attacks-chart, ops, step-cost, training or mnist, with @device
-for one device.
+suite. NAME: first-screen, attacks, attacks-chart, ops, step-cost, training, mnist, autoattack,
+autoattack-attacks or autoattack-ops, with @device for one device.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import schema, tables, training_tables
+from benchmarks import autoattack_tables, schema, tables, training_tables
 
 _ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(
@@ -31,6 +31,9 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
     "step-cost": ("counts", tables.step_cost),
     "training": ("training", training_tables.training),
     "mnist": ("mnist", training_tables.mnist),
+    "autoattack": ("autoattack", autoattack_tables.totals),
+    "autoattack-attacks": ("autoattack", autoattack_tables.attacks),
+    "autoattack-ops": ("autoattack", autoattack_tables.ops),
 }
 CHARTS: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
     "attacks-chart": ("attacks", tables.attacks_chart),

@@ -93,6 +93,12 @@ def _margin(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, gap z_up - z_down)."""
     own = rows.own
+    if grad is None:
+        column = own[:, None]
+        rival_z = rows.z.scatter(1, column, -math.inf).amax(1)  # a sort costs ten times that
+        own_z = rows.z.gather(1, column)[:, 0]
+        gap = own_z - rival_z if rows.target is not None else rival_z - own_z
+        return gap.clamp(max=kappa), gap
     values, columns = _ranked(rows, 2)
     leads = rows.first == own
     rival, rival_z = torch.where(leads, columns[1], columns[0]), torch.where(leads, *values[::-1])

@@ -107,9 +107,8 @@ def _linf_eager(*args) -> None:
     if not _runs_numpy(args[2]):
         return _linf_reference(*args)
     square_numpy.square_linf(*args)
-    for tensor in (args[0], args[1], *args[6:10]):
-        if not tensor.is_inference():
-            torch.autograd.graph.increment_version(tensor)
+    written = (args[0], args[1], *args[6:10])
+    torch.autograd.graph.increment_version([t for t in written if not t.is_inference()])
 
 
 def _linf_launch(

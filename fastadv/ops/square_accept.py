@@ -92,25 +92,25 @@ def check_state(
         raise ValueError(f"queries must be (B, K) with K >= 1; got {tuple(queries.shape)}")
     rows = batch * width
     small = torch.int32
-    wanted = {
-        "x_best": (x_best, tuple(x.shape), x.dtype),
-        "x_new": (x_new, (rows, *x.shape[1:]), x.dtype),
-        "loss": (loss, (rows,), best_loss.dtype),
-        "prediction": (prediction, (rows,), torch.int64),
-        "labels": (labels, (batch,), torch.int64),
-        "best_loss": (best_loss, (batch,), layout.compute_dtype(best_loss)),
-        "queries": (queries, (batch, width), small),
-        "wasted": (wasted, (batch,), small),
-        "slots": (slots, (batch, columns.WIDTH), small),
-        "restarts": (restarts, (batch,), small),
-    }
-    for name, (tensor, shape, dtype) in wanted.items():
-        if (tuple(tensor.shape), tensor.dtype, tensor.device) != (shape, dtype, device):
+    wanted = (
+        ("x_best", x_best, x.shape, x.dtype),
+        ("x_new", x_new, (rows, *x.shape[1:]), x.dtype),
+        ("loss", loss, (rows,), best_loss.dtype),
+        ("prediction", prediction, (rows,), torch.int64),
+        ("labels", labels, (batch,), torch.int64),
+        ("best_loss", best_loss, (batch,), layout.compute_dtype(best_loss)),
+        ("queries", queries, (batch, width), small),
+        ("wasted", wasted, (batch,), small),
+        ("slots", slots, (batch, columns.WIDTH), small),
+        ("restarts", restarts, (batch,), small),
+    )
+    for name, tensor, shape, dtype in wanted:
+        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
             raise ValueError(
-                f"{name} must be {shape} {dtype} on {device}; got {tuple(tensor.shape)} "
+                f"{name} must be {tuple(shape)} {dtype} on {device}; got {tuple(tensor.shape)} "
                 f"{tensor.dtype} on {tensor.device}"
             )
-        if tensor.ndim < 4 and not tensor.is_contiguous():
+        if len(shape) < 4 and not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous; got strides {tensor.stride()}")
     memory_format = layout.dense_format(x_best)
     if memory_format is None or not layout.is_dense_as(x_new, memory_format):

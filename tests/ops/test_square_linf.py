@@ -5,7 +5,7 @@ import torch
 from square_problems import NAN, Run, Wavy, images, textbook_linf
 
 from fastadv.kernels import slots as columns
-from fastadv.ops import backend, square, square_start, square_table
+from fastadv.ops import backend, square, square_numpy, square_start, square_table
 
 EPS = 0.08
 
@@ -81,6 +81,47 @@ def test_dtypes(device, every_backend, dtype):
     assert_same_attack(run, other)
     ulp = {torch.float64: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
     assert (run.x_best.double() - run.x.double()).abs().max() <= EPS + ulp
+
+
+@pytest.mark.parametrize("elements", [1, 900, 1 << 20])
+def test_how_many_candidates_a_round_tests_changes_nothing(device, monkeypatch, elements):
+    network, run = problem(device, batch=6, shape=(1, 8, 6), queries=90)
+    best, margins, success = textbook_linf(network, run.x, run.labels, run.start, run.table, EPS)
+    monkeypatch.setattr(square_numpy, "_ELEMENTS_AT_ONCE", elements)
+    run.finish(network)
+    assert torch.equal(run.x_best, best)
+    assert torch.equal(run.best_loss, margins)
+    assert run.column("SUCCESS_STEP") == success
+
+
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("elements", [1, 900])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_every_field_is_the_references(device, monkeypatch, width, elements, dtype):
+    monkeypatch.setattr(square_numpy, "_ELEMENTS_AT_ONCE", elements)
+    options = dict(batch=9, width=width, dtype=dtype, restarts=2, queries=25)
+    runs = [problem(device, memory_format=torch.channels_last, **options)[1] for _ in range(2)]
+    for run in runs:
+        run.restarts[::2] = 1
+        run.eps = torch.linspace(0.02, 0.2, 9, device=device)
+        run.x[4, 1, 2, 3] = NAN
+        run.slots[7, columns.ACTIVE] = 0
+    generator = torch.Generator().manual_seed(3)
+    stages = set()
+    for _ in range(30):
+        draw = torch.rand(3, 9 * width, generator=generator).to(device)
+        loss = torch.where(draw[0] < 0.05, NAN, -draw[1])
+        prediction = runs[0].labels.repeat_interleave(width) + (draw[2] < 0.05)
+        runs[0].step(loss, prediction)
+        with monkeypatch.context() as patch, backend.use_backend("reference"):
+            patch.setattr(square, "_runs_numpy", lambda x: False)
+            runs[1].step(loss, prediction)
+        stages.add(len(set(runs[0].column("STEP"))))
+        for name in ("x_best", "x_new", "best_loss", "queries", "wasted", "slots"):
+            one, other = getattr(runs[0], name), getattr(runs[1], name)
+            assert torch.equal(one.nan_to_num(7), other.nan_to_num(7)), name
+    assert max(stages) > 2  # slots went apart
+    assert any(runs[0].column("FAULT")) and max(runs[0].column("SUCCESS_STEP")) > 0
 
 
 def test_channels_last_is_the_same_attack(device, every_backend):
