@@ -48,6 +48,8 @@ class AutoPGDL1Slots:
     targets: classes aimed at in turn, each from `restarts` starts; 0: none, or the one of `work`.
     """
 
+    stride = 4
+
     def __init__(
         self, oracle: Oracle, threat: ThreatModel, *, steps: int, restarts: int, targets: int,
         large_radii: bool, seed: int, keep: str, first_step: int,

@@ -60,6 +60,8 @@ class AutoPGDSlots:
     targets: classes aimed at in turn, each from `restarts` starts; 0: none, or the one of `work`.
     """
 
+    stride = 4
+
     def __init__(
         self, oracle: Oracle, threat: ThreatModel, *, steps: int, restarts: int, targets: int,
         rho: float, seed: int, keep: str, first_step: int,

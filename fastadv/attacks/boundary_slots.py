@@ -46,6 +46,7 @@ class BoundarySlots:
     classes, which takes C - 1 backward passes a step.
     """
 
+    stride = 4
     needs_last = False  # a slot ends only after its last point has been evaluated
 
     def __init__(

@@ -16,6 +16,8 @@ from fastadv.threat_model import Linf, ThreatModel, start_point
 class ProjectedGradient:
     """Ascend the loss by fused steps from a start point; see `fastadv.pgd` for the arguments."""
 
+    stride = 4
+
     def __init__(
         self, oracle: Oracle, threat: ThreatModel, *, steps: int, restarts: int, seed: int,
         start_kind: str | None, clamp_start: bool, first_step: int, momentum_decay: float | None,

@@ -73,6 +73,7 @@ class SquareSlots:
     counted in `oracle.discarded`; and those that change nothing need no forward at all.
     """
 
+    stride = 16  # of thousands
     needs_last = False
 
     def __init__(

@@ -26,11 +26,14 @@ class SlotAlgorithm(Protocol):
     """An attack as a per-slot state machine: `step` advances every active slot by one step.
 
     steps: the most steps of a slot. items: work items a sample, its restarts or targets in the
-    order in which they count. needs_last: an iterate reached by the last step is evaluated too.
+    order in which they count. stride: steps between two looks at which slots are finished, which
+    synchronise: a finished slot idles half of them. needs_last: an iterate reached by the last step
+    is evaluated too.
     """
 
     steps: int
     items: int
+    stride: int
 
     @property
     def needs_last(self) -> bool: ...

@@ -11,8 +11,6 @@ from fastadv.engine.plain import read
 from fastadv.engine.work import Work
 from fastadv.kernels import slots as columns
 
-_STRIDE = 4  # steps between two looks at the flags: a finished slot idles 2 on average
-
 
 def run_continuous(
     algorithm: SlotAlgorithm, work: Work, pending: np.ndarray, ledger: Ledger, batch_size: int
@@ -46,7 +44,9 @@ class _Run:
 
     def finish(self) -> None:
         while self.busy.any():
-            rounds = min(_STRIDE, int((self.algorithm.steps - self.age[self.busy]).min()))
+            rounds = min(
+                self.algorithm.stride, int((self.algorithm.steps - self.age[self.busy]).min())
+            )
             for _ in range(rounds):
                 self.algorithm.step(self.state)
             self.age += rounds

@@ -53,7 +53,9 @@ def fitted(attack: Attack, classes: int) -> Attack:
     """`attack` itself, or with the margin loss where `classes` leave its DLR loss undefined."""
     if isinstance(attack, AutoPGD) and attack.loss == "dlr":
         if classes < _DLR_CLASSES[attack.constructor]:
-            return replace(attack, loss="margin")
+            # of two classes the only wrong one is the target: `apgd_dlr` has no loss to show
+            targets = attack.n_target_classes or 1
+            return replace(attack, constructor="apgd_t", n_target_classes=targets, loss="margin")
     return attack
 
 

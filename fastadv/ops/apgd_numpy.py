@@ -5,7 +5,7 @@ import torch
 
 from fastadv.kernels import apgd_progress, slots
 
-_TILE = 1 << 14  # elements whose buffers stay in the cache from one operation to the next
+_TILE = 1 << 16  # elements whose buffers stay in the cache from one operation to the next
 
 
 def check(

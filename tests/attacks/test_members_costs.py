@@ -1,0 +1,94 @@
+"""Contract C5 for AutoAttack's members: passes a step, and nothing that waits for the host."""
+
+import pytest
+import torch
+from members import GRADIENT_MEMBERS, MEMBERS, member
+from test_costs import _DATA_DEPENDENT, _all_ops, _linear, _outer_ops, _per_step
+from toy_models import NORMS, Counting, SpyLinear, mixed_problem
+
+import fastadv
+
+N = 30
+_PLAIN = fastadv.Execution(batching="plain")
+
+
+def _caller(name, norm, model=None, **more):
+    """steps -> the call of an attack with as many, at a radius too small to fool the model."""
+    model = model or _linear()
+    x = mixed_problem(N, (3, 4, 4)).x
+    if name == "square" and norm != "linf":
+        x = mixed_problem(N, (1, 6, 8)).x
+    with torch.no_grad():
+        y = model(x).argmax(1)
+
+    def call_of(steps):
+        budget = dict(queries=steps) if name == "square" else dict(steps=steps)
+        if name in ("apgd_t", "fab_t"):
+            budget["n_target_classes"] = 1
+        attack = member(name, norm, scale=1e-4, **(budget | dict(restarts=1) | more))
+        return lambda: attack.run(model, x, y, execution=_PLAIN)
+
+    return call_of
+
+
+def _steps(name, norm):
+    return dict(large_radii=False) if (name, norm) == ("apgd_t", "l1") else {}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_no_step_waits_for_the_host(name, norm):
+    step = _per_step(_all_ops, _caller(name, norm, **_steps(name, norm)))
+    assert any(op.startswith("fastadv::") and count >= 1 for op, count in step.items())
+    assert _DATA_DEPENDENT & step.keys() == set()
+
+
+_OPS = {
+    "apgd_ce": {"linf": 3, "l2": 3, "l1": 3},
+    "apgd_dlr": {"linf": 3, "l2": 3, "l1": 3},
+    "apgd_t": {"linf": 3, "l2": 3, "l1": 3},
+    "fab_t": {"linf": 4, "l2": 4, "l1": 4},
+    "square": {"linf": 2, "l2": 2, "l1": 2},
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", _OPS)
+def test_our_ops_in_a_step(name, norm):
+    step = _per_step(_outer_ops, _caller(name, norm, **_steps(name, norm)))
+    ours = {op: count for op, count in step.items() if op.startswith("fastadv::")}
+    assert sum(ours.values()) == _OPS[name][norm], ours
+
+
+# forwards and backwards of a batch in a step, in calls; fab: a backward for each of 5 classes
+_PASSES = {
+    "apgd_ce": (1, 1),
+    "apgd_dlr": (1, 1),
+    "apgd_t": (1, 1),
+    "fab": (2, 5),
+    "fab_t": (2, 1),
+    "square": (1, 0),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_the_passes_of_a_step(name, norm):
+    model = Counting(_linear())
+    call_of = _caller(name, norm, model, **_steps(name, norm))
+    seen = []
+    for steps in (3, 5):
+        model.calls = model.backwards = 0
+        call_of(steps)()
+        seen.append((model.calls, model.backwards // N))
+    forwards, backwards = ((b - a) / 2 for a, b in zip(*seen, strict=True))
+    assert (forwards, backwards) == _PASSES[name]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", GRADIENT_MEMBERS)
+def test_no_weight_gradient_is_ever_computed(name, norm):
+    layer = SpyLinear(48, 5)
+    layer.clear()
+    _caller(name, norm, torch.nn.Sequential(torch.nn.Flatten(), layer))(4)()
+    assert set(layer.asked) == {(True, False, False)}

@@ -1,0 +1,170 @@
+"""Contract C2 for AutoAttack's members: batch, order, schedule, lookahead and threads."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from members import MEMBERS, assert_varied, member, member_problem
+from toy_models import NORMS, differing_fields, joined, rows_of, same_bits
+
+import fastadv
+from fastadv.attacks import square_slots
+
+SAMPLES = 39
+
+
+def _way(batching, batch_size):
+    return fastadv.Execution(batching=batching, batch_size=batch_size)
+
+
+@contextmanager
+def _threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_the_batch_size_and_the_schedule_change_no_bit(name, norm):
+    p, attack = member_problem(SAMPLES), member(name, norm)
+    expected = attack.run(p.model, p.x, p.y, execution=_way("plain", None))
+    assert_varied(expected, p.y)
+    for batch_size in (7, 37, 250):
+        for batching in ("plain", "continuous"):
+            got = attack.run(p.model, p.x, p.y, execution=_way(batching, batch_size))
+            assert differing_fields(got, expected) == [], (batching, batch_size)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_samples_attacked_one_by_one_change_no_bit(name, norm):
+    p, attack = member_problem(SAMPLES), member(name, norm)
+    expected = attack.run(p.model, p.x, p.y)
+    some = torch.arange(9)
+    for batching in ("plain", "continuous"):
+        got = attack.run(p.model, p.x[some], p.y[some], execution=_way(batching, 1))
+        assert differing_fields(got, rows_of(expected, some)) == [], batching
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_order_and_separate_calls_change_no_bit(name, norm):
+    p, attack = member_problem(SAMPLES), member(name, norm)
+    ids = torch.arange(SAMPLES) + (5 << 33)
+    expected = attack.run(p.model, p.x, p.y, sample_ids=ids)
+    order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(3))
+    shuffled = attack.run(
+        p.model, p.x[order], p.y[order], sample_ids=ids[order], execution=_way("continuous", 7)
+    )
+    assert differing_fields(shuffled, rows_of(expected, order)) == []
+    parts = [
+        attack.run(p.model, p.x[a:b], p.y[a:b], sample_ids=ids[a:b])
+        for a, b in ((0, 1), (1, 18), (18, SAMPLES))
+    ]
+    assert differing_fields(joined(parts), expected) == []
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", [m for m in MEMBERS if m not in ("fab", "fab_t")])
+def test_another_seed_changes_the_examples(name, norm):
+    """Or the tests above would hold for an attack without randomness too."""
+    p = member_problem(SAMPLES)
+    first, other = (member(name, norm, seed=seed).run(p.model, p.x, p.y) for seed in (0, 1))
+    assert not same_bits(first.x_adv, other.x_adv)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_the_number_of_threads_changes_no_bit(name, norm):
+    # 33,792 elements: torch splits above 32,768
+    p = member_problem(11, (3, 32, 32), classes=4, wrong_every=20, curvature=0.5)
+    large_radii = dict(steps=4) if (name, norm) == ("apgd_t", "l1") else dict(steps=2)
+    budget = dict(queries=4) if name == "square" else large_radii
+    if name.endswith("_t"):
+        budget["n_target_classes"] = 1
+    scale = {"linf": 0.1, "l2": 1.0, "l1": 4.0}[norm]
+    attack = member(name, norm, scale=scale, restarts=1, **budget)
+    results = []
+    for threads in (1, 2):
+        with _threads(threads):
+            results.append(attack.run(p.model, p.x, p.y))
+    assert differing_fields(results[1], results[0]) == []
+    assert results[0].success.any() and not results[0].success.all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_every_dtype_is_invariant(dtype, name, norm):
+    p, attack = member_problem(SAMPLES, dtype=dtype), member(name, norm)
+    expected = attack.run(p.model, p.x, p.y, execution=_way("plain", None))
+    assert expected.success.any() and not expected.success.all()
+    got = attack.run(p.model, p.x, p.y, execution=_way("continuous", 7))
+    assert differing_fields(got, expected) == []
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_memory_that_is_not_written_changes_no_bit(name, norm):
+    p, attack = member_problem(SAMPLES), member(name, norm)
+    expected = attack.run(p.model, p.x, p.y, execution=_way("continuous", 7))
+    torch.use_deterministic_algorithms(True)  # torch.empty gives NaN
+    try:
+        got = attack.run(p.model, p.x, p.y, execution=_way("continuous", 7))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert differing_fields(got, expected) == []
+
+
+@pytest.mark.parametrize("keep", ["authors", "best"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", [m for m in MEMBERS if m != "square"])
+def test_the_other_ways_to_keep_are_invariant(name, norm, keep):
+    p, attack = member_problem(SAMPLES), member(name, norm, keep=keep)
+    expected = attack.run(p.model, p.x, p.y, execution=_way("plain", None))
+    assert expected.success.any() and not expected.success.all()
+    got = attack.run(p.model, p.x, p.y, execution=_way("continuous", 7))
+    assert differing_fields(got, expected) == []
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", [m for m in MEMBERS if m != "square"])
+def test_keeping_as_the_authors_changes_no_verdict(name, norm):
+    p = member_problem(SAMPLES)
+    ours, theirs = (
+        member(name, norm, keep=keep, steps=20, scale=0.4).run(p.model, p.x, p.y)
+        for keep in ("first_success", "authors")
+    )
+    assert ours.success.any() and not ours.success.all()
+    assert torch.equal(ours.success, theirs.success)
+    assert torch.equal(ours.step, theirs.step)
+    assert theirs.backwards > ours.backwards
+
+
+@pytest.fixture
+def eager_to_look_ahead(monkeypatch):
+    monkeypatch.setattr(square_slots, "_SETTLED", 1)
+    monkeypatch.setattr(square_slots, "_REVIEW", 2)
+    monkeypatch.setattr(square_slots, "_CPU_ROOM", 1000)
+
+
+@pytest.mark.parametrize(("batching", "batch_size"), [("plain", 250), ("continuous", 7)])
+@pytest.mark.parametrize("norm", NORMS)
+def test_looking_ahead_changes_no_bit(norm, batching, batch_size, monkeypatch, request):
+    p, attack = member_problem(18), member("square", norm, queries=30)
+    expected = attack.run(p.model, p.x, p.y, execution=_way("plain", None))
+    assert_varied(expected, p.y)
+    request.getfixturevalue("eager_to_look_ahead")
+    widths = []
+    move = square_slots.SquareSlots._move
+    monkeypatch.setattr(
+        square_slots.SquareSlots, "_move",
+        lambda self, state, *args: widths.append(state.lookahead) or move(self, state, *args),
+    )  # fmt: skip
+    got = attack.run(p.model, p.x, p.y, execution=_way(batching, batch_size))
+    assert differing_fields(got, expected) == []
+    assert max(widths) > 1
