@@ -76,7 +76,8 @@ def run_cascade(
     execution: Execution, on_stage: Callable[[Progress], None] | None,
 ) -> None:  # fmt: skip
     """Carry out the stages that `progress` does not have; logits: (n, C) at x. The last `reserved`
-    attacks are for the samples whose gradients are masked, and start where Square ended.
+    attacks are for the samples whose gradients are masked; but for Square they start from the
+    closest point that Square has found.
 
     A success is confirmed by the model before it counts. on_stage is called after every stage, with
     all that is needed to go on from there.
@@ -91,7 +92,7 @@ def run_cascade(
         else:
             stage = _run_stage(
                 attack, index, model, x, labels, logits, progress, alive, sample_ids=sample_ids,
-                execution=execution, from_search=is_reserved,
+                execution=execution, is_reserved=is_reserved,
             )  # fmt: skip
         progress.stages.append(stage)
         if on_stage is not None:
@@ -101,7 +102,7 @@ def run_cascade(
 def _run_stage(
     attack: Attack, index: int, model: Model, x: torch.Tensor, labels: torch.Tensor,
     logits: torch.Tensor, progress: Progress, alive: torch.Tensor, *, sample_ids: torch.Tensor,
-    execution: Execution, from_search: bool,
+    execution: Execution, is_reserved: bool,
 ) -> Stage:  # fmt: skip
     """Attack the samples `alive` and enter what fell."""
     began = time.perf_counter()
@@ -109,7 +110,7 @@ def _run_stage(
     if suited is not attack:
         diagnostics.warn("few_classes", len(alive), len(x))
     x_init = None
-    if from_search:
+    if is_reserved and not isinstance(attack, SquareAttack):
         x_init = layout.gather_rows(progress.x_searched, alive)
     call = Call(
         _narrowed(suited, alive), model, layout.gather_rows(x, alive), labels[alive], target=None,
@@ -124,7 +125,8 @@ def _run_stage(
     progress.margin[rows] = found.margin.to(progress.margin.dtype)
     progress.x_adv[rows] = found.x_adv
     progress.faults[alive] |= torch.as_tensor(found.faults, device=x.device)
-    _note_reached(progress, suited, alive, found)
+    if x_init is None:  # from where Square ended, a gradient says nothing of masking
+        _note_reached(progress, suited, alive, found)
     return Stage(
         name=name_of(attack), attack=repr(suited), attacked=len(alive), broken=len(rows),
         seconds=time.perf_counter() - began, forwards=call.oracle.forwards,
@@ -133,17 +135,19 @@ def _run_stage(
 
 
 def _note_reached(progress: Progress, attack: Attack, alive: torch.Tensor, found: Fallen) -> None:
-    """Where the loss of an attack is a margin: how close it came."""
-    if isinstance(attack, SquareAttack):
-        column = progress.by_search
-        if len(progress.x_searched):
-            progress.x_searched[alive] = found.x_reached
-    elif isinstance(attack, AutoPGD) and attack.loss in ("difference", "margin"):
-        column = progress.by_gradient
-    else:
+    """Where the loss of an attack is a margin: how close it came, and where Square did."""
+    is_search = isinstance(attack, SquareAttack)
+    if not is_search and not (
+        isinstance(attack, AutoPGD) and attack.loss in ("difference", "margin")
+    ):
         return
+    column = progress.by_search if is_search else progress.by_gradient
+    before = column[alive]
     margins = torch.as_tensor(found.reached, device=column.device).to(column.dtype)
-    column[alive] = torch.maximum(column[alive], margins)
+    column[alive] = torch.maximum(before, margins)
+    if is_search and len(progress.x_searched):
+        closer = margins > before
+        progress.x_searched[alive[closer]] = found.x_reached[closer]
 
 
 def _narrowed(attack: Attack, rows: torch.Tensor) -> Attack:

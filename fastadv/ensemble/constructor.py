@@ -153,12 +153,12 @@ def autoattack(
     for random models, is APGD-CE and APGD-DLR averaged over 20 passes; "fast", which is not
     AutoAttack, is APGD-CE with 20 steps, APGD on z_t - z_y towards 9 targets with 30, Square with
     500 queries and, for samples that Square then came closer to breaking than the gradients did,
-    that APGD again from where Square ended; "custom" is `attacks`, in their order. Fewer classes
-    are fewer targets, and where they leave the DLR loss undefined (3, targeted 4) the margin loss
-    is used, with a warning. keep: "first_success" stops a slot there; "authors" makes all steps and
-    returns what the authors' code does, which changes no verdict. seed: of all randomness; None
-    takes the time, as the authors' default. Raises ValueError for an unknown version, or attacks
-    that do not belong to it.
+    that APGD again from where Square ended, Square with 2,000 other queries, and APGD from there;
+    "custom" is `attacks`, in their order. Fewer classes are fewer targets, and where they leave the
+    DLR loss undefined (3, targeted 4) the margin loss is used, with a warning. keep:
+    "first_success" stops a slot there; "authors" makes all steps and returns what the authors' code
+    does, which changes no verdict. seed: of all randomness; None takes the time, as the authors'
+    default. Raises ValueError for an unknown version, or attacks that do not belong to it.
 
     Example: `fastadv.evaluate(net, (x, y), fastadv.autoattack(fastadv.Linf(8 / 255)))`.
     Source: Croce and Hein 2020, arXiv:2003.01690; L1: 2021, arXiv:2103.01208.

@@ -19,7 +19,8 @@ def _few(name):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_images_of_every_size(name, norm):
-    for shape in _SIDES:
+    own = NORMS.index(norm) + MEMBERS.index(name)  # all sizes meet all norms
+    for shape in (_SIDES[own % 6], _SIDES[(own + 3) % 6]):
         p = mixed_problem(6, shape, wrong_every=10)
         attack = member(name, norm, scale=4.0, **_few(name))
         result = attack.run(p.model, p.x, p.y)
@@ -108,24 +109,23 @@ _MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", _MODES)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", MEMBERS)
-def test_the_mode_around_the_call_changes_no_bit(name, norm, mode):
-    p, attack = member_problem(16), member(name, norm)
+def test_the_mode_around_the_call_changes_no_bit(name, norm):
+    p, attack = member_problem(9), member(name, norm)
     expected = attack.run(p.model, p.x, p.y)
-    with _MODES[mode]():
-        result = attack.run(p.model, p.x.clone(), p.y.clone())
-    assert differing_fields(result, expected) == []
-    assert not result.x_adv.is_inference()
+    for mode, enter in _MODES.items():
+        with enter():
+            result = attack.run(p.model, p.x.clone(), p.y.clone())
+        assert differing_fields(result, expected) == [], mode
+        assert not result.x_adv.is_inference()
 
 
-@pytest.mark.parametrize("batching", ["plain", "continuous"])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", MEMBERS)
-def test_channels_last_gives_the_same_verdicts_and_is_kept(name, norm, batching):
+def test_channels_last_gives_the_same_verdicts_and_is_kept(name, norm):
     p, attack = member_problem(16), member(name, norm)
-    way = fastadv.Execution(batching=batching, batch_size=5)
+    way = fastadv.Execution(batch_size=8)
     expected = attack.run(p.model, p.x, p.y, execution=way)
     x = p.x.contiguous(memory_format=torch.channels_last)
     result = attack.run(p.model, x, p.y, execution=way)
@@ -186,12 +186,11 @@ def test_labels_of_int32(name):
     assert differing_fields(attack.run(p.model, p.x, p.y.int()), expected) == []
 
 
-@pytest.mark.parametrize("batching", ["plain", "continuous"])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", MEMBERS)
-def test_no_sample_and_one_sample(name, norm, batching):
+def test_no_sample_and_one_sample(name, norm):
     p, attack = member_problem(6), member(name, norm)
-    way = fastadv.Execution(batching=batching)
+    way = fastadv.Execution(batching="plain" if norm == "l2" else "continuous")
     none = attack.run(p.model, p.x[:0], p.y[:0], execution=way)
     assert none.x_adv.shape == (0, 3, 5, 6) and (none.forwards, none.backwards) == (0, 0)
     whole = attack.run(p.model, p.x, p.y, execution=way)

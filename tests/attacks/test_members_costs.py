@@ -36,7 +36,7 @@ def _steps(name, norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("name", ["apgd_ce", "fab", "fab_t", "square"])
 def test_no_step_waits_for_the_host(name, norm):
     step = _per_step(_all_ops, _caller(name, norm, **_steps(name, norm)))
     assert any(op.startswith("fastadv::") and count >= 1 for op, count in step.items())

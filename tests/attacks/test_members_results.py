@@ -165,8 +165,7 @@ def test_the_first_restart_that_succeeds_counts(name, norm):
     assert (three.success | ~one.success).all()
 
 
-@pytest.mark.parametrize("batching", ["plain", "continuous"])
-@pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.parametrize(("batching", "batch_size"), [("plain", None), ("continuous", 7)])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_the_reported_passes_are_those_the_model_saw(name, norm, batch_size, batching):
