@@ -18,6 +18,7 @@ from fastadv.isolation import Model
 from fastadv.ops import layout
 
 _ROBUST, _WRONG = -1, -2  # in `broken_by`, which else holds the index of a stage
+_NEAR = 0.1  # of the clean margin, which is negative
 
 
 @dataclass
@@ -65,9 +66,11 @@ class Progress:
         return self.broken_by == _ROBUST
 
     @property
-    def masked(self) -> torch.Tensor:
-        """Robust so far, though random search came closer to breaking them than any gradient."""
-        return self.robust & (self.by_search > self.by_gradient)
+    def doubtful(self) -> torch.Tensor:
+        """Robust so far, but random search came closer to breaking them than any gradient, which
+        is then masked, or little is left of the clean margin."""
+        nearest = torch.maximum(self.by_gradient, self.by_search)
+        return self.robust & ((self.by_search > self.by_gradient) | (nearest > _NEAR * self.margin))
 
 
 def run_cascade(
@@ -76,7 +79,7 @@ def run_cascade(
     execution: Execution, on_stage: Callable[[Progress], None] | None,
 ) -> None:  # fmt: skip
     """Carry out the stages that `progress` does not have; logits: (n, C) at x. The last `reserved`
-    attacks are for the samples whose gradients are masked; but for Square they start from the
+    attacks are for the doubtful samples; but for Square they start from the
     closest point that Square has found.
 
     A success is confirmed by the model before it counts. on_stage is called after every stage, with
@@ -86,7 +89,7 @@ def run_cascade(
         if index < len(progress.stages):
             continue
         is_reserved = index >= len(attacks) - reserved
-        alive = (progress.masked if is_reserved else progress.robust).nonzero()[:, 0]
+        alive = (progress.doubtful if is_reserved else progress.robust).nonzero()[:, 0]
         if len(alive) == 0:
             stage = Stage(name_of(attack), repr(attack), 0, 0, 0.0, 0, 0, 0)
         else:

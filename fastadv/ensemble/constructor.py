@@ -152,8 +152,8 @@ def autoattack(
     "plus" is APGD-CE and APGD-DLR with five starts, FAB with five, Square, APGD-T, FAB-T; "rand",
     for random models, is APGD-CE and APGD-DLR averaged over 20 passes; "fast", which is not
     AutoAttack, is APGD-CE with 20 steps, APGD on z_t - z_y towards 9 targets with 30, Square with
-    500 queries and, for samples that Square then came closer to breaking than the gradients did,
-    that APGD again from where Square ended, Square with 2,000 other queries, and APGD from there;
+    1,000 queries; then, only for samples that Square came closer to breaking than the gradients, or
+    of whose margin a tenth is left, that APGD from where Square ended, and Square as in "standard";
     "custom" is `attacks`, in their order. Fewer classes are fewer targets, and where they leave the
     DLR loss undefined (3, targeted 4) the margin loss is used, with a warning. keep:
     "first_success" stops a slot there; "authors" makes all steps and returns what the authors' code

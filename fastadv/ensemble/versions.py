@@ -33,11 +33,10 @@ def attacks_of(version: str, threat: ThreatModel, *, keep: str, seed: int) -> tu
         return (
             apgd_ce(threat, steps=20, large_radii=is_l1, **common),
             apgd_t(threat, steps=30, loss="difference", large_radii=is_l1, **common),
-            square(threat, queries=500, seed=seed),
-            # for samples whose gradients are masked: from where Square ended, then again
+            square(threat, queries=1000, seed=seed),
+            # for doubtful samples: from where Square ended, then Square as in "standard"
             apgd_t(threat, steps=30, loss="difference", **common),
-            square(threat, queries=2000, seed=seed + 1),
-            apgd_t(threat, steps=30, loss="difference", **common),
+            square(threat, seed=seed),
         )
     return (
         apgd_ce(threat, restarts=5 if is_l1 else 1, large_radii=is_l1, **common),
@@ -48,8 +47,8 @@ def attacks_of(version: str, threat: ThreatModel, *, keep: str, seed: int) -> tu
 
 
 def reserved_of(version: str) -> int:
-    """How many of the last attacks are only for samples whose gradients are masked."""
-    return 3 if version == "fast" else 0
+    """How many of the last attacks are only for doubtful samples."""
+    return 2 if version == "fast" else 0
 
 
 def fitted(attack: Attack, classes: int) -> Attack:
