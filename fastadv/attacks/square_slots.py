@@ -19,9 +19,10 @@ _MOVES = {
     "l2": square_lp.square_l2_,
     "l1": square_lp.square_l1_,
 }
-_SETTLED = 500  # queries after which few proposals are accepted, so that looking ahead pays
+_SETTLED = 1000  # queries after which few proposals are accepted, so that looking ahead pays
 _REVIEW = 64  # steps between two looks at whether there is room to look ahead
 _CPU_ROOM = 32  # rows below which a CPU's forward is mostly overhead
+_CPU_AHEAD = 4  # proposals of a slot that share the cost of a step beside the model
 
 
 @dataclass
@@ -156,7 +157,8 @@ class SquareSlots:
             self._review_sync(state)
         if state.is_over:
             return
-        logits = self.oracle.logits(state.x_new)
+        parts = [self.oracle.logits(part) for part in state.x_new.split(self.room)]
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
         rows = len(state.x_new)
         loss = state.best_loss.new_empty(rows)
         prediction = torch.empty_like(state.labels_new)
@@ -185,8 +187,9 @@ class SquareSlots:
         state.is_over = not bool(active.any())
         if state.is_over:
             return
-        room = min(self.room, _CPU_ROOM) if state.x.device.type == "cpu" else self.room
-        count = room // len(state)
+        count = self.room // len(state)
+        if state.x.device.type == "cpu":
+            count = max(min(self.room, _CPU_ROOM) // len(state), _CPU_AHEAD)
         if count < 2 * state.lookahead:
             return
         if bool((active & (state.slots[:, columns.STEP] < _SETTLED)).any()):

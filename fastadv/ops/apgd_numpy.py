@@ -13,23 +13,24 @@ def check(
     slot_state: np.ndarray, checkpoints: np.ndarray, rho: float,
 ) -> None:  # fmt: skip
     """`apgd_check_` on arrays, in place."""
+    step = slot_state[:, slots.STEP]  # the head has advanced it already
     active = slot_state[:, slots.ACTIVE] != 0
-    t = np.clip(slot_state[:, slots.STEP] - 1, 0, len(checkpoints) - 1)
-    first = active & (t == 0)
-    later = active & (t != 0)
+    period = checkpoints.take(step - 1, mode="clip")
     columns = progress.T
     increases = columns[apgd_progress.INCREASES]
-    increases[later] += loss[later] > columns[apgd_progress.PREVIOUS_LOSS][later]
+    first = active & (step == 1)
+    starts = bool(first.any())
+    later = active & ~first if starts else active
+    np.add(increases, loss > columns[apgd_progress.PREVIOUS_LOSS], out=increases, where=later)
     np.copyto(columns[apgd_progress.PREVIOUS_LOSS], loss, where=later)
     np.copyto(columns[apgd_progress.RESTORE], 0.0, where=active)
-    if first.any():
+    if starts:
         for column, value in (
             (apgd_progress.PREVIOUS_LOSS, 0.0), (apgd_progress.INCREASES, 0.0),
             (apgd_progress.REDUCED, 1.0),
         ):  # fmt: skip
             columns[column][first] = value
         columns[apgd_progress.CHECKED_BEST][first] = best_loss[first]
-    period = checkpoints[t]
     checks = later & (period > 0)
     if not checks.any():
         return
