@@ -3,7 +3,7 @@
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from benchmarks.networks import Problem
 from fastadv.threat_model import contains
 
 STAGES = (*NAMES, "checks")
-_REPEATS = 7  # of each bare pass
+_REPEATS = 7, 0.05  # of each bare pass: at least, and as a share of its calls
 
 Call = tuple[int, bool]  # (rows, whether a backward pass to the input follows)
 
@@ -74,10 +74,12 @@ def run_round(
             attacked = int(entrant.robust.sum())
             entrant.model.calls.clear()
             work = entrant.check if stage == "checks" else lambda e=entrant, i=index: e.attack(i)
-            spent[name] = (attacked, *_clock(work), dict(entrant.model.calls))
+            cpu, wall = _clock(work)
+            calls = dict(entrant.model.calls)
             entrant.model.zero_grad(set_to_none=True)  # the authors' FAB leaves some
-        costs = pass_seconds(problem, {call for *_, calls in spent.values() for call in calls})
-        for name, (attacked, cpu, wall, calls) in spent.items():
+            # at once: a machine that others share is not as fast a minute later
+            spent[name] = attacked, cpu, wall, calls, pass_seconds(problem, calls)
+        for name, (attacked, cpu, wall, calls, costs) in spent.items():
             own = running[name]
             robust, refused, distance = verdict(problem, eps, own.robust, own.x_adv)
             found.stages[name].append(
@@ -108,14 +110,15 @@ def _clock(run: Callable[[], object]) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def pass_seconds(problem: Problem, calls: Iterable[Call]) -> dict[Call, float]:
-    """Process time of one pass of each kind through the model alone: the median of 7.
+def pass_seconds(problem: Problem, calls: dict[Call, int]) -> dict[Call, float]:
+    """Process time of one pass of each kind through the model alone: the median of a twentieth of
+    its calls, 7 at least.
 
     With a backward pass: to the input only, which is all that an attack needs, so that what a
     library spends on gradients of the weights counts as its own.
     """
     costs = {}
-    for rows, backward in calls:
+    for (rows, backward), count in calls.items():
         batch = problem.x[torch.arange(rows, device=problem.x.device) % len(problem.x)]
 
         def once(batch: torch.Tensor = batch, backward: bool = backward) -> None:
@@ -127,7 +130,8 @@ def pass_seconds(problem: Problem, calls: Iterable[Call]) -> dict[Call, float]:
             torch.autograd.grad(problem.model(leaf).sum(), leaf)
 
         once()
-        costs[rows, backward] = statistics.median(_clock(once)[0] for _ in range(_REPEATS))
+        repeats = max(_REPEATS[0], round(_REPEATS[1] * count))
+        costs[rows, backward] = statistics.median(_clock(once)[0] for _ in range(repeats))
     return costs
 
 

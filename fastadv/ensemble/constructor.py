@@ -75,10 +75,11 @@ class AutoAttack:
         """Run the attacks in order, each on the samples that the ones before it left robust.
 
         Arguments as in `Attack.run`. progress: what an interrupted run of the same arguments had
-        reported to `on_stage` last: only the missing attacks are run. The result's `stages` say
-        what each attack broke, `broken_by` which attack broke a sample. Emits `AttackWarning` for
-        signs of masked gradients: "randomised", "dynamic", "probabilities", "few_classes",
-        "zero_gradient", "square_gains".
+        reported to `on_stage` last: only the missing attacks are run; to keep it, copy it, as the
+        run goes on writing to it. execution: without a batch_size 128 slots. The result's `stages`
+        say what each attack broke, `broken_by` which attack broke a sample; its forwards leave out
+        the few of the checks, after which come `AttackWarning`s for signs of masked gradients:
+        "randomised", "dynamic", "probabilities", "few_classes", "zero_gradient", "square_gains".
 
         Example: `fastadv.autoattack(fastadv.Linf(8 / 255)).run(model, x, y).success`.
         """
@@ -86,7 +87,8 @@ class AutoAttack:
         if execution.batch_size is None:
             execution = replace(execution, batch_size=_BATCH_SIZE)
         attacks = self._seeded_attacks()
-        if any(isinstance(attack, SquareAttack) for attack in attacks) and x.ndim != 4:
+        searches = any(isinstance(attack, SquareAttack) for attack in attacks)
+        if searches and isinstance(x, torch.Tensor) and x.ndim != 4:
             raise ValueError(
                 f"the Square Attack needs images (B, C, H, W); got x of shape {tuple(x.shape)}: "
                 "use version='custom' with attacks=[...] without it"
@@ -96,7 +98,7 @@ class AutoAttack:
             sample_ids=sample_ids, x_init=None, execution=execution,
         )  # fmt: skip
         if len(look.x) == 0:
-            return look.result()
+            return replace(look.result(), broken_by=torch.empty_like(look.sample_ids))
         logits = look.clean_logits()
         labels = logits.argmax(1) if look.y is None else look.y
         checks.examine(
@@ -112,9 +114,9 @@ class AutoAttack:
             on_stage=on_stage,
         )  # fmt: skip
         warn_of_faults(progress.faults.cpu().numpy())
-        for index, stage in enumerate(progress.stages):
-            if stage.name == "SQUARE" and index > 0:
-                checks.warn_of_square(stage.broken, len(labels))
+        behind = progress.stages[1:]
+        broken = sum(stage.broken for stage in behind if stage.name == "SQUARE")
+        checks.warn_of_square(broken, len(labels))
         return AttackResult(
             x_adv=progress.x_adv,
             success=~progress.robust,
