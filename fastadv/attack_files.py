@@ -29,7 +29,8 @@ from fastadv.threat_model import L1, L2, Linf, ThreatModel, contains
 
 FORMATS = ("auto", "npz", "mnist", "cifar10")
 ATTACKS = (
-    "pgd", "fgsm", "bim", "mifgsm", "rfgsm", "apgd_ce", "apgd_dlr", "apgd_t", "fab", "fab_t", "square"
+    "pgd", "fgsm", "bim", "mifgsm", "rfgsm", "apgd_ce", "apgd_dlr", "apgd_t", "fab", "fab_t",
+    "square",
 )  # fmt: skip
 _BATCH_SIZE = 128
 _THREATS = {"linf": Linf, "l2": L2, "l1": L1}

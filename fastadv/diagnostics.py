@@ -26,12 +26,12 @@ _TEXTS = {
     "unconfirmed": "the search saw a success that the returned tensor does not confirm: the "
     "model's answers depend on the batch, or on chance; they count as robust, so robust accuracy "
     "may be overestimated",
-    "randomised": "the model answers differently when asked again: one lucky draw may count as a "
-    "success; use version='rand', which averages over draws",
-    "dynamic": "the model computes gradients of its own in its forward pass, as defences that adapt "
-    "at test time do: attacks that do not look through that overestimate its robustness",
-    "few_classes": "the model has too few classes for the DLR loss (3, targeted 4): the margin loss "
-    "was used in its place",
+    "randomised": "the model answers differently when asked again: one lucky draw may count as "
+    "a success; use version='rand', which averages over draws",
+    "dynamic": "the model computes gradients of its own in its forward pass, as defences that "
+    "adapt at test time do: attacks that do not look through that overestimate its robustness",
+    "few_classes": "the model has too few classes for the DLR loss (3, targeted 4): the margin "
+    "loss was used in its place",
     "square_gains": "the Square Attack, which uses no gradient, broke them behind the gradient "
     "attacks: gradients are masked, and robust accuracy is likely overestimated; give Square more "
     "queries and restarts, or write an adaptive attack",

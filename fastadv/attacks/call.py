@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +12,13 @@ import torch
 from fastadv import diagnostics, losses
 from fastadv.attacks import inputs, targets
 from fastadv.attacks.result import AttackResult
+from fastadv.attacks.verdict import (
+    Fallen,
+    count_probabilities,
+    joined,
+    margin_of,
+    warn_of_faults,
+)
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.engine.continuous import run_continuous
 from fastadv.engine.ledger import Ledger
@@ -26,24 +33,6 @@ from fastadv.threat_model import check_fits, contains
 
 if TYPE_CHECKING:
     from fastadv.attacks.attack import Attack
-
-
-class Fallen(NamedTuple):
-    """The samples of a call that fell, confirmed by the user's model: (k, ...) rows.
-
-    indices: which rows of x. margin: max_{j != y} z_j - z_y. faults: (n,) on the host, bits of
-    `fastadv.kernels.slots`, of all samples. reached: (n,) the highest loss of an attack on each
-    sample, -inf where it fell at once, and x_reached: (n, ...) where.
-    """
-
-    indices: torch.Tensor
-    x_adv: torch.Tensor
-    prediction: torch.Tensor
-    margin: torch.Tensor
-    step: torch.Tensor
-    faults: np.ndarray
-    reached: np.ndarray
-    x_reached: torch.Tensor
 
 
 class Call:
@@ -185,7 +174,7 @@ class Call:
             raise ValueError(
                 f"the model returns NaN logits for {bad} of {len(logits)} clean samples"
             )
-        diagnostics.warn("probabilities", _count_probabilities(logits), len(logits))
+        diagnostics.warn("probabilities", count_probabilities(logits), len(logits))
         return logits
 
     def _batched_logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -252,7 +241,7 @@ class Call:
             state = run_chunk(algorithm, work, samples, 0)
             iterates.append(state.x_adv.detach())
             faults.append(state.slots[:, columns.FAULT])
-        whole = iterates[0] if len(iterates) == 1 else _joined(iterates, work.x)
+        whole = iterates[0] if len(iterates) == 1 else joined(iterates, work.x)
         return whole, torch.cat(faults).cpu().numpy()
 
     def _hits(self, prediction: torch.Tensor, work: Work) -> torch.Tensor:
@@ -335,37 +324,3 @@ class Call:
             forwards=0,
             backwards=0,
         )
-
-
-def margin_of(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(max_{j != y} z_j - z_y, prediction) of each row of logits, by the loss head."""
-    margin = torch.empty(len(logits), dtype=layout.compute_dtype(logits), device=logits.device)
-    prediction = torch.empty_like(labels)
-    correct = torch.empty_like(labels, dtype=torch.bool)
-    if len(logits):
-        heads.loss_head_(
-            logits, labels, None, None, margin, None, prediction, correct, None, None, "margin",
-            float("inf"), 0, 0, False, 0, False,
-        )  # fmt: skip
-    return margin, prediction
-
-
-def warn_of_faults(faults: np.ndarray) -> None:
-    """Warn of what weakened an attack; faults: (n,) bits of `fastadv.kernels.slots`."""
-    for bit, code in (
-        (columns.FAULT_ZERO_GRADIENT, "zero_gradient"),
-        (columns.FAULT_NAN_GRADIENT, "nan_gradient"),
-        (columns.FAULT_NAN_LOGITS, "nan_logits"),
-    ):
-        diagnostics.warn(code, int((faults & bit != 0).sum()), len(faults))
-
-
-def _joined(chunks: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    whole = torch.empty_like(like)
-    return torch.cat(chunks, out=whole)
-
-
-def _count_probabilities(logits: torch.Tensor) -> int:
-    rows = logits.double()
-    likely = ((rows >= 0) & (rows <= 1)).all(1) & ((rows.sum(1) - 1).abs() < 1e-3)
-    return int(likely.sum()) if bool(likely.all()) else 0

@@ -9,9 +9,10 @@ import torch
 from fastadv import diagnostics
 from fastadv.attacks import Attack
 from fastadv.attacks.auto_pgd import AutoPGD
-from fastadv.attacks.call import Call, Fallen, margin_of
+from fastadv.attacks.call import Call
 from fastadv.attacks.result import Stage
 from fastadv.attacks.square_attack import SquareAttack
+from fastadv.attacks.verdict import Fallen, margin_of
 from fastadv.ensemble.versions import fitted, name_of
 from fastadv.execution import Execution
 from fastadv.isolation import Model

@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from fastadv.attacks import Attack, AttackResult, fgsm
-from fastadv.attacks.call import Call, warn_of_faults
+from fastadv.attacks.call import Call
 from fastadv.attacks.square_attack import SquareAttack
+from fastadv.attacks.verdict import warn_of_faults
 from fastadv.ensemble import checks
 from fastadv.ensemble.cascade import Progress, run_cascade
 from fastadv.ensemble.versions import VERSIONS, attacks_of, reserved_of

@@ -117,7 +117,7 @@ class Task:
             stage, count = len(progress.stages), len(attack.attacks)
             if stage < count:
                 is_reserved = stage >= count - reserved_of(attack.version)
-                rows = progress.masked if is_reserved else progress.robust
+                rows = progress.doubtful if is_reserved else progress.robust
                 name = name_of(attack.attacks[stage])
                 self.watch(self._status(state, name, int(rows.sum())))
 

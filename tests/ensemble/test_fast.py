@@ -80,7 +80,7 @@ def test_masked_gradients_call_the_reserve_which_breaks_more_than_the_gradients_
 @pytest.mark.parametrize("batch_size", [1, 7, None])
 def test_the_batch_changes_no_bit(batch_size):
     p = member_problem(20)
-    ensemble, model = _small(), p.model
+    ensemble, model = _small(1.5), _staircase(p)
     expected = _run(ensemble, model, p.x, p.y)
     assert expected.stages[3].attacked > 0
     got = _run(ensemble, model, p.x, p.y, execution=fastadv.Execution(batch_size=batch_size))
@@ -93,7 +93,7 @@ def test_the_batch_changes_no_bit(batch_size):
 
 def test_it_goes_on_after_any_stage(tmp_path):
     p = member_problem(20)
-    ensemble = _small()
+    ensemble, model = _small(1.5), _staircase(p)
 
     class Killed(Exception):
         pass
@@ -101,7 +101,7 @@ def test_it_goes_on_after_any_stage(tmp_path):
     data = (p.x, p.y)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fastadv.AttackWarning)
-        expected = fastadv.evaluate(p.model, data, ensemble, progress=False)
+        expected = fastadv.evaluate(model, data, ensemble, progress=False)
         path = tmp_path / "fast.pt"
         for _ in range(3):
 
@@ -110,9 +110,9 @@ def test_it_goes_on_after_any_stage(tmp_path):
                     raise Killed
 
             try:
-                fastadv.evaluate(p.model, data, ensemble, progress=stop, checkpoint=path)
+                fastadv.evaluate(model, data, ensemble, progress=stop, checkpoint=path)
             except Killed:
                 pass
-        got = fastadv.evaluate(p.model, data, ensemble, progress=False, checkpoint=path)
+        got = fastadv.evaluate(model, data, ensemble, progress=False, checkpoint=path)
     assert torch.equal(got.robust, expected.robust) and torch.equal(got.distance, expected.distance)
     assert torch.equal(got.broken_by, expected.broken_by)

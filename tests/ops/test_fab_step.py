@@ -65,10 +65,11 @@ class State:
         return other
 
     def step(self, norm, stop_early, *, looks=False, **options):
-        named = {k: v for k, v in vars(self).items() if k not in ("x", "x_adv", "grad", "closest")}
+        images = ("x", "x_adv", "grad", "closest")
+        named = {k: v for k, v in vars(self).items() if k not in images}
         fab_step_(
-            self.x_adv, self.closest, None if looks else self.grad, self.x, **named, norm=norm, steps=STEPS,
-            stop_early=stop_early, **options,
+            self.x_adv, self.closest, None if looks else self.grad, self.x, **named, norm=norm,
+            steps=STEPS, stop_early=stop_early, **options,
         )  # fmt: skip
         return self
 
