@@ -26,6 +26,7 @@ check: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest tests/test_floors.py
 	$(BIN)/python -m benchmarks.report --check
+	$(BIN)/python -m benchmarks.report --check --readme docs/autoattack.md
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks
