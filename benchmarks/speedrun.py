@@ -3,9 +3,9 @@
 Rules, after airbench's: the clock runs from the first training step to the final weights; import,
 data upload, warm-up and graph capture are printed, not timed. Nothing is selected on the test set.
 Several seeds, of which mean, worst and the share that collapsed are given. The final weights are
-attacked in fp32 in eval mode on all 10,000 test images: clean, PGD-50-10, and AutoAttack where
-fastadv has it. One modern GPU in bf16, channels_last, a whole step one CUDA graph; on a CPU the
-same code runs in fp32 without the graph, with smaller defaults.
+attacked in fp32 in eval mode on all 10,000 test images: clean, PGD-50-10, and with --autoattack N
+AutoAttack on the first N. One modern GPU in bf16, channels_last, a whole step one CUDA graph; on a
+CPU the same code runs in fp32 without the graph, with smaller defaults.
 
     python -m benchmarks.speedrun --dataset cifar10 --data DIR --seeds 10
     python -m benchmarks.speedrun --dataset mnist --data DIR --seeds 3 --test-samples 1000
