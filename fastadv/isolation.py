@@ -60,7 +60,9 @@ def isolated(model: Model, *, device: torch.device, seed: int) -> Iterator[None]
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         for kind in {"cpu", device.type}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
+            # no cache: the model's own autocast, inside this one, would keep the first cast of an
+            # iterate that is then changed in place, and see it for ever
+            stack.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
         stack.callback(_restore_flags, training, trainable)
         # the attributes, not .eval(): a module may override train() and eval()
         for m in training:

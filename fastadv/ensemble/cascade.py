@@ -86,6 +86,7 @@ def run_cascade(
     A success is confirmed by the model before it counts. on_stage is called after every stage, with
     all that is needed to go on from there.
     """
+    fell_back = False
     for index, attack in enumerate(attacks):
         if index < len(progress.stages):
             continue
@@ -99,6 +100,9 @@ def run_cascade(
                 execution=execution, is_reserved=is_reserved,
             )  # fmt: skip
         progress.stages.append(stage)
+        if not fell_back and len(alive) and fitted(attack, logits.shape[1]) is not attack:
+            fell_back = True  # one warning a run, of the first attack's samples
+            diagnostics.warn("few_classes", len(alive), len(x))
         if on_stage is not None:
             on_stage(progress)
 
@@ -111,8 +115,6 @@ def _run_stage(
     """Attack the samples `alive` and enter what fell."""
     began = time.perf_counter()
     suited = fitted(attack, logits.shape[1])
-    if suited is not attack:
-        diagnostics.warn("few_classes", len(alive), len(x))
     x_init = None
     if is_reserved and not isinstance(attack, SquareAttack):
         x_init = layout.gather_rows(progress.x_searched, alive)

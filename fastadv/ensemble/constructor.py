@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from fastadv.attacks import Attack, AttackResult, fgsm
+from fastadv.attacks import Attack, AttackResult, fgsm, inputs
 from fastadv.attacks.call import Call
 from fastadv.attacks.square_attack import SquareAttack
 from fastadv.attacks.verdict import warn_of_faults
@@ -88,12 +88,8 @@ class AutoAttack:
         if execution.batch_size is None:
             execution = replace(execution, batch_size=_BATCH_SIZE)
         attacks = self._seeded_attacks()
-        searches = any(isinstance(attack, SquareAttack) for attack in attacks)
-        if searches and isinstance(x, torch.Tensor) and x.ndim != 4:
-            raise ValueError(
-                f"the Square Attack needs images (B, C, H, W); got x of shape {tuple(x.shape)}: "
-                "use version='custom' with attacks=[...] without it"
-            )
+        if any(isinstance(attack, SquareAttack) for attack in attacks):
+            _check_images(x, self.threat)
         look = Call(
             fgsm(self.threat, loss="margin", seed=attacks[0].seed), model, x, y, target=None,
             sample_ids=sample_ids, x_init=None, execution=execution,
@@ -102,6 +98,7 @@ class AutoAttack:
             return replace(look.result(), broken_by=torch.empty_like(look.sample_ids))
         logits = look.clean_logits()
         labels = logits.argmax(1) if look.y is None else look.y
+        inputs.check_range(labels, logits.shape[1], name="y")
         checks.examine(
             model, look.x[: look.batch_size], seed=attacks[0].seed,
             expects_random=self.version == "rand",
@@ -138,6 +135,16 @@ class AutoAttack:
             return self.attacks
         seed = time.time_ns()
         return tuple(replace(attack, seed=seed + attack.seed) for attack in self.attacks)  # type: ignore[type-var]
+
+
+def _check_images(x: object, threat: ThreatModel) -> None:
+    """Before hours of other attacks, not after them."""
+    least = 1 if threat.norm == "linf" else 5
+    if isinstance(x, torch.Tensor) and (x.ndim != 4 or min(x.shape[2:]) < least):
+        raise ValueError(
+            f"the Square Attack needs images (B, C, H, W), in L2 and L1 of at least 5 x 5 pixels; "
+            f"got x of shape {tuple(x.shape)}: use version='custom' with attacks=[...] without it"
+        )
 
 
 def autoattack(

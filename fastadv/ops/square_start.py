@@ -9,7 +9,7 @@ from fastadv.ops.square_table import NORMS, square_pattern
 L1_SHARE = 1.0 - 1e-6  # of eps: the authors' margin for rounding in the L1 projection
 
 _TINY = 1e-12  # the authors' guard against 0/0
-_TILES = 5  # a side of the grid, of the image's height
+_TILES = 5  # a side of the grid, of the image's shorter side
 
 
 def square_start(
@@ -23,9 +23,9 @@ def square_start(
     draw: int | torch.Tensor = 0,
 ) -> torch.Tensor:
     """The start of the Square Attack: x + delta within bounds, where delta is eps times a random
-    sign for each channel and column (L-infinity), or a grid of pyramids (H // 5 pixels wide, random
-    signs for each sample, tile and channel) scaled to the norm eps (L2, then clamped) or projected
-    onto ball and bounds (L1).
+    sign for each channel and column (L-infinity), or a grid of pyramids (min(H, W) // 5
+    pixels wide, random signs for each sample, tile and channel) scaled to the norm eps (L2, then
+    clamped) or projected onto ball and bounds (L1).
 
     x: (B, C, H, W), any float dtype and memory format, kept by the result. eps: in input units,
     float or (B,). sample_ids: (B,) integers, 0..B-1 if not given. draw: the restart, an integer or
@@ -76,8 +76,8 @@ def square_start(
 
 def _tile_corners(height: int, width: int) -> list[tuple[int, int]]:
     """Corners of the tiles that lie inside the image."""
-    side = height // _TILES
-    start = (height - side * _TILES) // 2
+    side = min(height, width) // _TILES
+    start = (min(height, width) - side * _TILES) // 2
     rows = [start + i * side for i in range(height // side)]
     columns = [start + i * side for i in range(width // side)]
     return [(i, j) for i in rows for j in columns if i + side <= height and j + side <= width]
@@ -98,7 +98,7 @@ def pyramid_grid(
 ) -> torch.Tensor:
     """(B, C, H, W) float32: one pyramid a tile. signs: (B, tiles, C), transposed: (B, tiles)."""
     batch, channels, height, width = shape
-    side = height // _TILES
+    side = min(height, width) // _TILES
     pattern = square_pattern(side, norm).to(signs.device)
     delta = torch.zeros(batch, channels, height, width, device=signs.device)
     for tile, (top, left) in enumerate(_tile_corners(height, width)):
