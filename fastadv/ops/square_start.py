@@ -9,7 +9,7 @@ from fastadv.ops.square_table import NORMS, square_pattern
 L1_SHARE = 1.0 - 1e-6  # of eps: the authors' margin for rounding in the L1 projection
 
 _TINY = 1e-12  # the authors' guard against 0/0
-_TILES = 5  # a side of the grid, of the image's shorter side
+_TILES = 5  # a side of the grid
 
 
 def square_start(
@@ -23,8 +23,8 @@ def square_start(
     draw: int | torch.Tensor = 0,
 ) -> torch.Tensor:
     """The start of the Square Attack: x + delta within bounds, where delta is eps times a random
-    sign for each channel and column (L-infinity), or a grid of pyramids (min(H, W) // 5
-    pixels wide, random signs for each sample, tile and channel) scaled to the norm eps (L2, then
+    sign for each channel and column (L-infinity), or a grid of pyramids (H // 5 pixels
+    wide, random signs for each sample, tile and channel) scaled to the norm eps (L2, then
     clamped) or projected onto ball and bounds (L1).
 
     x: (B, C, H, W), any float dtype and memory format, kept by the result. eps: in input units,
@@ -74,20 +74,27 @@ def square_start(
         return torch.empty_like(x).copy_(moved)
 
 
-def _tile_corners(height: int, width: int) -> list[tuple[int, int]]:
-    """Corners of the tiles that lie inside the image."""
-    side = min(height, width) // _TILES
-    start = (min(height, width) - side * _TILES) // 2
-    rows = [start + i * side for i in range(height // side)]
-    columns = [start + i * side for i in range(width // side)]
-    return [(i, j) for i in rows for j in columns if i + side <= height and j + side <= width]
+def _tiles(height: int, width: int) -> tuple[int, list[tuple[int, int]]]:
+    """(side, corners) of the tiles inside the image: as the authors', whose side is a fifth of the
+    height, and of the shorter side where none of theirs fits."""
+    for extent in (height, min(height, width)):
+        side = extent // _TILES
+        start = (extent - side * _TILES) // 2
+        rows = [start + i * side for i in range(height // side)]
+        columns = [start + i * side for i in range(width // side)]
+        corners = [
+            (i, j) for i in rows for j in columns if i + side <= height and j + side <= width
+        ]
+        if corners:
+            break
+    return side, corners
 
 
 def _grid_draws(
     x: torch.Tensor, seed: int, ids: torch.Tensor, draw: int | torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Signs (B, tiles, C) and transpositions (B, tiles) bool: elements of one draw, in order."""
-    tiles, channels = len(_tile_corners(*x.shape[2:])), x.shape[1]
+    tiles, channels = len(_tiles(*x.shape[2:])[1]), x.shape[1]
     drawn = philox.signs(seed, ids, streams.SQUARE_INIT, draw, tiles * (channels + 1))
     signs = drawn[:, : tiles * channels].view(-1, tiles, channels)
     return signs, drawn[:, tiles * channels :] < 0
@@ -98,10 +105,10 @@ def pyramid_grid(
 ) -> torch.Tensor:
     """(B, C, H, W) float32: one pyramid a tile. signs: (B, tiles, C), transposed: (B, tiles)."""
     batch, channels, height, width = shape
-    side = min(height, width) // _TILES
+    side, corners = _tiles(height, width)
     pattern = square_pattern(side, norm).to(signs.device)
     delta = torch.zeros(batch, channels, height, width, device=signs.device)
-    for tile, (top, left) in enumerate(_tile_corners(height, width)):
+    for tile, (top, left) in enumerate(corners):
         turned = transposed[:, tile].view(-1, 1, 1)
         shown = torch.where(turned, pattern.T, pattern)[:, None]
         sign = signs[:, tile].view(batch, channels, 1, 1)
