@@ -47,7 +47,7 @@ def _check_on_cpu(progress, step_size, loss, best_loss, slot_state, checkpoints,
     if not backend.runs_numpy(progress):
         _check_reference(*tensors, rho)
         return
-    apgd_numpy.check(*(tensor.numpy() for tensor in tensors), rho)
+    apgd_numpy.check(*(tensor.numpy() for tensor in tensors), rho=rho)
     backend.wrote(progress, step_size)
 
 
