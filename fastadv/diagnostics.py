@@ -1,4 +1,4 @@
-"""Structured warnings: what made an attack weaker than it looks."""
+"""Warnings: what made an attack weaker than it looks, or slower than was asked for."""
 
 import warnings
 
@@ -14,6 +14,10 @@ class AttackWarning(UserWarning):
         super().__init__(message)
         self.code = code
         self.count = count
+
+
+class ExecutionWarning(UserWarning):
+    """Something that was to make an attack or a training step faster could not be had."""
 
 
 _TEXTS = {

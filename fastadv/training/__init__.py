@@ -4,6 +4,7 @@ from fastadv.training.averaging import ema, swa
 from fastadv.training.bank import PerturbationBank
 from fastadv.training.fast import NFGSM, FastAT
 from fastadv.training.free import FreeAT
+from fastadv.training.graphed_step import GraphedStep, graphed
 from fastadv.training.modifiers import AWP, CleanMixing, GradAlign
 from fastadv.training.multistep import MART, PGDAT, TRADES
 from fastadv.training.objectives import Crafted
@@ -27,9 +28,11 @@ __all__ = [
     "FastAT",
     "FreeAT",
     "GradAlign",
+    "GraphedStep",
     "PerturbationBank",
     "Sentinel",
     "TrainingWarning",
     "ema",
+    "graphed",
     "swa",
 ]

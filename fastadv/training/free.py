@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from fastadv.isolation import Model
-from fastadv.kernels import streams
 from fastadv.ops import layout
 from fastadv.threat_model import ThreatModel
 from fastadv.training import arguments, crafting
+from fastadv.training.draws import DeviceDraws, draw_of
 from fastadv.training.objectives import Crafted, Modifier, Reduced, cross_entropy, modified
 
 
@@ -47,6 +47,7 @@ class FreeAT:
     delta: torch.Tensor | None = field(init=False, default=None)
     train_loss: torch.Tensor | None = field(init=False, default=None)
     _is_checked: bool = field(init=False, default=False)
+    _draws: DeviceDraws | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         arguments.check_settings(self)
@@ -70,8 +71,8 @@ class FreeAT:
         try:
             for _ in range(self.replays):
                 leaf = x_adv.detach().requires_grad_()
-                eps, draw = self.effective_eps, self.batches % (1 << streams.DRAW_BITS)
-                batch = Crafted(x, leaf, y, eps, ids, draw, self.seed, self.threat)
+                eps = self.effective_eps
+                batch = Crafted(x, leaf, y, eps, ids, draw_of(self), self.seed, self.threat)
                 with torch.enable_grad(), crafting.in_precision(self.precision, x.device):
                     loss = objective(Reduced.of(model), batch)
                 self.train_loss = loss.detach()

@@ -45,7 +45,7 @@ class AWP:
         named = {n: p for n, p in inner.named_parameters() if p.requires_grad and p.ndim > 1}
         weights = list(named.values())
         with (
-            restored_generators(batch.x.device, batch.seed + batch.draw),
+            restored_generators(batch.x.device, batch.host_seed),
             statistics_policy(inner, "batch"),
         ):
             loss = objective(Reduced(inner, inner), batch)

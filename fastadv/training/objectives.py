@@ -15,8 +15,9 @@ from fastadv.training.crafting import check_logits, inner_module
 class Crafted(NamedTuple):
     """One crafted batch. x, x_adv: (B, ...); y: (B,).
 
-    eps: the radius after warm-up. sample_ids, draw, seed: the keys of what else is drawn for it.
-    threat: whose ball x_adv was looked for in.
+    eps: the radius after warm-up. sample_ids, draw, seed: the keys of what else is drawn for it;
+    draw: an integer, or (B,) integers on the device where the step is recorded as a graph. threat:
+    whose ball x_adv was looked for in.
     """
 
     x: torch.Tensor
@@ -24,9 +25,14 @@ class Crafted(NamedTuple):
     y: torch.Tensor
     eps: float
     sample_ids: torch.Tensor
-    draw: int
+    draw: int | torch.Tensor
     seed: int
     threat: ThreatModel
+
+    @property
+    def host_seed(self) -> int:
+        """For torch's own generators; a graph has its own, which it moves on by itself."""
+        return self.seed + self.draw if isinstance(self.draw, int) else self.seed
 
 
 class Reduced:

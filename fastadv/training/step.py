@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from fastadv.isolation import Model
-from fastadv.kernels import streams
 from fastadv.threat_model import ThreatModel, start_point
 from fastadv.training import arguments, crafting
 from fastadv.training.bank import PerturbationBank
+from fastadv.training.draws import DeviceDraws, draw_of
 from fastadv.training.objectives import (
     Crafted,
     Modifier,
@@ -53,6 +53,7 @@ class CraftedStep:
     craft_loss: torch.Tensor | None = field(init=False, default=None)
     train_loss: torch.Tensor | None = field(init=False, default=None)
     _is_checked: bool = field(init=False, default=False)
+    _draws: DeviceDraws | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         arguments.check_settings(self)
@@ -127,9 +128,9 @@ class CraftedStep:
         return float(self.threat.eps) * arguments.warmup_factor(self.batches, self.eps_warmup)
 
     @property
-    def draw(self) -> int:
-        """The number of the next batch, as the random streams take it."""
-        return self.batches % (1 << streams.DRAW_BITS)
+    def draw(self) -> int | torch.Tensor:
+        """The number of the next batch, as the random streams take it; inside `graphed` (B,)."""
+        return draw_of(self)
 
     def _scaled(self, step_size: float | None, *, default: float) -> float:
         """step_size, or `default` in units of eps, after warm-up."""

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastadv.isolation import Model
-from fastadv.kernels import streams
 from fastadv.threat_model import ThreatModel, start_point
 from fastadv.training import arguments, crafting
+from fastadv.training.draws import DeviceDraws, draw_of
 from fastadv.training.objectives import Reduced
 
 
@@ -45,6 +45,7 @@ class YOPO:
     batches: int = field(init=False, default=0)
     train_loss: torch.Tensor | None = field(init=False, default=None)
     _is_checked: bool = field(init=False, default=False)
+    _draws: DeviceDraws | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         arguments.check_settings(self)
@@ -81,8 +82,8 @@ class YOPO:
             x_adv = x_init.clone(memory_format=torch.preserve_format)
         else:
             x_adv = start_point(
-                self.threat, x, seed=self.seed, sample_ids=ids,
-                draw=self.batches % (1 << streams.DRAW_BITS), clamp_start=False, eps=eps,
+                self.threat, x, seed=self.seed, sample_ids=ids, draw=draw_of(self),
+                clamp_start=False, eps=eps,
             )  # fmt: skip
         asked: Model = Reduced.of(model)
         if not self._is_checked:

@@ -1,0 +1,155 @@
+"""When a step is run, recorded, replayed or refused: the logic of graphs, apart from CUDA."""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Protocol
+
+from fastadv.diagnostics import ExecutionWarning
+from fastadv.memory import is_out_of_memory
+
+_CAUSES = (
+    "A graph cannot hold what waits for the device or depends on its values: .item(), .cpu(), "
+    "print, boolean indexing, Python ifs on tensors, tensors made on the host, an operation that "
+    "CUDA cannot record"
+)
+_MEMORY = "A recording holds memory of its own beside that of eager steps: use smaller batches"
+
+
+class Backend(Protocol):
+    """What records and replays: `fastadv.graphs.cuda.CudaGraphs`, or a stand-in for tests."""
+
+    def warm(self, function: Callable[[], None]) -> None:
+        """Run it for real, where a capture would."""
+        ...
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Record it without running it on the device; returns the replay, raises if it cannot."""
+        ...
+
+    def release(self) -> None:
+        """Free the memory of all captures."""
+        ...
+
+
+class Counters(Protocol):
+    """What a step counts on the host, and a replay has to count again."""
+
+    def read(self) -> tuple[int, ...]: ...
+
+    def write(self, values: tuple[int, ...]) -> None: ...
+
+
+@dataclass
+class _Entry:
+    warmed: int = 0
+    replay: Callable[[], None] | None = None
+    counted: tuple[int, ...] = ()
+
+
+class StepGraphs:
+    """Runs the steps of some key a few times, then records one and replays it from then on.
+
+    backend: None runs everything eagerly. required: raise RuntimeError where a step cannot be
+    recorded, instead of one `ExecutionWarning` and eager steps for good. warmup: real steps before
+    the recording, which allocate, choose algorithms and compile. most: keys held; the least
+    recently used are dropped. what: who goes on without, for the warning.
+
+    A key must name all that a recorded step has baked in: addresses, shapes, Python numbers. The
+    results of a step lie in tensors made outside of it. captures, replays: how many there were.
+    refusal: why nothing is recorded any more, in words, or None.
+    """
+
+    def __init__(
+        self, backend: Backend | None, *, required: bool = False, warmup: int = 2, most: int = 8,
+        what: str = "attacks",
+    ) -> None:  # fmt: skip
+        if warmup < 1:  # what is lazy would be initialised inside the recording
+            raise ValueError(f"warmup must be at least 1; got {warmup}")
+        if most < 1:
+            raise ValueError(f"most must be at least 1; got {most}")
+        self.backend = backend
+        self.required = required
+        self.warmup = warmup
+        self.most = most
+        self.what = what
+        self.refusal: str | None = None
+        self.captures = 0
+        self.replays = 0
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+
+    def run(
+        self, key: Hashable, function: Callable[[], None], counters: Counters | None = None
+    ) -> bool:
+        """Make the step once, whichever way; True if it was replayed."""
+        backend = self.backend
+        if self.refusal is not None and self.required:
+            raise RuntimeError(self._words())
+        if backend is None or self.refusal is not None:
+            function()
+            return False
+        entry = self._entry(key)
+        if entry.replay is None and entry.warmed < self.warmup:
+            backend.warm(function)
+            entry.warmed += 1
+            return False
+        if entry.replay is None and not self._captured(backend, entry, function, counters):
+            function()
+            return False
+        assert entry.replay is not None, "captured above"
+        entry.replay()
+        self.replays += 1
+        if counters is not None:
+            pairs = zip(counters.read(), entry.counted, strict=True)
+            counters.write(tuple(value + more for value, more in pairs))
+        return True
+
+    def release(self) -> None:
+        """Forget every recording and free its memory; keys start anew with their warm-up."""
+        self._entries.clear()
+        if self.backend is not None:
+            self.backend.release()
+
+    def _entry(self, key: Hashable) -> _Entry:
+        entry = self._entries.pop(key, None) or _Entry()
+        self._entries[key] = entry
+        if len(self._entries) > self.most:
+            self._entries.popitem(last=False)
+        return entry
+
+    def _captured(
+        self, backend: Backend, entry: _Entry, function: Callable[[], None],
+        counters: Counters | None,
+    ) -> bool:  # fmt: skip
+        """Record the step, which must leave no count behind; False where it was refused."""
+        before = () if counters is None else counters.read()
+        try:
+            replay = backend.capture(function)
+            after = () if counters is None else counters.read()
+        except Exception as error:
+            self._refuse(error)
+            return False
+        finally:
+            if counters is not None:
+                counters.write(before)
+        entry.replay = replay
+        entry.counted = tuple(b - a for a, b in zip(before, after, strict=True))
+        self.captures += 1
+        return True
+
+    def _refuse(self, error: Exception) -> None:
+        lines = str(error).strip().splitlines()
+        said = lines[0].rstrip(". ") if lines else type(error).__name__
+        cause = _MEMORY if is_out_of_memory(error) else _CAUSES
+        self.refusal = f"{said} ({cause})"
+        self.release()
+        if self.required:
+            raise RuntimeError(self._words()) from error
+        warnings.warn(ExecutionWarning(self._words()), stacklevel=4)
+
+    def _words(self) -> str:
+        then = f"; {self.what} go on without: same results, slower"
+        if self.required:
+            then = ". Mend that, or leave out cuda_graph=True"
+        return f"CUDA graph: not captured, because {self.refusal}{then}"

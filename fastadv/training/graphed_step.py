@@ -1,0 +1,261 @@
+"""Whole training steps, recorded once as a CUDA graph and replayed: craft, loss, backward, step."""
+
+import contextlib
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from fastadv.diagnostics import ExecutionWarning
+from fastadv.graphs.cuda import backend_for
+from fastadv.graphs.facts import module_facts, tensor_facts
+from fastadv.graphs.planner import StepGraphs
+from fastadv.isolation import Model, modules_behind
+from fastadv.training import arguments, draws, recordable
+from fastadv.training.free import FreeAT
+from fastadv.training.held_batch import BatchCount, HeldBatch
+from fastadv.training.step import CraftedStep
+from fastadv.training.yopo import YOPO
+
+Step = CraftedStep | FreeAT | YOPO
+
+_MOST_SHAPES = 8  # batches of other shapes than these, oldest first, are recorded anew
+_RESTLESS = 32  # batches in a row that no recording fits
+
+
+def graphed(
+    step: Step, optimizer: torch.optim.Optimizer, *, clip_norm: float | None = None,
+    cuda_graph: bool | str = "auto",
+) -> "GraphedStep":  # fmt: skip
+    """`run(model, x, y)`: one whole training step, on a GPU recorded once and replayed.
+
+    run crafts, computes the loss and its gradients, clips their norm over the optimizer's
+    parameters to clip_norm where that is given, lets the optimizer step and sets the gradients to
+    None; it returns the loss, detached, on the device. step: any of `fastadv.training`; all replays
+    of `FreeAT` are one call. optimizer: SGD, Adam or AdamW. cuda_graph: "auto" makes the same steps
+    eagerly on a CPU, and also where they cannot be recorded (models that wait for the device,
+    data-parallel wrappers), which it says once; True raises there; False never records. Batches of
+    an eps_warmup are eager.
+
+    Each shape of batch is recorded on its own; learning rates, weights and the noise of each batch
+    are read anew by every replay, and whatever else changes is recorded anew. The result is that of
+    the eager loop with the optimizer's fused=True and, on a GPU, learning rates rounded to float32;
+    only what a model draws itself (dropout) comes from the graph's own generator. Python code in
+    the model, hooks included, does not run in a replay. Schedulers, state_dict() and
+    load_state_dict() are used as ever. Raises ValueError for fp16, which needs a loss scaler: use
+    bf16.
+
+    Example: `run = fastadv.training.graphed(step, optimizer)`, then in the loop
+    `loss = run(model, x, y)`.
+    """
+    return GraphedStep(step, optimizer, clip_norm=clip_norm, cuda_graph=cuda_graph)
+
+
+class GraphedStep:
+    """What `graphed` returns. refusal: why steps are not recorded, in words, or None."""
+
+    def __init__(
+        self, step: Step, optimizer: torch.optim.Optimizer, *, clip_norm: float | None,
+        cuda_graph: bool | str,
+    ) -> None:  # fmt: skip
+        _check(step, optimizer, clip_norm)
+        self.step = step
+        self.optimizer = optimizer
+        self.clip_norm = clip_norm
+        self.cuda_graph = cuda_graph
+        self.refusal: str | None = None
+        self._device: torch.device | None = None
+        self._graphs = StepGraphs(None)
+        self._form: recordable.RecordableOptimizer | None = None
+        self._held: dict[Hashable, HeldBatch] = {}
+        self._unfit = 0
+
+    def __call__(
+        self, model: Model, x: torch.Tensor, y: torch.Tensor, *,
+        sample_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Train on one batch; the loss before the step, detached."""
+        self._settle(x.device)
+        self._refuse(recordable.refusal_of(self.optimizer) or _refusal_of(model))
+        if self._form is not None:
+            self._form.fill()
+        if self._graphs.backend is None or self.refusal is not None or self._is_early():
+            self._advance(model, x, y, sample_ids)
+        else:
+            self._run(model, self._held_for(x, y, sample_ids))
+        loss = self.step.train_loss
+        assert loss is not None, "a step was made"
+        return loss
+
+    def release(self) -> None:
+        """Free the memory of the recordings; the next batches are recorded anew."""
+        self._graphs.release()
+        self._held.clear()
+
+    @property
+    def replays(self) -> int:
+        """How many batches were replayed."""
+        return self._graphs.replays
+
+    def _settle(self, device: torch.device) -> None:
+        """Once for a device: what records there, and in which form the optimizer steps."""
+        if device == self._device:
+            return
+        backend = backend_for(device, self.cuda_graph)
+        self.release()
+        self._device = device
+        self._graphs = StepGraphs(
+            backend, required=self.cuda_graph is True, most=_MOST_SHAPES, what="training steps"
+        )
+        self._form = None
+        if backend is not None and recordable.refusal_of(self.optimizer) is None:
+            self._form = recordable.RecordableOptimizer(self.optimizer, device)
+
+    def _refuse(self, reason: str | None) -> None:
+        """Say once why steps are not recorded, here or by an earlier recording that failed."""
+        reason = self.refusal or reason
+        if self._graphs.backend is None or reason is None:
+            return
+        if self.cuda_graph is True:
+            raise RuntimeError(f"CUDA graph: not captured, because {reason}")
+        if self.refusal is None:
+            self.refusal = reason
+            warnings.warn(
+                ExecutionWarning(
+                    f"CUDA graph: not captured, because {reason}; training steps go on without: "
+                    "same results, slower"
+                ),
+                stacklevel=3,
+            )
+
+    def _is_early(self) -> bool:
+        """Whether this batch is checked, or belongs to the warm-up, whose radius always changes."""
+        factor = arguments.warmup_factor(self.step.batches, self.step.eps_warmup)
+        return not self.step._is_checked or factor < 1
+
+    def _held_for(
+        self, x: torch.Tensor, y: torch.Tensor, sample_ids: torch.Tensor | None
+    ) -> HeldBatch:
+        """Tensors of this shape, filled with the batch."""
+        form = (x.shape, x.dtype, x.stride(), y.shape, y.device, sample_ids is None)
+        held = self._held.pop(form, None) or HeldBatch(x, y, sample_ids)
+        self._held[form] = held
+        if len(self._held) > _MOST_SHAPES:
+            del self._held[next(iter(self._held))]
+        held.fill(x, y, sample_ids, self.step.batches)
+        return held
+
+    def _run(self, model: Any, held: HeldBatch) -> None:
+        step = self.step
+        step._draws = draws.DeviceDraws(held.draws, step.batches)
+
+        def advance() -> None:
+            self._advance(model, held.x, held.y, held.sample_ids)
+            held.keep(step)
+
+        try:
+            replayed = self._graphs.run(self._key(model, held), advance, BatchCount(step))
+        finally:
+            step._draws = None
+            self.refusal = self._graphs.refusal
+        held.give(step)
+        # what torch's schedulers ask, who warn of a learning rate that no step has used
+        vars(self.optimizer)["_opt_called"] = True
+        self._unfit = 0 if replayed else self._unfit + 1
+        if self._unfit == _RESTLESS:
+            self._refuse(
+                f"in {_RESTLESS} batches none was like the one before: shapes, the model's tensors "
+                "and attributes, or settings of the optimizer but its lr (momentum, as "
+                "OneCycleLR moves it without cycle_momentum=False) change all the time",
+            )
+
+    def _key(self, model: nn.Module, held: HeldBatch) -> Hashable:
+        """All that a recorded step has baked in."""
+        step, device = self.step, held.x.device.type
+        settings = [getattr(step, f.name) for f in dataclasses.fields(step) if f.init]
+        bank, delta = getattr(step, "bank", None), getattr(step, "delta", None)
+        assert self._form is not None, "refused otherwise"
+        return (
+            held.serial,
+            _hashable(settings),
+            tensor_facts(None if bank is None else bank.levels),
+            tensor_facts(delta),
+            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+            module_facts(model),
+            self._form.facts(),
+        )
+
+    def _advance(
+        self, model: Any, x: torch.Tensor, y: torch.Tensor, sample_ids: torch.Tensor | None
+    ) -> None:
+        """One step, eagerly or as it is recorded."""
+        _check_autocast(x.device)
+        named = {} if sample_ids is None else {"sample_ids": sample_ids}
+        # the casts of weights that a surrounding autocast keeps: stale after the last step, and
+        # after this one tensors of the graph
+        torch.clear_autocast_cache()
+        # closed here, also on errors: what it does at its end belongs into the recording
+        with torch.enable_grad(), contextlib.closing(self.step(model, x, y, **named)) as losses:  # type: ignore[call-arg]
+            for loss in losses:
+                self._clear_gradients(model)
+                with torch.autocast(x.device.type, enabled=False):
+                    loss.backward()
+                    if self.clip_norm is not None:
+                        nn.utils.clip_grad_norm_(self._parameters(), self.clip_norm)
+                    (self._form or self.optimizer).step()
+        torch.clear_autocast_cache()
+        self._clear_gradients(model)
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _clear_gradients(self, model: Model) -> None:
+        """Of all parameters: one that a recording left would be the graph's memory."""
+        for p in itertools.chain(
+            self._parameters(), *(m.parameters() for m in modules_behind(model))
+        ):
+            p.grad = None
+
+
+def _hashable(value: Any) -> Hashable:
+    """The value, where it has a hash; lists as tuples; else which object it is."""
+    if isinstance(value, list | tuple):
+        return tuple(_hashable(v) for v in value)
+    return value if isinstance(value, Hashable) else id(value)
+
+
+def _refusal_of(model: Model) -> str | None:
+    """Why steps of a model cannot be recorded, before anything is tried."""
+    if isinstance(model, DistributedDataParallel | DataParallel) or arguments.is_distributed():
+        return "gradients are reduced over processes or devices, which is done outside of graphs"
+    if not isinstance(model, nn.Module):
+        return (
+            f"the model is a {type(model).__name__}: of an nn.Module alone is it known what a "
+            "recording relies on"
+        )
+    return None
+
+
+def _check(step: object, optimizer: object, clip_norm: float | None) -> None:
+    if not isinstance(step, Step):
+        raise TypeError(
+            "step must be one of fastadv.training: FastAT, NFGSM, PGDAT, TRADES, MART, FreeAT, "
+            f"YOPO; got {step!r}"
+        )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer; got {optimizer!r}")
+    if step.precision == "fp16":
+        raise ValueError("precision='fp16' needs a loss scaler, which waits: use 'bf16'")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm must be positive or None; got {clip_norm!r}")
+
+
+def _check_autocast(device: torch.device) -> None:
+    kind = device.type
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
+        raise ValueError("autocast to float16 needs a loss scaler, which waits: use bfloat16")
