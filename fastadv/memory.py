@@ -1,0 +1,23 @@
+"""Out of memory: how it shows on each device, and what is to be done before the next try."""
+
+import torch
+
+_PHRASES = (
+    "out of memory",
+    "can't allocate memory",  # torch's CPU allocator
+    "not enough memory",
+    "STATUS_ALLOC_FAILED",  # cuDNN, cuBLAS
+)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a smaller batch may help."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _PHRASES)
+
+
+def free_cached(device: torch.device) -> None:
+    """Hand cached blocks back: those of the failed batch do not fit a smaller one."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""What an attack differentiates in place of the user's model: half precision, folded, compiled."""
