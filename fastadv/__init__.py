@@ -24,7 +24,8 @@ from fastadv.attacks import (
     rfgsm,
     square,
 )
-from fastadv.diagnostics import AttackWarning
+from fastadv.attacks.prepared import release
+from fastadv.diagnostics import AttackWarning, ExecutionWarning
 from fastadv.ensemble import autoattack
 from fastadv.evaluation import Report, evaluate, robustness_curve
 from fastadv.execution import Execution
@@ -40,6 +41,7 @@ __all__ = [
     "AttackResult",
     "AttackWarning",
     "Execution",
+    "ExecutionWarning",
     "Linf",
     "Normalized",
     "Report",
@@ -56,6 +58,7 @@ __all__ = [
     "mifgsm",
     "ops",
     "pgd",
+    "release",
     "rfgsm",
     "robustness_curve",
     "square",

@@ -1,19 +1,34 @@
-"""How an attack is run: nothing here changes which adversarial example is found."""
+"""How an attack is run: fast where nothing depends on it, exact where a success is confirmed."""
 
 from dataclasses import dataclass
 
 _BATCHING = ("continuous", "plain")
+PRECISIONS = ("fp32", "bf16", "fp16")
+_CUDA_GRAPH = ("auto", True, False)
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How to run an attack; results do not depend on it (contract C2).
+    """How to run an attack: search fast, confirm slowly. No verdict is weakened by any of it.
 
-    batching: "continuous" refills the slot of a finished sample from a queue and shrinks the batch
-    when the queue is empty; "plain" runs every sample through every step. batch_size: slots held at
-    once, None for all samples. precision other than "fp32", channels_last, fold_batchnorm,
-    cuda_graph=True and compile are not available yet and raise NotImplementedError.
-    Example: `attack.run(model, x, y, execution=fastadv.Execution(batch_size=128))`.
+    precision: "bf16" and "fp16" search in half precision: passes under autocast, iterates and
+    losses in float32; "fp32" is the model as it is. channels_last: images and 4-D weights in that
+    layout. fold_batchnorm: BatchNorm folded into the convolution or linear layer before it; refused
+    with a ValueError where the logits would change. compile: forward and backward by torch.compile,
+    without weight gradients. All of these work on a copy of the model, and every success that they
+    find is confirmed on the user's own: a sample whose success it denies is attacked further. They
+    may find other adversarial examples than fp32, but report none that is not one.
+    final_pass: attack what survived again, with the user's model itself; the cost is in the result.
+
+    cuda_graph: "auto" captures a step once on a GPU and replays it, falling back to eager steps
+    with one `ExecutionWarning`; True raises where it cannot; False never does. batching:
+    "continuous" refills the slot of a finished sample from a queue and shrinks the batch when the
+    queue is empty; "plain" runs every sample through every step. batch_size: slots held at once,
+    None for all samples; halved when memory runs out. timed: measure after an attack what its
+    passes cost on their own, by a few more of them. Of these the results do not depend (contract
+    C2).
+
+    Example: `attack.run(model, x, y, execution=fastadv.Execution(precision="bf16"))`.
     """
 
     precision: str = "fp32"
@@ -23,22 +38,28 @@ class Execution:
     compile: bool = False
     batching: str = "continuous"
     batch_size: int | None = None
+    final_pass: bool = False
+    timed: bool = False
 
     def __post_init__(self) -> None:
-        if self.batching not in _BATCHING:
-            raise ValueError(f"batching must be one of {_BATCHING}; got {self.batching!r}")
+        for name, choices in (
+            ("precision", PRECISIONS),
+            ("cuda_graph", _CUDA_GRAPH),
+            ("batching", _BATCHING),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {choices}; got {value!r}")
+        for name in ("channels_last", "fold_batchnorm", "compile", "final_pass", "timed"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False; got {getattr(self, name)!r}")
         size = self.batch_size
         if size is not None and not (isinstance(size, int) and size >= 1):
             raise ValueError(f"batch_size must be at least 1, an integer or None; got {size!r}")
-        asked = {
-            "precision": self.precision != "fp32",
-            "channels_last": self.channels_last,
-            "fold_batchnorm": self.fold_batchnorm,
-            "cuda_graph": self.cuda_graph not in ("auto", False),
-            "compile": self.compile,
-        }
-        for name, is_asked in asked.items():
-            if is_asked:
-                raise NotImplementedError(
-                    f"Execution({name}={getattr(self, name)!r}) is not available yet; leave it out"
-                )
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the search asks the user's model itself."""
+        return self.precision == "fp32" and not (
+            self.channels_last or self.fold_batchnorm or self.compile
+        )

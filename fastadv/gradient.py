@@ -1,15 +1,21 @@
 """The oracle: loss, prediction and input gradient of a model at the iterates of a slot state."""
 
+import contextlib
+import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
-from fastadv import losses
+from fastadv import losses, memory
 from fastadv.engine.state import SlotState
 from fastadv.isolation import Model
+from fastadv.kernels import slots as columns
 from fastadv.ops import heads
+from fastadv.shadow.search_model import SearchModel
 from fastadv.wrappers import Normalized
 
+UNLIMITED = 2**62
 _IN_PLACE = "the model modifies its input in place: make its first operation out of place"
 
 
@@ -27,24 +33,54 @@ class Rules(NamedTuple):
     any_error: bool
 
 
+class _Judged(NamedTuple):
+    """Logits, detached, and dL/dlogits of rows whose slots are tracked; (B, C) each."""
+
+    logits: torch.Tensor
+    grad_logits: torch.Tensor
+
+
 class Oracle:
     """Forward, loss head, backward to the input: no weight gradients, no synchronisation.
 
     Must be used inside `isolated(model)`. passes: gradients, and the logits that decide, are
-    averaged over as many forward passes (EOT, Athalye et al. 2018, arXiv:1707.07397). forwards and
-    backwards count samples times passes. Raises ValueError if the output cannot be attacked.
+    averaged over as many forward passes (EOT, Athalye et al. 2018, arXiv:1707.07397). search: what
+    is differentiated in place of the model, None for the model itself. forwards and backwards count
+    samples times passes, own_forwards those of the model without a gradient; seconds is the host's
+    time in them. room: the most rows of a pass, halved when memory runs out: then the rows are
+    passed in parts, and none twice. Raises ValueError if the output cannot be attacked.
     """
 
     def __init__(self, model: Model, loss: losses.Loss, *, targeted: bool, passes: int = 1) -> None:
         self.model = model
+        self.search: SearchModel | None = None
         self.loss = loss
         self.targeted = targeted
         self.passes = passes
+        self.room = UNLIMITED
         self.classes = 0  # known after the first forward
         self.largest_label = -1  # set where a callable loss would see labels before any check
         self.forwards = 0
         self.backwards = 0
+        self.own_forwards = 0
+        self.seconds = 0.0
         self.discarded: int | torch.Tensor = 0  # forwards of proposals that came too late
+
+    def read(self) -> tuple[int, ...]:
+        """The counts that a replayed step must repeat, for `fastadv.graphs`."""
+        return self.forwards, self.backwards, self.own_forwards
+
+    def write(self, values: tuple[int, ...]) -> None:
+        self.forwards, self.backwards, self.own_forwards = values
+
+    @contextlib.contextmanager
+    def by_own_model(self) -> Iterator[None]:
+        """Inside, the user's model is differentiated itself."""
+        search, self.search = self.search, None
+        try:
+            yield
+        finally:
+            self.search = search
 
     def takes_model_input(self, x: torch.Tensor) -> bool:
         """True if the fused steps can write the model's normalised input themselves."""
@@ -66,11 +102,35 @@ class Oracle:
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C) logits of the user's own model at x, without a gradient; the mean over passes."""
-        with torch.no_grad():
-            total = self._forward(self.model, x)
-            for _ in range(self.passes - 1):
-                total = total + self._forward(self.model, x)
-        return total / self.passes if self.passes > 1 else total
+        before = self.forwards
+        logits = self._plain_logits(self.model, x)
+        self.own_forwards += self.forwards - before
+        return logits
+
+    def search_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The same of the model that is searched."""
+        return self.logits(x) if self.search is None else self._plain_logits(self.search.forward, x)
+
+    def _plain_logits(self, model: Model, x: torch.Tensor) -> torch.Tensor:
+        parts = [self._mean_logits(model, part) for part in x.split(self.room)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _mean_logits(self, model: Model, x: torch.Tensor) -> torch.Tensor:
+        try:
+            with torch.no_grad():
+                total = self._forward(model, x)
+                for _ in range(self.passes - 1):
+                    total = total + self._forward(model, x)
+            return total / self.passes if self.passes > 1 else total
+        except Exception as error:
+            if len(x) < 2 or not memory.is_out_of_memory(error):
+                raise
+        self._halve(len(x), x.device)
+        return self._plain_logits(model, x)
+
+    def _halve(self, rows: int, device: torch.device) -> None:
+        self.room = (rows + 1) // 2
+        memory.free_cached(device)
 
     def track(self, state: SlotState, logits: torch.Tensor, rules: Rules | None) -> None:
         """Loss, prediction and slot state of `logits`, without a gradient."""
@@ -93,25 +153,61 @@ class Oracle:
         return total / self.passes
 
     def _pass(
-        self, state: SlotState, loss: torch.Tensor, rules: Rules | None
+        self, state: SlotState, loss: torch.Tensor, rules: Rules | None,
+        judged: _Judged | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """(input gradient, logits) of one forward and backward; judged: these rows are tracked."""
+        if len(state) <= self.room:
+            seen = [judged]
+            try:
+                return self._whole_pass(state, loss, rules, seen)
+            except Exception as error:
+                if len(state) < 2 or not memory.is_out_of_memory(error):
+                    raise
+            judged = seen[-1]
+            self._halve(len(state), state.x.device)
+        grads, logits = [], []
+        for first in range(0, len(state), room := self.room):
+            part = slice(first, first + room)
+            known = None if judged is None else _Judged(*(rows[part] for rows in judged))
+            grad, own = self._pass(state.rows(part), loss[part], rules, known)
+            grads.append(grad)
+            logits.append(own)
+        return torch.cat(grads), torch.cat(logits)
+
+    def _whole_pass(
+        self, state: SlotState, loss: torch.Tensor, rules: Rules | None, seen: list[_Judged | None]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(input gradient, logits) of one forward and backward."""
+        """Leaves in `seen` what it knows as soon as the rows are tracked: a slot counts its steps,
+        and must not be tracked again if memory runs out on the way back."""
         logits = self.graph(state)
+        judged = seen[-1]
+        if judged is None:
+            judged = _Judged(logits.detach(), self._judge(logits.detach(), state, loss, rules))
+            seen.append(judged)
+        return self.backward(logits, state, judged.grad_logits), judged.logits
+
+    def _judge(
+        self, logits: torch.Tensor, state: SlotState, loss: torch.Tensor, rules: Rules | None
+    ) -> torch.Tensor:
+        """dL/dlogits; the loss, and by `rules` the slot state, are written on the way."""
         if self.loss.function is None:
             grad_logits = grad_buffer(state, logits)
             self._head(logits, state, loss, grad_logits, self.loss.kind, rules)
-            return self.backward(logits, state, grad_logits), logits.detach()
+            return grad_logits
+        leaf = logits.requires_grad_()
         with torch.enable_grad():
-            objective = self.custom_loss(logits, state.labels, state.targets)
+            objective = self.custom_loss(leaf, state.labels, state.targets)
         if not objective.requires_grad:
             raise ValueError(
                 "the loss has no gradient: it is detached, or its value does not depend on the "
                 "logits differentiably"
             )
+        (grad_logits,) = torch.autograd.grad(objective, leaf, torch.ones_like(objective))
         loss.copy_(objective.detach())
         if rules is not None:
             self._head(logits.detach(), state, loss, None, "none", rules)
-        return self.backward(objective, state, torch.ones_like(objective)), logits.detach()
+        return grad_logits
 
     def _head(
         self, logits: torch.Tensor, state: SlotState, loss: torch.Tensor,
@@ -126,12 +222,14 @@ class Oracle:
 
     def graph(self, state: SlotState) -> torch.Tensor:
         """(B, C) logits at the current iterates, with the graph of a backward pass."""
-        model = self.model
+        model: Model = self.model if self.search is None else self.search.forward
         if state.model_input is not None:
-            assert isinstance(model, Normalized)
-            model = model.model
+            assert isinstance(self.model, Normalized)
+            model = self.model.model if self.search is None else self.search.forward_inner
         with torch.enable_grad():
             logits = self._forward(model, state.leaf.requires_grad_())
+            if self._scale != 1.0:
+                logits = logits.float()  # the loss head's gradient would be rounded before scaling
         if not logits.requires_grad:
             raise ValueError(
                 "the model's output has no gradient: it is detached, computed under no_grad, or "
@@ -139,14 +237,20 @@ class Oracle:
             )
         return logits
 
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self.search is None else self.search.scale
+
     def _forward(self, model: Model, x: torch.Tensor) -> torch.Tensor:
         version = x._version
+        began = time.perf_counter()
         try:
             logits = model(x)
         except RuntimeError as error:
             if x._version == version and "in-place operation" not in str(error):
                 raise
             raise ValueError(_IN_PLACE) from error
+        self.seconds += time.perf_counter() - began
         self.forwards += len(x)
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
@@ -171,16 +275,29 @@ class Oracle:
         *, keep_graph: bool = False,
     ) -> torch.Tensor:  # fmt: skip
         """The input gradient of an output of `graph`; keep_graph: another one will follow."""
+        scale = self._scale
+        if scale != 1.0:
+            grad_output = torch.full_like(output, scale) if grad_output is None else (
+                grad_output * scale
+            )  # fmt: skip
+        began = time.perf_counter()
         (grad,) = torch.autograd.grad(
             output, state.leaf, grad_output, retain_graph=keep_graph, allow_unused=True
         )
+        self.seconds += time.perf_counter() - began
         self.backwards += len(state)
         if grad is None:
             raise ValueError(
                 "the model's output does not depend on its input (a detached copy?): no gradient "
                 "flows to it; wrap the part that blocks it in fastadv.BPDA"
             )
-        return grad
+        return grad if scale == 1.0 else self._unscaled(grad, state)
+
+    def _unscaled(self, grad: torch.Tensor, state: SlotState) -> torch.Tensor:
+        """Divided by the scale again, exactly; slots whose gradient overflowed are marked."""
+        is_finite = grad.isfinite().reshape(len(grad), -1).all(1)
+        state.slots[:, columns.FAULT] |= ~is_finite * columns.FAULT_OVERFLOW
+        return grad.mul_(1 / self._scale)
 
     def custom_loss(
         self, logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None
@@ -199,6 +316,8 @@ class Oracle:
 
 def grad_buffer(state: SlotState, logits: torch.Tensor) -> torch.Tensor:
     """The buffer of dL/dlogits, made once the shape and dtype of the logits are known."""
-    if state.grad_logits is None or state.grad_logits.shape != logits.shape:
-        state.grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    return state.grad_logits
+    buffer = state.grad_logits
+    if buffer is None or (buffer.shape, buffer.dtype) != (logits.shape, logits.dtype):
+        buffer = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        state.grad_logits = buffer
+    return buffer

@@ -14,3 +14,4 @@ FAULT_NAN_LOGITS = 1
 FAULT_BAD_LABEL = 2
 FAULT_ZERO_GRADIENT = 4  # at the start iterate
 FAULT_NAN_GRADIENT = 8  # at the start iterate
+FAULT_OVERFLOW = 16  # of a gradient in half precision

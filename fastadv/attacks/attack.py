@@ -73,6 +73,11 @@ class Attack(Protocol):
         return False
 
     @property
+    def resolves_finely(self) -> bool:
+        """Whether half precision is too coarse for the search itself, which then uses float32."""
+        return False
+
+    @property
     def attacks_wrong(self) -> bool:
         """Whether samples that the model gets wrong are attacked all the same."""
         return self.keep == "best"

@@ -1,11 +1,12 @@
 """APGD in L1 as a slot algorithm: the sparsity of the step follows the best perturbation's."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 
 from fastadv.attacks.probe import probe
-from fastadv.engine.state import SlotState, put_rows, take_fields
+from fastadv.engine.state import ExtendedState, SlotState, put_rows
 from fastadv.engine.work import Work
 from fastadv.gradient import Oracle, Rules
 from fastadv.kernels import slots as columns
@@ -17,7 +18,7 @@ from fastadv.threat_model import ThreatModel
 
 
 @dataclass
-class AutoPGDL1State:
+class AutoPGDL1State(ExtendedState):
     """B slots of L1-APGD. common: what every gradient attack has, x_best included.
 
     grad_best: the gradient at x_best. sparsity, phase_eps, support: (B,), kept by the step. x_hit:
@@ -30,16 +31,6 @@ class AutoPGDL1State:
     phase_eps: torch.Tensor
     support: torch.Tensor
     x_hit: torch.Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.common)
-
-    @property
-    def slots(self) -> torch.Tensor:
-        return self.common.slots
-
-    def take(self, rows: torch.Tensor) -> "AutoPGDL1State":
-        return take_fields(self, rows)
 
 
 class AutoPGDL1Slots:
@@ -116,6 +107,17 @@ class AutoPGDL1Slots:
             best_loss=common.best_loss, slots=common.slots, plan=self._plan, radius=self._radius,
             correct=None if state.x_hit is None else common.correct, x_hit=state.x_hit,
         )  # fmt: skip
+
+    def variant(self, state: AutoPGDL1State) -> Hashable:
+        return state.common.unprobed
+
+    def go_on(self, state: AutoPGDL1State) -> None:
+        state.common.revive()
+        with self.oracle.by_own_model():
+            self.step(state)
+
+    def renew(self, state: AutoPGDL1State) -> None:
+        """Loading writes all that a step reads."""
 
     def evaluate(self, state: AutoPGDL1State) -> None:
         common = state.common

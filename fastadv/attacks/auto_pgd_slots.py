@@ -1,11 +1,12 @@
 """APGD as a slot algorithm in L-infinity and L2: the step size adapts to each slot's progress."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 
 from fastadv.attacks.probe import probe
-from fastadv.engine.state import SlotState, put_rows, take_fields
+from fastadv.engine.state import ExtendedState, SlotState, put_rows
 from fastadv.engine.work import Work
 from fastadv.gradient import Oracle, Rules
 from fastadv.kernels import apgd_progress
@@ -19,7 +20,7 @@ _STEPS = {"linf": apgd.apgd_linf_step_, "l2": apgd_l2.apgd_l2_step_}
 
 
 @dataclass
-class AutoPGDState:
+class AutoPGDState(ExtendedState):
     """B slots of APGD. common: what every gradient attack has, x_best included.
 
     x_previous: the iterate before; grad_best: the gradient at x_best; progress: what the check
@@ -42,16 +43,6 @@ class AutoPGDState:
             progress=common.eps.new_empty(batch, width),
             x_hit=torch.empty_like(common.x) if keep_hit else None,
         )
-
-    def __len__(self) -> int:
-        return len(self.common)
-
-    @property
-    def slots(self) -> torch.Tensor:
-        return self.common.slots
-
-    def take(self, rows: torch.Tensor) -> "AutoPGDState":
-        return take_fields(self, rows)
 
 
 class AutoPGDSlots:
@@ -120,6 +111,17 @@ class AutoPGDSlots:
             slots=common.slots, progress=state.progress,
             correct=None if state.x_hit is None else common.correct, x_hit=state.x_hit,
         )  # fmt: skip
+
+    def variant(self, state: AutoPGDState) -> Hashable:
+        return state.common.unprobed
+
+    def go_on(self, state: AutoPGDState) -> None:
+        state.common.revive()
+        with self.oracle.by_own_model():
+            self.step(state)
+
+    def renew(self, state: AutoPGDState) -> None:
+        """Loading writes all that a step reads."""
 
     def evaluate(self, state: AutoPGDState) -> None:
         common = state.common

@@ -63,6 +63,12 @@ class FastAdaptiveBoundary(Attack):
     def discards_outside(self) -> bool:
         return self.keep != "best"
 
+    @property
+    def resolves_finely(self) -> bool:
+        # its points lie on the decision boundary: with bf16 differences it left 64 of 100 samples
+        # of cifar_wide_kw robust, with fp32 ones 60 (20 steps, 3 targets, eps 2/255)
+        return True
+
     def algorithm(
         self, oracle: Oracle, *, targets: int, first_step: int, room: int
     ) -> SlotAlgorithm:

@@ -1,11 +1,12 @@
 """FAB as a slot algorithm: from boundary to boundary, ever closer to the clean sample."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 
 from fastadv.attacks.probe import probe
-from fastadv.engine.state import SlotState, put_rows, take_fields
+from fastadv.engine.state import ExtendedState, SlotState, put_rows
 from fastadv.engine.work import Work
 from fastadv.gradient import Oracle, grad_buffer
 from fastadv.ops import fab, heads
@@ -16,7 +17,7 @@ _START_KINDS = {"linf": "linf_uniform", "l2": "l2_sphere", "l1": "l1_uniform"}
 
 
 @dataclass
-class BoundaryState:
+class BoundaryState(ExtendedState):
     """B slots of FAB. common: what every gradient attack has; x_adv is the point to evaluate.
 
     closest: the closest adversarial point so far, x while there is none; distance: (B,) its
@@ -27,16 +28,6 @@ class BoundaryState:
     closest: torch.Tensor
     distance: torch.Tensor
     pulled_back: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.common)
-
-    @property
-    def slots(self) -> torch.Tensor:
-        return self.common.slots
-
-    def take(self, rows: torch.Tensor) -> "BoundaryState":
-        return take_fields(self, rows)
 
 
 class BoundarySlots:
@@ -94,6 +85,8 @@ class BoundarySlots:
         # alone first: a backward at a point that is left at once would cost as much again.
         common = state.common
         grad = self._nearest(common) if self.untargeted else self.oracle.gradient(common, None)
+        if self.oracle.search is not None:
+            common.prediction.copy_(common.labels)  # `_look` has judged it, by the user's model
         self._move(state, grad)
         if common.unprobed:
             probe(common, grad)
@@ -134,6 +127,18 @@ class BoundarySlots:
                 norm=self.threat.norm,
             )  # fmt: skip
         return nearest
+
+    def variant(self, state: BoundaryState) -> Hashable:
+        return state.common.unprobed
+
+    def go_on(self, state: BoundaryState) -> None:
+        """Only of a model that answers twice differently: every point is judged by the model."""
+        state.common.revive()
+        state.closest.copy_(state.common.x)
+        state.distance.fill_(torch.inf)
+
+    def renew(self, state: BoundaryState) -> None:
+        """Loading writes all that a step reads."""
 
     def evaluate(self, state: BoundaryState) -> None:
         raise AssertionError("every point of FAB is evaluated before its slot ends")

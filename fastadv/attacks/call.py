@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,18 +13,12 @@ import torch
 
 from fastadv import diagnostics, losses
 from fastadv.attacks import inputs, targets
-from fastadv.attacks.result import AttackResult
-from fastadv.attacks.verdict import (
-    Fallen,
-    count_probabilities,
-    joined,
-    margin_of,
-    warn_of_faults,
-)
-from fastadv.engine.algorithm import SlotAlgorithm
-from fastadv.engine.continuous import run_continuous
+from fastadv.attacks.bare_passes import limit_of
+from fastadv.attacks.prepared import prepared
+from fastadv.attacks.result import AttackResult, Cost
+from fastadv.attacks.search import Search
+from fastadv.attacks.verdict import Fallen, count_probabilities, margin_of, warn_of_faults
 from fastadv.engine.ledger import Ledger
-from fastadv.engine.plain import run_chunk, run_plain
 from fastadv.engine.work import Work, spread
 from fastadv.execution import Execution
 from fastadv.gradient import Oracle
@@ -38,7 +34,8 @@ if TYPE_CHECKING:
 class Call:
     """The arguments of one call, checked; `result`, `fallen` or `last_iterates` carries it out.
 
-    clean_logits: (n, C) of the model at x, where they are known already.
+    clean_logits: (n, C) of the model at x, where they are known already. cost: of what was carried
+    out.
     """
 
     def __init__(
@@ -50,8 +47,12 @@ class Call:
         if not callable(model):
             raise TypeError(f"model must be callable; got {type(model).__name__}")
         targets.check_rule(target)
+        self.began = time.perf_counter()
+        self.cost = Cost()
         self.attack = attack
         self.model = model
+        if attack.resolves_finely:
+            execution = replace(execution, precision="fp32")
         self.execution = execution
         self.target = target
         self.known_logits = clean_logits
@@ -62,6 +63,7 @@ class Call:
             self.y = None if y is None else inputs.check_labels(y, x, name="y").clone()
             self.x_init = inputs.check_start(x_init, x)
             self.sample_ids = inputs.check_sample_ids(sample_ids, x)
+            self._lay_out()
         inputs.check_device(model, self.x)
         if x_init is not None and attack.restarts > 1:
             raise ValueError(
@@ -72,10 +74,27 @@ class Call:
                 f"{attack.constructor} aims at the likeliest classes itself and takes no target=: "
                 "use the attack without _t"
             )
+        if attack.keep == "authors" and not execution.is_exact:
+            raise ValueError(
+                "keep='authors' returns the iterates of the authors' own code and takes the model "
+                f"as it is; got {execution!r}. Use keep='first_success'"
+            )
         check_fits(attack.threat, self.x)
         self.batch_size = execution.batch_size or max(1, len(x))
         aims = target is not None or attack.most_targets > 0
         self.oracle = Oracle(model, attack.resolved_loss, targeted=aims, passes=attack.passes)
+
+    def _lay_out(self) -> None:
+        """Attack in channels_last if that is asked for: no pass has to lay anything out anew."""
+        self.given_format: torch.memory_format | None = None
+        wanted = torch.channels_last
+        if not self.execution.channels_last or self.x.ndim != 4:
+            return
+        if not self.x.is_contiguous(memory_format=wanted):
+            self.given_format = torch.contiguous_format
+            self.x = self.x.contiguous(memory_format=wanted)
+            if self.x_init is not None:
+                self.x_init = self.x_init.contiguous(memory_format=wanted)
 
     def result(self) -> AttackResult:
         with self._isolated():
@@ -83,8 +102,9 @@ class Call:
                 return self._empty()
             logits = self._clean_logits()
             work = self._work(logits)
+            search = self._search(logits)
             if self.attack.keep == "last":
-                iterates, faults = self._run_all(work)
+                iterates, faults = search.last_iterates(work)
                 ledger = Ledger(iterates, settles=False)
                 ledger.faults |= faults
                 clean_prediction = None if logits is None else logits.argmax(1)
@@ -92,8 +112,10 @@ class Call:
             else:
                 assert logits is not None, "every attack that can stop looks at the clean samples"
                 clean_prediction = logits.argmax(1)
-                ledger, wrong = self._search(work, clean_prediction)
-            return self._verified(work, ledger, wrong, clean_prediction)
+                ledger, wrong = self._found(search, work, clean_prediction)
+            result = self._verified(work, ledger, wrong, clean_prediction)
+            self._account(search)
+            return replace(result, cost=self.cost)
 
     def clean_logits(self) -> torch.Tensor:
         """(n, C) logits of the clean samples, which are checked."""
@@ -108,10 +130,11 @@ class Call:
             logits = self._clean_logits()
             assert logits is not None, "only attacks that stop at a success have this"
             work = self._work(logits)
-            ledger, _ = self._search(work, logits.argmax(1))
+            search = self._search(logits)
+            ledger, _ = self._found(search, work, logits.argmax(1))
             self._check_labels(ledger.faults)
             found = self._device(np.flatnonzero(ledger.step >= 0))
-            x_adv = layout.gather_rows(ledger.x_adv, found)
+            x_adv = self._as_given(layout.gather_rows(ledger.x_adv, found))
             work = work.take(found)
             at_x_adv = self._batched_logits(x_adv) if len(found) else logits[:0]
             margin, prediction = margin_of(at_x_adv, work.labels)
@@ -120,6 +143,7 @@ class Call:
             diagnostics.warn("unconfirmed", int((~success).sum()), len(logits))
             rows = success.nonzero()[:, 0]
             step = torch.as_tensor(ledger.step, device=found.device)[found[rows]].long()
+            self._account(search)
             return Fallen(
                 found[rows], layout.gather_rows(x_adv, rows), prediction[rows], margin[rows], step,
                 ledger.faults, ledger.loss, ledger.x_adv,
@@ -130,21 +154,47 @@ class Call:
         with self._isolated():
             if len(self.x) == 0:
                 return self.x.clone(memory_format=torch.preserve_format)
-            iterates, faults = self._run_all(self._work(self._clean_logits()))
+            logits = self._clean_logits()
+            iterates, faults = self._search(logits).last_iterates(self._work(logits))
             self._report(faults)
-            return iterates
+            return self._as_given(iterates)
 
-    def _search(self, work: Work, clean_prediction: torch.Tensor) -> tuple[Ledger, np.ndarray]:
+    def _search(self, logits: torch.Tensor | None) -> Search:
+        """The search, with what it needs made ready; logits: the model's at x, where known."""
+        first = self.x[: self.batch_size]
+        if logits is None and not self.execution.is_exact:
+            logits = self._batched_logits(first)
+        logits = None if logits is None else logits[: len(first)]
+        ready = prepared(self.model, self.execution, first, logits)
+        return Search(self.attack, self.oracle, self.execution, self.batch_size, ready)
+
+    def _found(
+        self, search: Search, work: Work, clean_prediction: torch.Tensor
+    ) -> tuple[Ledger, np.ndarray]:
         """(what the attack found, which samples the model gets wrong as they are)."""
-        attack = self.attack
         wrong = self._hits(clean_prediction, work).cpu().numpy()
-        ledger = Ledger(work.x, settles=attack.keep != "best")
-        run = run_plain if self.execution.batching == "plain" else run_continuous
-        for first_step, samples in self._groups(work):
-            pending = samples[~wrong[samples] | attack.attacks_wrong]
-            algorithm = self._algorithm(work, first_step)
-            run(algorithm, work, pending, ledger, self.batch_size)
-        return ledger, wrong
+        pending = np.flatnonzero(~wrong | self.attack.attacks_wrong)
+        return search.found(work, pending, self._groups(work)), wrong
+
+    def _account(self, search: Search) -> None:
+        """Fill in the time; with timed=True, measure what the passes take on their own."""
+        seconds, limit = time.perf_counter() - self.began, 0.0
+        on_cpu = self.x.device.type == "cpu"
+        model_seconds = self.oracle.seconds if on_cpu else 0.0
+        if self.execution.timed:
+            graphs = search.prepared.graphs
+            backend = graphs.backend if graphs is not None and graphs.refusal is None else None
+            limit = limit_of(self.oracle, self.x, rows=self.batch_size, backend=backend)
+            model_seconds = model_seconds if on_cpu else limit
+        self.cost = search.cost._replace(
+            seconds=seconds, model_seconds=model_seconds, limit_seconds=limit
+        )
+
+    def _as_given(self, x_adv: torch.Tensor) -> torch.Tensor:
+        """In the memory format of the caller's x."""
+        return x_adv if self.given_format is None else x_adv.contiguous(
+            memory_format=self.given_format
+        )  # fmt: skip
 
     def _device(self, indices: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(indices, device=self.x.device)
@@ -213,12 +263,6 @@ class Call:
             sample_ids=self.sample_ids, eps=eps, step_size=step_size, x_init=self.x_init,
         )  # fmt: skip
 
-    def _algorithm(self, work: Work, first_step: int) -> SlotAlgorithm:
-        count = 0 if work.ranking is None else work.ranking.shape[1]
-        return self.attack.algorithm(
-            self.oracle, targets=count, first_step=first_step, room=self.batch_size
-        )
-
     def _groups(self, work: Work) -> list[tuple[int, np.ndarray]]:
         """(first step that may count as a success, samples): not the start iterate where it may
         lie outside ball or bounds."""
@@ -226,23 +270,6 @@ class Call:
             inside = contains(self.attack.threat, self.x_init, work.x, work.eps).cpu().numpy()
             return [(0, np.flatnonzero(inside)), (1, np.flatnonzero(~inside))]
         return [(0 if self.attack.starts_inside else 1, np.arange(len(work)))]
-
-    def _run_all(self, work: Work) -> tuple[torch.Tensor, np.ndarray]:
-        """(last iterates, faults): every step of every sample, batch by batch, read back once."""
-        if self.attack.resolved_loss.function is not None and self.oracle.classes == 0:
-            seen = work.labels if work.targets is None else work.targets
-            inputs.check_range(seen, None, name="y or target")
-            self.oracle.largest_label = int(seen.max())
-        algorithm = self._algorithm(work, 0)
-        iterates, faults = [], []
-        for samples in np.array_split(
-            np.arange(len(work)), range(self.batch_size, len(work), self.batch_size)
-        ):
-            state = run_chunk(algorithm, work, samples, 0)
-            iterates.append(state.x_adv.detach())
-            faults.append(state.slots[:, columns.FAULT])
-        whole = iterates[0] if len(iterates) == 1 else joined(iterates, work.x)
-        return whole, torch.cat(faults).cpu().numpy()
 
     def _hits(self, prediction: torch.Tensor, work: Work) -> torch.Tensor:
         if self.target is not None:
@@ -253,7 +280,7 @@ class Call:
         self, work: Work, ledger: Ledger, wrong: np.ndarray, clean_prediction: torch.Tensor | None
     ) -> AttackResult:
         """Success as the user's own model sees it, on exactly the tensor that is returned."""
-        x_adv, loss_kind = ledger.x_adv, self.attack.reported_loss
+        x_adv, loss_kind = self._as_given(ledger.x_adv), self.attack.reported_loss
         if self.attack.discards_outside:
             outside = ~contains(self.attack.threat, x_adv, work.x, work.eps)
             x_adv[outside] = work.x[outside]
@@ -263,8 +290,10 @@ class Call:
         success &= contains(self.attack.threat, x_adv, work.x, work.eps)
         ledger.faults[logits.isnan().any(1).cpu().numpy()] |= columns.FAULT_NAN_LOGITS
         step = torch.as_tensor(ledger.step, device=x_adv.device).long()
-        unconfirmed = (step >= 0) & ~success
-        diagnostics.warn("unconfirmed", int(unconfirmed.sum()), len(step))
+        if self.execution.is_exact or self.attack.keep == "first_success":
+            # else the search is not asked to be right on its way
+            unconfirmed = (step >= 0) & ~success
+            diagnostics.warn("unconfirmed", int(unconfirmed.sum()), len(step))
         step = torch.where(step < 0, self.attack.steps, step)
         step[torch.as_tensor(wrong, device=x_adv.device)] = 0
         self._report(ledger.faults)

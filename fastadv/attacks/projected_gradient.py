@@ -1,5 +1,6 @@
 """Projected gradient ascent as a slot algorithm: FGSM, BIM, PGD and MI-FGSM are cases of it."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -101,6 +102,17 @@ class ProjectedGradient:
             state.x_adv, grad, state.x, step_size=state.step_size, eps=state.eps,
             slots=state.slots, **options,
         )  # fmt: skip
+
+    def variant(self, state: SlotState) -> Hashable:
+        return state.unprobed
+
+    def go_on(self, state: SlotState) -> None:
+        state.revive()
+        with self.oracle.by_own_model():
+            self.step(state)
+
+    def renew(self, state: SlotState) -> None:
+        """Loading writes all that a step reads."""
 
     def evaluate(self, state: SlotState) -> None:
         logits = self.oracle.logits(state.x_adv.detach())

@@ -6,11 +6,46 @@ from typing import NamedTuple
 import torch
 
 
+class Cost(NamedTuple):
+    """What a run took, but for its passes.
+
+    seconds: of the whole call. model_seconds: of these in forward and backward passes; on a GPU
+    known only if timed=True, else 0. limit_seconds: what the same passes take on their own, the
+    physical limit, if timed=True, else 0. denied: successes of the search that the user's model
+    denied, after which it was attacked further. final_attacked, final_broken, final_passes (forward
+    and backward, samples), final_seconds: of the attack on survivors by the user's model itself,
+    for `final_pass` and where half precision overflowed; included in the totals.
+    """
+
+    seconds: float = 0.0
+    model_seconds: float = 0.0
+    limit_seconds: float = 0.0
+    denied: int = 0
+    final_attacked: int = 0
+    final_broken: int = 0
+    final_passes: int = 0
+    final_seconds: float = 0.0
+
+    @property
+    def attack_seconds(self) -> float:
+        """Beside the model."""
+        return self.seconds - self.model_seconds
+
+    @property
+    def share_of_limit(self) -> float | None:
+        """limit_seconds / seconds: 1.0 is an attack that costs nothing beside the model."""
+        return self.limit_seconds / self.seconds if self.limit_seconds and self.seconds else None
+
+    def plus(self, other: "Cost") -> "Cost":
+        return Cost(*(a + b for a, b in zip(self, other, strict=True)))  # type: ignore[arg-type]
+
+
 class Stage(NamedTuple):
     """One attack of an ensemble: of `attacked` samples it broke `broken`.
 
     name: as AutoAttack's log writes it; attack: its repr. forwards, backwards: samples times
-    passes, of which `discarded` forwards were of proposals that came too late.
+    passes, of which `discarded` forwards were of proposals that came too late. The rest as in
+    `Cost`.
     """
 
     name: str
@@ -21,6 +56,17 @@ class Stage(NamedTuple):
     forwards: int
     backwards: int
     discarded: int
+    model_seconds: float = 0.0
+    limit_seconds: float = 0.0
+    denied: int = 0
+    final_attacked: int = 0
+    final_broken: int = 0
+    final_passes: int = 0
+    final_seconds: float = 0.0
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(**{name: getattr(self, name) for name in Cost._fields})
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +78,9 @@ class AttackResult:
     the objective ascended, at x_adv. distance: ||x_adv - x|| in the threat model's norm, float64.
     step: of the first success, 0 for a clean x that is already wrong or a start that succeeds, -1
     if none. prediction: the model's at x_adv. clean_prediction: at x, None where the attack never
-    looked. forwards, backwards: samples times passes. Of an ensemble: stages, what each attack did,
-    and broken_by, the index of the one that broke a sample, -1 if none did, -2 if the model got it
-    wrong as it was.
+    looked. forwards, backwards: samples times passes. cost: time, and what was attacked again. Of
+    an ensemble: stages, what each attack did, and broken_by, the index of the one that broke a
+    sample, -1 if none did, -2 if the model got it wrong as it was.
     """
 
     x_adv: torch.Tensor
@@ -46,5 +92,6 @@ class AttackResult:
     clean_prediction: torch.Tensor | None
     forwards: int
     backwards: int
+    cost: Cost = Cost()
     broken_by: torch.Tensor | None = None
     stages: tuple[Stage, ...] = ()

@@ -1,11 +1,13 @@
 """The Square Attack as a slot algorithm: random search, several proposals at a time."""
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from fastadv.engine.state import put_rows, take_fields
+from fastadv.engine.state import put_fields, put_rows, same_shapes, take_fields
 from fastadv.engine.work import Work
 from fastadv.gradient import Oracle
 from fastadv.kernels import slots as columns
@@ -24,13 +26,17 @@ _REVIEW = 64  # steps between two looks at whether there is room to look ahead
 _CPU_ROOM = 32  # rows below which a CPU's forward is mostly overhead
 _CPU_AHEAD = 4  # proposals of a slot that share the cost of a step beside the model
 
+_GENERATION = itertools.count(1)
+
 
 @dataclass
 class SquareState:
     """B slots with K proposals each. x_new: (B * K, C, H, W), row b * K + k is for slot b.
 
-    queries: (B, K) int32, which query each proposal is. restarts, wasted: (B,) int32. labels_new:
-    (B * K,) the labels again. The rest as in `fastadv.ops.square.square_linf_`.
+    queries: (B, K) int32, which query each proposal is. restarts, wasted: (B,) int32, the latter
+    since the last `outcome`. labels_new: (B * K,) the labels again. age: steps made. generation: a
+    number of its own for every set of proposal tensors. single: those for one proposal a slot,
+    while others are in their place. The rest as in `fastadv.ops.square.square_linf_`.
     """
 
     x: torch.Tensor
@@ -47,6 +53,8 @@ class SquareState:
     labels_new: torch.Tensor
     age: int = 0
     is_over: bool = False  # no slot is active
+    generation: int = 0
+    single: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -56,14 +64,42 @@ class SquareState:
         return self.queries.shape[1]
 
     def take(self, rows: torch.Tensor) -> "SquareState":
+        proposals = self.proposals(rows)
+        alike = replace(self, x_new=self.x, labels_new=self.labels)  # one row a slot
+        return replace(
+            take_fields(alike, rows), x_new=layout.gather_rows(self.x_new, proposals),
+            labels_new=self.labels_new[proposals], single=None, generation=next(_GENERATION),
+        )  # fmt: skip
+
+    def put(self, rows: torch.Tensor, state: "SquareState") -> None:
+        """Write the slots of `state` into `rows`: what `take` gave, back."""
+        alike = replace(state, x_new=state.x, labels_new=state.labels)
+        put_fields(replace(self, x_new=self.x, labels_new=self.labels), rows, alike)
+        proposals = self.proposals(rows)
+        self.x_new.index_copy_(0, proposals, state.x_new)
+        self.labels_new.index_copy_(0, proposals, state.labels_new)
+
+    def accepts(self, state: "SquareState") -> bool:
+        return same_shapes(self, state)
+
+    def read(self) -> tuple[int, ...]:
+        return self.age, int(self.is_over)
+
+    def write(self, values: tuple[int, ...]) -> None:
+        self.age, self.is_over = values[0], bool(values[1])
+
+    def proposals(self, rows: torch.Tensor) -> torch.Tensor:
+        """Which rows of x_new are those of the slots `rows`."""
         ahead = torch.arange(self.lookahead, device=rows.device)
-        proposals = (rows[:, None] * self.lookahead + ahead).flatten()
-        x_new = layout.gather_rows(self.x_new, proposals)
-        labels_new = self.labels_new[proposals]
-        own = take_fields(self, rows)
-        own.x_new, own.labels_new = x_new, labels_new
-        own.wasted[:1] += self.wasted.sum() - own.wasted.sum()  # only the sum is ever read
-        return own
+        return (rows[:, None] * self.lookahead + ahead).flatten()
+
+    def replace_proposals(
+        self, queries: torch.Tensor, x_new: torch.Tensor, labels_new: torch.Tensor
+    ) -> None:
+        if self.single is None and self.lookahead == 1:
+            self.single = self.queries, self.x_new, self.labels_new
+        self.queries, self.x_new, self.labels_new = queries, x_new, labels_new
+        self.generation = next(_GENERATION)
 
 
 class SquareSlots:
@@ -92,7 +128,6 @@ class SquareSlots:
         self.first_step = first_step
         self.room = room
         self._table: SquareTable | None = None
-        self._discarded: int | torch.Tensor = 0  # before the state at hand
 
     def allocate(self, work: Work, batch: int) -> SquareState:
         x, device = work.x, work.x.device
@@ -101,7 +136,6 @@ class SquareSlots:
                 "the Square Attack moves windows only, so that x_init must lie in the ball and in "
                 "bounds: project it first"
             )
-        self._discarded = self.oracle.discarded
         if self._table is None:
             self._table = square_table(
                 self.queries, x.shape[1:], norm=self.threat.norm, p_init=self.p_init,
@@ -145,8 +179,7 @@ class SquareSlots:
         put_rows(state.queries, rows, waiting)
         if rows is None:
             rows = torch.arange(len(state), device=work.x.device)
-        ahead = torch.arange(state.lookahead, device=rows.device)
-        proposals = (rows[:, None] * state.lookahead + ahead).flatten()
+        proposals = state.proposals(rows)
         state.x_new.index_copy_(0, proposals, start.repeat_interleave(state.lookahead, 0))
         state.labels_new[proposals] = work.labels.repeat_interleave(state.lookahead)
         state.is_over = False
@@ -157,7 +190,7 @@ class SquareSlots:
             self._review_sync(state)
         if state.is_over:
             return
-        parts = [self.oracle.logits(part) for part in state.x_new.split(self.room)]
+        parts = [self.oracle.search_logits(part) for part in state.x_new.split(self.room)]
         logits = parts[0] if len(parts) == 1 else torch.cat(parts)
         rows = len(state.x_new)
         loss = state.best_loss.new_empty(rows)
@@ -194,18 +227,44 @@ class SquareSlots:
             return
         if bool((active & (state.slots[:, columns.STEP] < _SETTLED)).any()):
             return
-        rejected = state.queries.new_full((len(state), count), self.queries)
-        rejected[:, 0] = state.slots[:, columns.STEP] - 1  # the next to propose is STEP
-        state.queries = rejected
-        state.x_new = layout.dense_like(state.x, len(state) * count)
-        state.x_new.copy_(state.x_best.repeat_interleave(count, 0))
-        state.labels_new = state.labels.repeat_interleave(count)
+        state.replace_proposals(
+            state.queries.new_empty(len(state), count),
+            layout.dense_like(state.x, len(state) * count),
+            state.labels.repeat_interleave(count),
+        )
+        self._propose(state)
+
+    def _propose(self, state: SquareState) -> None:
+        """Make the proposals from query STEP on, as if those before it had just been rejected."""
+        state.queries.fill_(self.queries)
+        state.queries[:, 0] = state.slots[:, columns.STEP] - 1
+        state.x_new.copy_(state.x_best.repeat_interleave(state.lookahead, 0))
         worst = state.best_loss.new_full((len(state.x_new),), -torch.inf)
         self._move(state, worst, state.labels_new)
+
+    def variant(self, state: SquareState) -> Hashable | None:
+        looks = (state.age + 1) % _REVIEW == 0 or state.is_over
+        return None if looks else state.generation
+
+    def go_on(self, state: SquareState) -> None:
+        """From the denied point, which stays the best: what is accepted next is worth more still,
+        until the user's model agrees."""
+        state.slots[:, columns.SUCCESS_STEP] = -1
+        state.slots[:, columns.ACTIVE] = 1
+        self._propose(state)
+
+    def renew(self, state: SquareState) -> None:
+        """One proposal a slot again."""
+        if state.single is not None:
+            state.queries, state.x_new, state.labels_new = state.single
+            state.single, state.generation = None, 0
+        state.wasted.zero_()
+        state.age, state.is_over = 0, False
 
     def evaluate(self, state: SquareState) -> None:
         raise AssertionError("every proposal is evaluated before its slot ends")
 
     def outcome(self, state: SquareState) -> tuple[torch.Tensor, torch.Tensor]:
-        self.oracle.discarded = self._discarded + state.wasted.sum()
+        self.oracle.discarded = self.oracle.discarded + state.wasted.sum()
+        state.wasted.zero_()
         return state.x_best, state.best_loss

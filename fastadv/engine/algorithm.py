@@ -1,5 +1,6 @@
 """What the engine asks of an attack: a state machine whose whole state is one row a slot."""
 
+from collections.abc import Hashable
 from typing import Any, Protocol
 
 import torch
@@ -8,7 +9,8 @@ from fastadv.engine.work import Work
 
 
 class Slots(Protocol):
-    """What the engine asks of a state: the slot table, its length, and rows of it."""
+    """What the engine asks of a state: the slot table, its length, rows of it, and what of it is
+    kept on the host."""
 
     slots: torch.Tensor
 
@@ -17,6 +19,20 @@ class Slots(Protocol):
     def take(self, rows: torch.Tensor) -> "Slots":
         """A state of its own with `rows` of this one."""
         ...
+
+    def put(self, rows: torch.Tensor, state: Any) -> None:
+        """Write the slots of `state`, which `take` gave, into `rows`."""
+        ...
+
+    def accepts(self, state: Any) -> bool:
+        """Whether `put` can write all of `state`: their tensors have the same shapes."""
+        ...
+
+    def read(self) -> tuple[int, ...]:
+        """The counts on the host that a step changes, and a replayed one must change likewise."""
+        ...
+
+    def write(self, values: tuple[int, ...]) -> None: ...
 
 
 State = Any  # a `Slots`: each algorithm has a type of its own and gets back what it allocated
@@ -28,9 +44,10 @@ class SlotAlgorithm(Protocol):
     steps: the most steps of a slot. items: work items a sample, its restarts or targets in the
     order in which they count. stride: steps between two looks at which slots are finished, which
     synchronise: a finished slot idles half of them. needs_last: an iterate reached by the last step
-    is evaluated too.
+    is evaluated too. oracle: a `fastadv.gradient.Oracle`, which is above this floor.
     """
 
+    oracle: Any
     steps: int
     items: int
     stride: int
@@ -50,6 +67,20 @@ class SlotAlgorithm(Protocol):
 
     def step(self, state: State) -> None:
         """One step of every active slot: forward, loss head, backward, fused step."""
+        ...
+
+    def variant(self, state: State) -> Hashable | None:
+        """Steps of one variant do the same to the same tensors: one can be recorded, and replayed
+        for the others. None: the next step decides on the host, and is not to be recorded."""
+        ...
+
+    def go_on(self, state: State) -> None:
+        """Attack slots further whose success the user's model has not confirmed: what would repeat
+        the mistake is done by that model."""
+        ...
+
+    def renew(self, state: State) -> None:
+        """Make a state that earlier samples have left fit to be loaded as a whole."""
         ...
 
     def evaluate(self, state: State) -> None:

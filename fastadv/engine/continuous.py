@@ -1,58 +1,70 @@
 """Continuous batching: the slot of a finished sample is refilled from a queue of work items."""
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
-from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.engine.ledger import Ledger
-from fastadv.engine.plain import read
+from fastadv.engine.plain import Confirm, go_on, read
+from fastadv.engine.stepping import Stepper
 from fastadv.engine.work import Work
 from fastadv.kernels import slots as columns
 
 
 def run_continuous(
-    algorithm: SlotAlgorithm, work: Work, pending: np.ndarray, ledger: Ledger, batch_size: int
-) -> None:
+    stepper: Stepper, work: Work, pending: np.ndarray, ledger: Ledger, batch_size: int,
+    confirm: Confirm | None,
+) -> None:  # fmt: skip
     """Attack the `pending` samples of `work` in `batch_size` slots and enter them in `ledger`.
 
     Items are queued item-major: the first restart or target of every sample, then the second;
     those of a sample that an earlier one has fooled are dropped, in their slots too. So a few
     samples fill the slots with several of their targets. When the queue is empty the batch shrinks
-    by halves.
+    by halves. confirm: as for `run_plain`.
     """
-    if len(pending) == 0:
-        return
-    _Run(algorithm, work, pending, ledger, batch_size).finish()
+    run = _Run(stepper, work, pending, ledger, batch_size, confirm)
+    run.finish()
 
 
 class _Run:
     def __init__(
-        self, algorithm: SlotAlgorithm, work: Work, pending: np.ndarray, ledger: Ledger,
-        batch_size: int,
+        self, stepper: Stepper, work: Work, pending: np.ndarray, ledger: Ledger, batch_size: int,
+        confirm: Confirm | None,
     ) -> None:  # fmt: skip
-        self.algorithm, self.work, self.ledger = algorithm, work, ledger
+        self.stepper, self.algorithm = stepper, stepper.algorithm
+        self.work, self.ledger, self.confirm = work, ledger, confirm
+        count = sum(1 for _ in self._queue(pending))
         self.queue = self._queue(pending)
-        batch = min(batch_size, len(pending) * algorithm.items)
-        self.state = algorithm.allocate(work.take(self._device(pending[:1])), batch)
+        batch = stepper.shape(count, batch_size) if count else 0
         self.samples = np.zeros(batch, dtype=np.int64)
         self.items = np.zeros(batch, dtype=np.int32)
         self.age = np.zeros(batch, dtype=np.int64)  # steps since the slot was filled
         self.busy = np.zeros(batch, dtype=bool)
-        self._refill()
+        if count:
+            self.state = stepper.allocate(work.take(self._device(pending[:1])), batch)
+            self._fill()
 
     def finish(self) -> None:
         while self.busy.any():
             rounds = min(
                 self.algorithm.stride, int((self.algorithm.steps - self.age[self.busy]).min())
             )
-            for _ in range(rounds):
-                self.algorithm.step(self.state)
+            began = time.perf_counter()
+            self.stepper.advance(self.state, rounds)
             self.age += rounds
-            self._harvest()
+            self._harvest(began, rounds)
             self._refill()
             self._shrink()
+
+    def _fill(self) -> None:
+        """Load all slots, those beyond the queue with its items again: idle, but not undefined."""
+        rows = self._assign()
+        count, batch = len(rows), len(self.state)
+        again = np.resize(rows, batch)
+        self._load(None, self.samples[again], self.items[again])
+        self.state.slots[count:, columns.ACTIVE] = 0
 
     def _queue(self, pending: np.ndarray) -> Iterator[tuple[int, int]]:
         for item in range(self.algorithm.items):
@@ -60,10 +72,15 @@ class _Run:
                 if not self.ledger.is_settled(sample, item):
                     yield sample, item
 
-    def _harvest(self) -> None:
+    def _harvest(self, began: float, rounds: int) -> None:
         """Enter the finished slots and free them, and those that no longer matter."""
         iterates, losses = self.algorithm.outcome(self.state)
         flags, host_losses = read(self.state.slots, losses)
+        if iterates.device.type != "cpu":
+            self.stepper.note(began, self.state, rounds)
+        if self.confirm is not None and self._deny(iterates, flags):
+            iterates, losses = self.algorithm.outcome(self.state)
+            flags, host_losses = read(self.state.slots, losses)
         inactive = flags[:, columns.ACTIVE] == 0
         at_end = self.busy & ~inactive & (self.age >= self.algorithm.steps)
         stopped = self.busy & inactive
@@ -87,10 +104,31 @@ class _Run:
             if self.ledger.is_settled(self.samples[row], self.items[row]):
                 self.busy[row] = False
 
+    def _deny(self, iterates: torch.Tensor, flags: np.ndarray) -> bool:
+        """Attack the slots further whose success the user's model denies; whether there are any."""
+        assert self.confirm is not None
+        is_over = flags[:, columns.ACTIVE] == 0
+        claimed = np.flatnonzero(self.busy & is_over & (flags[:, columns.SUCCESS_STEP] >= 0))
+        if len(claimed) == 0:
+            return False
+        found = iterates.index_select(0, self._device(claimed))
+        denied = claimed[~self.confirm(self.samples[claimed], found)]
+        if len(denied) == 0:
+            return False
+        part = self.state.take(self._device(denied))
+        self.age[denied] = go_on(self.algorithm, part)[:, columns.STEP]
+        self.state.put(self._device(denied), part)
+        return True
+
     def _refill(self) -> None:
-        free = np.flatnonzero(~self.busy)
+        rows = self._assign()
+        if len(rows):
+            self._load(self._device(rows), self.samples[rows], self.items[rows])
+
+    def _assign(self) -> np.ndarray:
+        """Give free slots the next items of the queue; which slots got one."""
         rows = []
-        for row in free:
+        for row in np.flatnonzero(~self.busy):
             work_item = next(self.queue, None)
             if work_item is None:
                 break
@@ -98,19 +136,23 @@ class _Run:
             self.age[row] = 0
             self.busy[row] = True
             rows.append(row)
-        if rows:
-            work = self.work.take(self._device(self.samples[rows]))
-            where = None if len(rows) == len(self.state) else self._device(np.array(rows))
-            items = torch.as_tensor(self.items[rows], device=self.work.x.device)
-            self.algorithm.start(self.state, where, work, items)
+        return np.array(rows, dtype=np.int64)
+
+    def _load(self, rows: torch.Tensor | None, samples: np.ndarray, items: np.ndarray) -> None:
+        work = self.work.take(self._device(samples))
+        numbers = torch.as_tensor(items, device=self.work.x.device)
+        self.algorithm.start(self.state, rows, work, numbers)
 
     def _shrink(self) -> None:
         """Drop idle slots once they are half of the batch: the queue is empty when slots idle."""
         rows = np.flatnonzero(self.busy)
         if 0 < len(rows) <= len(self.busy) // 2:
-            self.state = self.state.take(self._device(rows))
-            self.samples, self.items = self.samples[rows], self.items[rows]
-            self.age, self.busy = self.age[rows], self.busy[rows]
+            self.state = self.stepper.shrunk(self.state, self._device(rows))
+            kept = np.resize(rows, len(self.state))
+            self.samples, self.items, self.age = (
+                column[kept] for column in (self.samples, self.items, self.age)
+            )
+            self.busy = np.arange(len(kept)) < len(rows)
 
     def _device(self, indices: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(indices, device=self.work.x.device)

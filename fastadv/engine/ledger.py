@@ -24,10 +24,21 @@ class Ledger:
         self._fooled_by = np.full(n, _NO_ITEM, dtype=np.int32)
         self.loss = np.full(n, -np.inf)  # the highest that an item without success reached
         self._item = np.full(n, _NO_ITEM, dtype=np.int32)
+        self._entered: set[tuple[int, int]] = set()
 
     def is_settled(self, sample: int, item: int) -> bool:
-        """True if an earlier item has fooled the model: this one cannot change the result."""
-        return bool(self._fooled_by[sample] < item)
+        """True if this item cannot change the result: an earlier one has fooled the model, or it
+        has been entered."""
+        return bool(self._fooled_by[sample] < item) or (int(sample), int(item)) in self._entered
+
+    def forget(self, samples: np.ndarray) -> None:
+        """Take back what was entered for `samples`, which are to be attacked again."""
+        self.step[samples] = -1
+        self.faults[samples] = 0
+        self._fooled_by[samples] = self._item[samples] = _NO_ITEM
+        self.loss[samples] = -np.inf
+        gone = {int(sample) for sample in samples}
+        self._entered = {entry for entry in self._entered if entry[0] not in gone}
 
     def record(
         self, samples: np.ndarray, items: np.ndarray, flags: np.ndarray, losses: np.ndarray,
@@ -37,6 +48,7 @@ class Ledger:
         winners: dict[int, int] = {}
         losses = np.nan_to_num(losses, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
         for k, (sample, item) in enumerate(zip(samples, items, strict=True)):
+            self._entered.add((int(sample), int(item)))
             self.faults[sample] |= flags[k, columns.FAULT]
             step, loss = flags[k, columns.SUCCESS_STEP], losses[k]
             if self._settles and step >= 0:

@@ -1,24 +1,39 @@
 """The plain loop: every sample takes every step; nothing is read back inside the loop."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from fastadv.engine.algorithm import SlotAlgorithm, State
 from fastadv.engine.ledger import Ledger
+from fastadv.engine.stepping import Stepper
 from fastadv.engine.work import Work
+from fastadv.kernels import slots as columns
+
+# (samples, iterates) -> which of them fool the user's own model, (k,) bool on the host
+Confirm = Callable[[np.ndarray, torch.Tensor], np.ndarray]
 
 
 def run_plain(
-    algorithm: SlotAlgorithm, work: Work, pending: np.ndarray, ledger: Ledger, batch_size: int
-) -> None:
-    """Attack the `pending` samples, `batch_size` at a time, and enter them in `ledger`."""
+    stepper: Stepper, work: Work, pending: np.ndarray, ledger: Ledger, batch_size: int,
+    confirm: Confirm | None,
+) -> None:  # fmt: skip
+    """Attack the `pending` samples, `batch_size` at a time, and enter them in `ledger`.
+
+    confirm: asked about every success, None where the user's own model has seen it. Those that it
+    denies are attacked further.
+    """
+    algorithm = stepper.algorithm
     for first in range(0, len(pending), batch_size):
-        chunk = pending[first : first + batch_size]
         for item in range(algorithm.items):
+            chunk = pending[first : first + batch_size]
             chunk = chunk[[not ledger.is_settled(sample, item) for sample in chunk]]
             if len(chunk) == 0:
-                break
-            state = run_chunk(algorithm, work, chunk, item)
+                continue
+            state = run_chunk(stepper, work, chunk, item)
+            if confirm is not None:
+                _take_further(algorithm, state, chunk, confirm)
             if algorithm.needs_last:
                 algorithm.evaluate(state)
             iterates, losses = algorithm.outcome(state)
@@ -26,17 +41,56 @@ def run_plain(
             ledger.record(chunk, np.full(len(chunk), item), flags, host_losses, iterates)
 
 
-def run_chunk(algorithm: SlotAlgorithm, work: Work, samples: np.ndarray, item: int) -> State:
+def run_chunk(stepper: Stepper, work: Work, samples: np.ndarray, item: int) -> State:
     """All steps of one item of `samples`; no host synchronisation."""
     device = work.x.device
     whole = len(samples) == len(work)  # ascending and distinct: nothing to gather
     chunk = work if whole else work.take(torch.as_tensor(samples, device=device))
-    state = algorithm.allocate(chunk, len(samples))
+    state = stepper.allocate(chunk, len(samples))
     items = torch.full((len(samples),), item, dtype=torch.int32, device=device)
-    algorithm.start(state, None, chunk, items)
-    for _ in range(algorithm.steps):
-        algorithm.step(state)
+    stepper.algorithm.start(state, None, chunk, items)
+    for _ in range(stepper.algorithm.steps):
+        stepper.advance(state, 1)
     return state
+
+
+def _take_further(
+    algorithm: SlotAlgorithm, state: State, samples: np.ndarray, confirm: Confirm
+) -> None:
+    """Until every success is confirmed, or seen by the user's own model, or all steps are made."""
+    rows, part = np.arange(len(samples)), state
+    while len(rows):
+        iterates, losses = algorithm.outcome(part)
+        flags, _ = read(part.slots, losses)
+        claimed = np.flatnonzero(flags[:, columns.SUCCESS_STEP] >= 0)
+        if len(claimed) == 0:
+            return
+        denied = claimed[~confirm(samples[rows[claimed]], _rows(iterates, claimed))]
+        part, rows = part.take(_index(denied, iterates)), rows[denied]
+        if len(rows) == 0:
+            return
+        flags = go_on(algorithm, part)
+        searched = np.flatnonzero(flags[:, columns.SUCCESS_STEP] < 0)
+        for _ in range(
+            algorithm.steps - flags[searched, columns.STEP].min(initial=algorithm.steps)
+        ):
+            algorithm.step(part)
+        state.put(_index(rows, iterates), part)
+        part, rows = part.take(_index(searched, iterates)), rows[searched]
+
+
+def _index(rows: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(rows, device=like.device)
+
+
+def _rows(tensor: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+    return tensor.index_select(0, _index(rows, tensor))
+
+
+def go_on(algorithm: SlotAlgorithm, state: State) -> np.ndarray:
+    """The flags of slots that the user's model had denied, once they are under way again."""
+    algorithm.go_on(state)
+    return read(state.slots, algorithm.outcome(state)[1])[0]
 
 
 def read(slots: torch.Tensor, losses: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -1,13 +1,15 @@
 """The tensors of the slots: one row a slot, whatever sample is in it."""
 
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
 from fastadv.engine.work import Work
 from fastadv.kernels import slots as columns
 from fastadv.ops import layout
+
+_State = TypeVar("_State")
 
 
 @dataclass
@@ -109,6 +111,66 @@ class SlotState:
         """A state of its own with `rows` of this one."""
         return take_fields(self, rows)
 
+    def put(self, rows: torch.Tensor, state: "SlotState") -> None:
+        """Write the slots of `state` into `rows`: what `take` gave, back."""
+        put_fields(self, rows, state)
+
+    def accepts(self, state: "SlotState") -> bool:
+        return same_shapes(self, state)
+
+    def read(self) -> tuple[int, ...]:
+        return (int(self.unprobed),)
+
+    def write(self, values: tuple[int, ...]) -> None:
+        self.unprobed = bool(values[0])
+
+    def revive(self) -> None:
+        """Make slots active again whose success was none. What their iterate is worth will be asked
+        of another model: it becomes the best one, having been the closest to a success."""
+        self.slots[:, columns.SUCCESS_STEP] = -1
+        self.slots[:, columns.ACTIVE] = 1
+        if self.best_loss is not None:
+            self.best_loss.fill_(-torch.inf)
+
+    def rows(self, part: slice) -> "SlotState":
+        """A view of consecutive slots."""
+        views = {
+            field.name: value.detach()[part]
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, **{**views, "grad_logits": None})
+
+
+class ExtendedState(Protocol):
+    """A dataclass of slots that has a `SlotState`, common, and tensors of its own."""
+
+    common: SlotState
+
+    def __len__(self) -> int:
+        return len(self.common)
+
+    @property
+    def slots(self) -> torch.Tensor:
+        return self.common.slots
+
+    def take(self: "_State", rows: torch.Tensor) -> "_State":
+        """A state of its own with `rows` of this one."""
+        return take_fields(self, rows)
+
+    def put(self, rows: torch.Tensor, state: object) -> None:
+        """Write the slots of `state` into `rows`: what `take` gave, back."""
+        put_fields(self, rows, state)
+
+    def accepts(self, state: object) -> bool:
+        return same_shapes(self, state)
+
+    def read(self) -> tuple[int, ...]:
+        return self.common.read()
+
+    def write(self, values: tuple[int, ...]) -> None:
+        self.common.write(values)
+
 
 def put_rows(buffer: torch.Tensor, rows: torch.Tensor | None, values: torch.Tensor) -> None:
     """buffer[rows] = values; None: all rows."""
@@ -116,9 +178,6 @@ def put_rows(buffer: torch.Tensor, rows: torch.Tensor | None, values: torch.Tens
         buffer.copy_(values)
     else:
         buffer.index_copy_(0, rows, values)
-
-
-_State = TypeVar("_State")
 
 
 def take_fields(state: _State, rows: torch.Tensor) -> _State:
@@ -131,3 +190,30 @@ def take_fields(state: _State, rows: torch.Tensor) -> _State:
         elif isinstance(value, SlotState):
             taken[field.name] = value.take(rows)
     return replace(state, **taken)  # type: ignore[type-var]
+
+
+def put_fields(state: object, rows: torch.Tensor, part: object) -> None:
+    """The inverse of `take_fields`: the tensors of the dataclass `part` into `rows` of `state`."""
+    for field in fields(state):  # type: ignore[arg-type]
+        value, new = getattr(state, field.name), getattr(part, field.name)
+        if field.name == "grad_logits":  # overwritten at every step, in the dtype of the model
+            continue
+        if isinstance(value, torch.Tensor):
+            value.detach().index_copy_(0, rows, new.detach())
+        elif isinstance(value, SlotState):
+            value.put(rows, new)
+
+
+def same_shapes(state: object, other: object) -> bool:
+    """Whether two dataclasses of one type hold tensors of the same shapes."""
+    for field in fields(state):  # type: ignore[arg-type]
+        value, new = getattr(state, field.name), getattr(other, field.name)
+        if field.name == "grad_logits":
+            continue
+        if isinstance(value, SlotState) and not same_shapes(value, new):
+            return False
+        if isinstance(value, torch.Tensor) != isinstance(new, torch.Tensor):
+            return False
+        if isinstance(value, torch.Tensor) and value.shape != new.shape:
+            return False
+    return True

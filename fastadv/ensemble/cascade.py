@@ -137,6 +137,7 @@ def _run_stage(
         name=name_of(attack), attack=repr(suited), attacked=len(alive), broken=len(rows),
         seconds=time.perf_counter() - began, forwards=call.oracle.forwards,
         backwards=call.oracle.backwards, discarded=int(call.oracle.discarded),
+        **{name: value for name, value in call.cost._asdict().items() if name != "seconds"},
     )  # fmt: skip
 
 

@@ -1,0 +1,69 @@
+"""The physical limit of an attack: what its forward and backward passes take on their own."""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from fastadv.gradient import Oracle
+from fastadv.graphs.planner import Backend
+
+_ROUNDS = 3
+
+
+def limit_of(oracle: Oracle, x: torch.Tensor, *, rows: int, backend: Backend | None) -> float:
+    """Seconds that the passes counted by `oracle` take at `rows` samples a pass, nothing else.
+
+    The same models in the same precision, captured as a graph where steps are. Costs four passes of
+    each kind, which are not counted. Must be called inside `isolated(model)`.
+    """
+    x = x[:rows].detach()
+    search = oracle.model if oracle.search is None else oracle.search.forward
+
+    def both() -> None:
+        leaf = x.clone().requires_grad_()
+        with torch.enable_grad():
+            logits = search(leaf)
+        torch.autograd.grad(logits, leaf, torch.ones_like(logits))
+
+    def forward(model: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            model(x.clone())
+
+        return run
+
+    searched = oracle.forwards - oracle.backwards - oracle.own_forwards
+    kinds = (
+        (oracle.backwards, both),
+        (max(searched, 0), forward(search)),
+        (oracle.own_forwards, forward(oracle.model)),
+    )
+    total = 0.0
+    for count, run in kinds:
+        if count:
+            total += count * _seconds(run, x.device, backend) / len(x)
+    return total
+
+
+def _seconds(run: Callable[[], None], device: torch.device, backend: Backend | None) -> float:
+    run()
+    if backend is not None:
+        backend.warm(run)
+        with contextlib.suppress(Exception):  # what cannot be recorded is timed as it is
+            run = backend.capture(run)
+        run()
+    times = []
+    for _ in range(_ROUNDS):
+        _wait(device)
+        began = time.perf_counter()
+        run()
+        _wait(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

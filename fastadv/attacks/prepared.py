@@ -1,0 +1,114 @@
+"""What is made once for a model and used by every attack on it: its shadow, graphs, buffers."""
+
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from fastadv.diagnostics import ExecutionWarning
+from fastadv.engine.stepping import Plans
+from fastadv.execution import Execution
+from fastadv.gradient import UNLIMITED
+from fastadv.graphs.cuda import backend_for
+from fastadv.graphs.facts import module_facts
+from fastadv.graphs.planner import StepGraphs
+from fastadv.isolation import Model, module_of
+from fastadv.shadow.search_model import SearchModel, search_model
+
+_MOST_EXECUTIONS = 4  # of one model, kept at a time
+_MOST_GRAPHS = 64  # four attacks, two variants of a step, a few shapes
+
+
+@dataclass
+class Prepared:
+    """search: None for the user's model itself. graphs: None for eager steps. room: the most rows
+    of a pass, since memory ran out.
+
+    facts: what graphs and shadow rely on, compared at every call.
+    """
+
+    search: SearchModel | None
+    graphs: StepGraphs | None
+    plans: Plans = field(default_factory=Plans)
+    room: int = UNLIMITED
+    facts: Hashable = None
+
+    def release(self) -> None:
+        if self.graphs is not None:
+            self.graphs.release()
+
+
+_KEPT: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Prepared]]
+_KEPT = weakref.WeakKeyDictionary()
+
+
+def prepared(
+    model: Model, execution: Execution, x: torch.Tensor, logits: torch.Tensor | None
+) -> Prepared:
+    """What `model` was prepared for earlier, brought up to date, or made now.
+
+    Must be called inside `isolated(model)`. x: the first batch; logits: the model's at x, None if
+    the execution is exact. Of a module it is kept until the module is gone, or `release` is called;
+    a plain function may change what it closes over, so that nothing of it is kept.
+    """
+    backend = backend_for(x.device, execution.cuda_graph)
+    if execution.is_exact and backend is None:
+        return Prepared(None, None)
+    module = module_of(model)
+    facts = None if module is None else module_facts(module)
+    kept: OrderedDict[Hashable, Prepared] = OrderedDict()
+    if module is not None:
+        kept = _KEPT.setdefault(module, kept)
+    key = _key(model, execution, x)
+    found = kept.pop(key, None)
+    if found is not None and found.facts != facts:
+        found.release()
+        found = None
+    if found is None:
+        search = None
+        if not execution.is_exact:
+            assert logits is not None
+            search = search_model(
+                model, precision=execution.precision, channels_last=execution.channels_last,
+                fold_batchnorm=execution.fold_batchnorm, compile=execution.compile, x=x,
+                logits=logits,
+            )  # fmt: skip
+            if search.replica is None:
+                module = None  # it refers to the user's module, which could never be freed
+            search = replace(search, own=search.model)
+            for note in search.notes:
+                warnings.warn(ExecutionWarning(note), stacklevel=2)
+        graphs = None
+        if backend is not None:
+            graphs = StepGraphs(backend, required=execution.cuda_graph is True, most=_MOST_GRAPHS)
+        found = Prepared(search, graphs, facts=facts)
+    elif found.search is not None:
+        found.search.refresh()
+    if module is None:
+        return found
+    kept[key] = found
+    if len(kept) > _MOST_EXECUTIONS:
+        kept.popitem(last=False)[1].release()
+    return found
+
+
+def release() -> None:
+    """Free what attacks keep for models between calls: shadow copies, graphs and their memory.
+
+    It is freed by itself once a model is gone.
+    Example: `fastadv.release()` before another library needs the GPU's memory.
+    """
+    for executions in list(_KEPT.values()):
+        for one in executions.values():
+            one.release()
+    _KEPT.clear()
+
+
+def _key(model: Model, execution: Execution, x: torch.Tensor) -> Hashable:
+    how = (execution.precision, execution.channels_last, execution.fold_batchnorm)
+    name = getattr(model, "__name__", "")  # of a bound method
+    return (*how, execution.compile, execution.cuda_graph, name, x.device, x.dtype)

@@ -1,0 +1,139 @@
+"""How steps are made: eagerly, or recorded once and replayed as a graph."""
+
+import itertools
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fastadv.engine.algorithm import SlotAlgorithm, State
+from fastadv.engine.watchdog import Watchdog
+from fastadv.engine.work import Work
+from fastadv.graphs.planner import StepGraphs
+from fastadv.kernels import slots as columns
+
+_SERIAL = itertools.count()
+_MOST_PLANS = 16  # states are kept with a plan: some images a slot
+
+
+@dataclass
+class Plan:
+    """An algorithm, and by their number of slots its states: the tensors that graphs are bound to,
+    each state with a number that no other ever had."""
+
+    algorithm: SlotAlgorithm
+    states: dict[int, tuple[int, State]] = field(default_factory=dict)
+
+    def keep(self, state: State) -> State:
+        self.states[len(state)] = next(_SERIAL), state
+        return state
+
+    def serial(self, state: State) -> int | None:
+        serial, kept = self.states.get(len(state), (None, None))
+        return serial if kept is state else None
+
+
+class Plans:
+    """The plans of a model, by what makes algorithm and tensors the same; the oldest go."""
+
+    def __init__(self) -> None:
+        self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
+
+    def of(self, key: Hashable, make: Callable[[], SlotAlgorithm]) -> Plan:
+        plan = self._plans.pop(key, None) or Plan(make())
+        self._plans[key] = plan
+        if len(self._plans) > _MOST_PLANS:
+            self._plans.popitem(last=False)
+        return plan
+
+
+class Stepper:
+    """Makes the steps of a plan's algorithm. graphs: None for eager steps."""
+
+    def __init__(self, plan: Plan, graphs: StepGraphs | None) -> None:
+        self.algorithm = plan.algorithm
+        self._plan = plan
+        self._graphs = graphs
+        self._watchdog = Watchdog()
+
+    @property
+    def records(self) -> bool:
+        """Whether steps may be recorded, so that few shapes are better than tight ones."""
+        return self._graphs is not None and self._graphs.refusal is None
+
+    def shape(self, wanted: int, most: int) -> int:
+        """How many slots to hold for `wanted` items, of `most`: halves of it where steps are
+        recorded, so that shapes recur."""
+        if not self.records:
+            return min(wanted, most)
+        while most // 2 >= wanted and most > 1:
+            most //= 2
+        return most
+
+    def allocate(self, work: Work, batch: int) -> State:
+        """A state for `batch` slots, whose contents are to be loaded."""
+        if not self.records:
+            return self.algorithm.allocate(work, batch)
+        if batch not in self._plan.states:
+            return self._plan.keep(self.algorithm.allocate(work, batch))
+        _, state = self._plan.states[batch]
+        self.algorithm.renew(state)
+        return state
+
+    def shrunk(self, state: State, rows: torch.Tensor) -> State:
+        """A smaller state with `rows` of this one as its first slots; slots beyond are idle."""
+        if not self.records:
+            return state.take(rows)
+        batch = self.shape(len(rows), len(state))
+        idle = rows[:1].expand(batch - len(rows))
+        smaller = state.take(torch.cat([rows, idle]))
+        if batch in self._plan.states:
+            _, kept = self._plan.states[batch]
+            if kept.accepts(smaller):
+                kept.put(torch.arange(batch, device=rows.device), smaller)
+                kept.write(smaller.read())
+                smaller = kept
+        smaller.slots[len(rows) :, columns.ACTIVE] = 0
+        return smaller if self._plan.serial(smaller) is not None else self._plan.keep(smaller)
+
+    def advance(self, state: State, steps: int) -> None:
+        """`steps` steps of every active slot."""
+        began = time.perf_counter()
+        for _ in range(steps):
+            self._step(state)
+        if state.slots.device.type == "cpu":
+            self.note(began, state, steps)
+
+    def note(self, began: float, state: State, steps: int) -> None:
+        """Watch the time of steps; on a GPU only once they have been waited for."""
+        self._watchdog.note((time.perf_counter() - began) / max(steps, 1), slots=len(state))
+
+    def _step(self, state: State) -> None:
+        serial = None if self._graphs is None else self._plan.serial(state)
+        variant = None if serial is None else self.algorithm.variant(state)
+        if self._graphs is None or variant is None:
+            self.algorithm.step(state)
+            return
+        oracle = self.algorithm.oracle
+        counts = _Counts(oracle, state)
+        key = (serial, variant, oracle.room)
+        self._graphs.run(key, lambda: self.algorithm.step(state), counts)
+
+
+class _Counts:
+    """What is counted on the host by the oracle and by a state, for `fastadv.graphs`."""
+
+    def __init__(self, *parts: Any) -> None:
+        self._parts = parts
+
+    def read(self) -> tuple[int, ...]:
+        return tuple(value for part in self._parts for value in part.read())
+
+    def write(self, values: tuple[int, ...]) -> None:
+        for part in self._parts:
+            count = len(part.read())
+            part.write(values[:count])
+            values = values[count:]
