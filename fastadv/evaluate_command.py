@@ -21,9 +21,11 @@ from fastadv.ensemble.versions import VERSIONS
 from fastadv.evaluation import Curve, Report, Status, robustness_curve
 from fastadv.evaluation import evaluate as evaluate_model
 from fastadv.evaluation.accuracy import logits_of
+from fastadv.execution import Execution
 from fastadv.isolation import Model
 from fastadv.ops import backend
 
+_CUDA_GRAPH: dict[str, bool | str] = {"on": True, "off": False}  # "auto" is as it is
 _VERSIONS = tuple(name for name in VERSIONS if name != "custom")
 
 
@@ -50,17 +52,34 @@ def evaluate(
     ] = None,
     format: Annotated[str, typer.Option(help=", ".join(attack_files.FORMATS))] = "auto",
     split: Annotated[str, typer.Option(help="train or test, of MNIST and CIFAR-10.")] = "test",
+    precision: Annotated[str, typer.Option(help="Of the search: fp32, bf16 or fp16.")] = "fp32",
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Search in this memory format.")
+    ] = False,
+    fold_batchnorm: Annotated[
+        bool, typer.Option("--fold-batchnorm", help="Into the convolutions, for the search.")
+    ] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the model, for the search.")
+    ] = False,
+    cuda_graph: Annotated[str, typer.Option(help="auto, on or off.")] = "auto",
     out: Annotated[
         list[Path] | None, typer.Option(help="Report, .json, .md or .html; may be repeated.")
     ] = None,
 ) -> None:
     """Robust accuracy of a model by AutoAttack, or by one attack; of several radii as a curve.
 
-    Under torchrun the processes share the samples; the first of them writes and prints.
+    Under torchrun the processes share the samples; the first of them writes and prints. With
+    --checkpoint an evaluation that was interrupted or killed goes on where it was, also with
+    another number of processes.
     """
     files = out or []
     with _said_in_one_line(), _joined_processes() as is_first:
         _check_paths(files, checkpoint, radii=len(eps))
+        execution = Execution(
+            precision=precision, channels_last=channels_last, fold_batchnorm=fold_batchnorm,
+            compile=compile, cuda_graph=_CUDA_GRAPH.get(cuda_graph, cuda_graph),
+        )  # fmt: skip
         radii = [_number("eps", text) for text in eps]
         options = {
             "steps": steps,
@@ -77,12 +96,13 @@ def evaluate(
         if len(radii) == 1:
             found = evaluate_model(
                 net, (x, y), chosen, batch_size=batch_size, checkpoint=checkpoint,
-                progress=progress,
+                execution=execution, progress=progress,
             )  # fmt: skip
         else:
             found = robustness_curve(
-                net, (x, y), chosen, radii, batch_size=batch_size, progress=is_first and progress
-            )
+                net, (x, y), chosen, radii, batch_size=batch_size, execution=execution,
+                progress=is_first and progress,
+            )  # fmt: skip
         if is_first:
             for path in files:
                 found.save(path)
@@ -166,10 +186,15 @@ def _joined_processes() -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _said_in_one_line() -> Iterator[None]:
-    """Mistakes: one line, exit code 2. What the attacks warn of is in the report."""
+    """Mistakes: one line, exit code 2; Ctrl-C: one that says where to go on, and 130. What the
+    attacks warn of is in the report."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AttackWarning)
             yield
     except (ValueError, TypeError, OSError, ModuleNotFoundError, RuntimeError) as error:
         raise UserError(" ".join(str(error).split())) from error
+    except KeyboardInterrupt as interrupt:
+        notes = getattr(interrupt, "__notes__", ["interrupted"])
+        print(f"fastadv: {' '.join(notes)}", file=sys.stderr, flush=True)
+        raise typer.Exit(130) from interrupt

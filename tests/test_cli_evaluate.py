@@ -1,8 +1,6 @@
 """`fastadv evaluate`: reports and curves as the library makes them, mistakes in one line."""
 
 import json
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -164,8 +162,13 @@ def test_an_interrupted_evaluation_goes_on(small, folder, capsys, monkeypatch):
     arguments = command("--batch-size", "2", "--checkpoint", "c.pt", "--out", "r.json")
     with monkeypatch.context() as patched:
         patched.setattr(State, "save", stop)
-        code, _, _ = run(capsys, arguments)
+        code, _, err = run(capsys, arguments)
     assert code == 130 and (folder / "c.pt").exists() and not (folder / "r.json").exists()
+    assert err.splitlines()[-1] == (
+        "fastadv: evaluation interrupted: all finished blocks, and all finished attacks of an "
+        "ensemble, are in the checkpoint c.pt: the same call goes on from there, with any number "
+        "of processes"
+    )
     code, _, err = run(capsys, arguments)
     assert code == 0 and "SQUARE attacks" in err.splitlines()[0]  # APGD-CE is done
     attack = evaluate_command.autoattack(fastadv.Linf(0.1), "standard", seed=0)  # type: ignore[attr-defined]
@@ -239,18 +242,46 @@ def test_mistakes_are_one_line_and_exit_code_two(capsys, arguments, message):
     assert last.startswith("fastadv: ") and message in last and "Traceback" not in err
 
 
-def test_processes_of_torchrun_share_the_samples_and_one_writes(folder):
-    root = os.path.dirname(os.path.dirname(fastadv.__file__))
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            "-m", "fastadv", *command("--attack", "bim", "--out", "r.json"),
-        ],
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300,
+@pytest.mark.parametrize("eps", [("0.1",), ("0.1", "0.2")], ids=["report", "curve"])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), {}),
+        (("--precision", "bf16"), {"precision": "bf16"}),
+        (("--precision", "fp16", "--channels-last"), {"precision": "fp16", "channels_last": True}),
+        (("--fold-batchnorm", "--compile"), {"fold_batchnorm": True, "compile": True}),
+        (("--cuda-graph", "on"), {"cuda_graph": True}),
+        (("--cuda-graph", "off"), {"cuda_graph": False}),
+        (("--cuda-graph", "auto"), {"cuda_graph": "auto"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_how_to_run_the_search_reaches_the_library(capsys, monkeypatch, eps, options, expected):
+    asked = []
+
+    class Stop(ValueError):
+        pass
+
+    def evaluate(*arguments, execution, **more):
+        asked.append(execution)
+        raise Stop("asked")
+
+    monkeypatch.setattr(evaluate_command, "Execution", lambda **options: options)
+    monkeypatch.setattr(evaluate_command, "evaluate_model", evaluate)
+    monkeypatch.setattr(evaluate_command, "robustness_curve", evaluate)
+    code, _, err = run(capsys, command("--attack", "bim", *options, eps=eps))
+    assert code == 2 and err.endswith("fastadv: asked\n")
+    defaults = dict(
+        precision="fp32", channels_last=False, fold_batchnorm=False, compile=False,
+        cuda_graph="auto",
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("robust accuracy") == 1
-    expected = fastadv.evaluate(digits_net(3), samples(), fastadv.bim(fastadv.Linf(0.1)))
-    read = json.loads((folder / "r.json").read_text())
-    assert read["samples"]["robust"] == expected.robust.tolist()
+    assert asked == [{**defaults, **expected}]
+
+
+def test_what_execution_refuses_is_said_in_one_line(capsys, monkeypatch):
+    def refuse(*, precision, cuda_graph, **options):
+        raise ValueError(f"no {precision}, no {cuda_graph}")
+
+    monkeypatch.setattr(evaluate_command, "Execution", refuse)
+    code, out, err = run(capsys, command("--precision", "fp8", "--cuda-graph", "maybe"))
+    assert (code, out, err) == (2, "", "fastadv: no fp8, no maybe\n")

@@ -3,30 +3,27 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-import fastadv
 from fastadv import diagnostics
 from fastadv.attacks.result import Stage
 from fastadv.ensemble import checks
-from fastadv.evaluation.block import SampleAttack, Task, collected
-from fastadv.evaluation.checkpoint import DataDigest, digest_of_model
-from fastadv.evaluation.clean import describe_model, device_of, logits_of, without_wrapper
-from fastadv.evaluation.display import Watch, shown
-from fastadv.evaluation.processes import Place, current_place, gathered, path_of
-from fastadv.evaluation.report import Report, describe_environment
-from fastadv.evaluation.samples import Data, Samples
-from fastadv.evaluation.state import State, added_counts, joined
+from fastadv.evaluation.block import SampleAttack, collected
+from fastadv.evaluation.clean import describe_model, logits_of, without_wrapper
+from fastadv.evaluation.display import Watch
+from fastadv.evaluation.processes import exchange_of_processes, kept_in
+from fastadv.evaluation.report import Report
+from fastadv.evaluation.samples import Data
+from fastadv.evaluation.share import joined_columns, joined_sums
+from fastadv.evaluation.state import State, added_counts
+from fastadv.evaluation.together import Wanted, attacked_together
 from fastadv.execution import Execution
-from fastadv.isolation import Model, module_of
+from fastadv.isolation import Model
 
 __all__ = ["evaluate", "logits_of"]
-
-BATCHES_A_BLOCK = 8  # samples queue for the slots of continuous batching; a checkpoint a block
-_TIE = 2.0**-7  # of the largest logit: one bfloat16 rounding may turn it at another batch size
 
 
 def evaluate(
@@ -42,23 +39,26 @@ def evaluate(
     """Clean and robust accuracy of `model` on `data` under an untargeted attack or ensemble.
 
     data: (x, y) tensors, a DataLoader of (x, y) batches, or a Dataset of (x, y) pairs; only a
-    block of it is in memory at a time (two on resuming), moved to the device of the model's first
-    parameter or buffer. batch_size: samples attacked at once; None is that of `execution`, of the
-    loader, or 128. checkpoint: a file that every block of 8 batches, and every attack of an
-    ensemble on it, is written to; called again with the same arguments after an interruption, even
-    kill -9, evaluation goes on from there to the same bits; the data are read again to see that
-    they are the same, and the model is run on the clean samples of the first block, to see that it
-    still classifies them so. progress: a bar on a terminal, if rich or tqdm is installed; or a
-    function that is given a `fastadv.evaluation.Status` before every attack and after every block.
+    block of it is in memory at a time (on resuming, those that were begun, too), moved to the
+    device of the model's first parameter or buffer. batch_size: samples attacked at once; None is
+    that of `execution`, of the loader, or 128. checkpoint: a file that every block of 8 batches,
+    and every attack of an ensemble on it, is written to; called again with the same arguments
+    after an interruption, even kill -9, evaluation goes on from there to the same bits, also with
+    another number of processes; the data are read again to see that they are the same, and the
+    model is run on the first finished samples, to see that it still classifies them so. progress:
+    a bar on a terminal, if rich or tqdm is installed; or a function that is given a
+    `fastadv.evaluation.Status` before every attack and after every block. Ctrl-C leaves model and
+    checkpoint in order; a note of the KeyboardInterrupt says where to go on.
 
     Where torch.distributed is initialised (torchrun), every process must call this, with the same
-    arguments; process r of W attacks the samples r, r + W, ..., and each returns the report of all.
-    Results are those of one process; seconds are those of the slowest, passes are added up (slots
-    that wait for work count, so they depend on how samples share batches), and the environment is
-    that of the first. A DataLoader must give all the same order. Each has a checkpoint of its own:
-    run.rank0of2.pt for run.pt; another number of processes does not go on from it. An exception on
-    one is raised on all when they are done; if one is killed the others wait until the process
-    group's timeout, or torchrun ends them.
+    arguments; of what is missing process r of W attacks every W-th sample from the r-th on, and
+    each returns the report of all. Results are those of one process; seconds are those of the
+    slowest, passes are added up (slots that wait for work count, so they depend on how samples
+    share batches), and the environment is that of the first. A DataLoader must give all the same
+    order. Until all is done each writes a file of its own, run.rank0of2.pt for run.pt; in the end
+    there is run.pt alone. An exception on one is raised on all when they are done. If a process is
+    gone, killed or interrupted, the others finish their shares and raise a RuntimeError that says
+    how to go on, or torchrun ends them before.
 
     The randomness of a sample is keyed by its position in the data: with a loader that shuffles,
     results belong to the order of that pass, and a checkpoint of it is refused. The global CPU
@@ -70,123 +70,26 @@ def evaluate(
     """
     check_attack(attack)
     model = without_wrapper(model)
-    place = current_place()
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None:
         _check_repeatable(attack)
-
-    def share() -> tuple[State, dict[str, str], str]:
-        watch = progress if place.rank == 0 else False
-        return _attack_share(model, data, attack, batch_size, path, execution, watch, place)
-
-    with generator_put_back():
-        shares = gathered(share, place)
-    if len({stream for _, _, stream in shares}) > 1:
-        raise ValueError(
-            "data must come in the same order in every process: this loader gave them other samples"
-        )
-    state = joined([state for state, _, _ in shares])
-    if state.done == 0:
+    wanted = Wanted(model, data, attack, batch_size, path, execution or Execution(), progress)
+    try:
+        with generator_put_back(), exchange_of_processes(path) as exchange:
+            blocks, asked, environment = attacked_together(wanted, exchange)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"evaluation interrupted: {kept_in(path)}")
+        raise
+    if not blocks:
         raise ValueError("data is empty: there is nothing to evaluate")
-    counts = added_counts(state.warnings, _judged_square(state))
-    for code, count in counts.items():
-        diagnostics.warn(code, count, state.done)
-    return _report(model, attack, state, counts, shares[0][1])
+    return _report(wanted, asked, joined_columns(blocks), joined_sums(blocks), environment)
 
 
-def _attack_share(
-    model: Model, data: Data, attack: SampleAttack, batch_size: int | None, path: Path | None,
-    execution: Execution | None, progress: bool | Watch, place: Place,
-) -> tuple[State, dict[str, str], str]:  # fmt: skip
-    """(results, environment, digest of the loader's stream) of this process."""
-    execution = execution or Execution()
-    wanted = execution.batch_size if batch_size is None else batch_size
-    samples = Samples(data, batch_size=wanted, rank=place.rank, world=place.world)
-    execution = replace(execution, batch_size=samples.batch_size)
-    block_size = samples.batch_size * BATCHES_A_BLOCK
-    state = State(
-        repr(attack), digest_of_model(module_of(model)), fastadv.__version__, samples.length,
-        rank=place.rank, world=place.world,
-    )  # fmt: skip
-    digest = DataDigest()
-    if path is not None:
-        path = path_of(path, place)
-        state = state.restored(path)
-
-    def keep() -> None:
-        if path is not None:
-            state.save(path)
-
-    with shown(progress) as watch:
-        task = Task(
-            model, attack, execution, device_of(model), place, samples.expected, keep, watch
-        )
-        if path is not None:
-            _resume(task, samples, block_size, state, digest, path)
-        while (block := samples.take(block_size)) is not None:
-            digest.update(*block)
-            task.attack_block(*block, state, digest.hexdigest())
-    if not state.finished:
-        state.finished = True
-        keep()
-    device = task.device or samples.device
-    environment = describe_environment(device, version=fastadv.__version__)
-    return state, environment, samples.stream.hexdigest()
-
-
-def _resume(
-    task: Task, samples: Samples, block_size: int, state: State, digest: DataDigest, path: Path
-) -> None:
-    """Read past the samples that a checkpoint has, checking that they are the same and the model
-    still classifies the first of them so; then finish the block that is unfinished."""
-    skipped, first = 0, None
-    while skipped < state.done:
-        block = samples.take(min(state.done - skipped, block_size))
-        if block is None:
-            break
-        first = block if first is None else first
-        digest.update(*block)
-        skipped += len(block[0])
-    if state.done:
-        state.check_data(digest.hexdigest(), path, state.digest)
-    if state.finished and (more := samples.take(1)) is not None:
-        digest.update(*more)
-        state.check_data(digest.hexdigest(), path, state.digest)
-    if first is not None and not _predicts(task, *first, state.columns["clean_correct"]):
-        state.refuse_model(path)
-    if state.unfinished is None:
-        return
-    block = samples.take(state.unfinished.count)
-    if block is not None:
-        digest.update(*block)
-    state.check_data(digest.hexdigest(), path, state.unfinished.digest)
-    assert block is not None, "its digest is that of the checkpoint"
-    correct = state.unfinished.columns["broken_by"] != -2
-    if first is None and not _predicts(task, *block, correct):
-        state.refuse_model(path)
-    task.attack_block(*block, state, digest.hexdigest())
-
-
-def _predicts(task: Task, x: torch.Tensor, y: torch.Tensor, correct: torch.Tensor) -> bool:
-    """Whether the model still classifies x as it did; correct: (>= n,) where it was right.
-
-    Near ties do not count, nor does a model that draws random numbers: its predictions depend on
-    how samples are batched.
-    """
-    logits = task.clean_logits(x).cpu()
-    differs = (logits.argmax(1) == y.cpu()) != correct[: len(x)]
-    top = logits.topk(min(2, logits.shape[1]), dim=1).values
-    differs &= ~(top[:, 0] - top[:, -1] <= _TIE * logits.abs().amax(1))
-    if not bool(differs.any()):
-        return True
-    return not torch.equal(task.clean_logits(x, reseed=1).cpu(), logits)
-
-
-def _judged_square(state: State) -> dict[str, int]:
+def _judged_square(stages: list[dict[str, Any]], total: int) -> dict[str, int]:
     """The count of "square_gains", judged on all samples: more than 0.2 % of them."""
-    behind = [stage["broken"] for stage in state.stages[1:] if stage["name"] == "SQUARE"]
+    behind = [stage["broken"] for stage in stages[1:] if stage["name"] == "SQUARE"]
     with collected() as counts:
-        checks.warn_of_square(sum(behind), state.done)
+        checks.warn_of_square(sum(behind), total)
     return counts()
 
 
@@ -228,16 +131,20 @@ def generator_put_back() -> Iterator[None]:
 
 
 def _report(
-    model: Model, attack: SampleAttack, state: State, counts: dict[str, int],
+    wanted: Wanted, asked: State, columns: dict[str, torch.Tensor], sums: dict[str, Any],
     environment: dict[str, str],
 ) -> Report:  # fmt: skip
+    attack, total = wanted.attack, len(columns["ids"])
     threat = getattr(attack, "threat", None)
     eps = getattr(threat, "eps", None)
-    columns = dict(state.columns)
-    broken_by = columns.pop("broken_by")
+    stages = sums.pop("stages")
+    counts = added_counts(sums.pop("warnings"), _judged_square(stages, total))
+    for code, count in counts.items():
+        diagnostics.warn(code, count, total)
+    shown = {name: columns[name] for name in ("clean_correct", "success", "step", "distance")}
     return Report(
-        model=describe_model(model, state.model),
-        attack=state.attack,
+        model=describe_model(wanted.model, asked.model),
+        attack=asked.attack,
         threat=repr(threat),
         norm=getattr(threat, "norm", ""),
         eps=None if eps is None else float(eps),
@@ -245,12 +152,10 @@ def _report(
         restarts=getattr(attack, "restarts", None),
         seed=getattr(attack, "seed", None),
         robust=columns["clean_correct"] & ~columns["success"],
-        **columns,
-        forwards=state.forwards,
-        backwards=state.backwards,
-        seconds=state.seconds,
+        **shown,
+        **sums,
         warnings=counts,
         environment=environment,
-        broken_by=broken_by if state.stages else None,
-        stages=tuple(Stage(**stage) for stage in state.stages),
+        broken_by=columns["broken_by"] if stages else None,
+        stages=tuple(Stage(**stage) for stage in stages),
     )

@@ -14,10 +14,12 @@ from fastadv.attacks.result import AttackResult
 from fastadv.ensemble.cascade import Progress
 from fastadv.ensemble.constructor import AutoAttack
 from fastadv.ensemble.versions import name_of, reserved_of
+from fastadv.evaluation.checkpoint import fingerprints
 from fastadv.evaluation.clean import logits_of
 from fastadv.evaluation.display import Status, Watch
-from fastadv.evaluation.processes import Place
-from fastadv.evaluation.state import State, Unfinished, added, added_counts
+from fastadv.evaluation.samples import Rows
+from fastadv.evaluation.share import Share
+from fastadv.evaluation.state import COLUMNS, Block, State, Unfinished, added_counts
 from fastadv.execution import Execution
 from fastadv.isolation import Model
 
@@ -39,31 +41,38 @@ class SampleAttack(Protocol):
 
 @dataclass
 class Task:
-    """What is the same for every block; device is None for a model that names none.
+    """What is the same for every block of a process; device is None for a model that names none.
 
-    keep: called whenever `State` has changed, to write it.
+    state: of this process, where results are entered. keep: called whenever it has changed, to
+    write it. expected: samples of all processes, a guess or None.
     """
 
     model: Model
     attack: SampleAttack
     execution: Execution
     device: torch.device | None
-    place: Place
+    share: Share
     expected: int | None
+    state: State
     keep: Callable[[], None]
     watch: Watch
 
-    def attack_block(self, x: torch.Tensor, y: torch.Tensor, state: State, digest: str) -> None:
-        """Attack one block and enter its results in `state`; go on with it if it is unfinished.
+    def __post_init__(self) -> None:
+        rows = self.share.finished_of_this_process()
+        self._done = len(rows["ids"])
+        self._robust = int((rows["clean_correct"] & ~rows["success"]).sum())
+        if self.expected is not None:
+            self.expected = int(self.share.takes(torch.arange(self.expected)).sum())
 
-        digest: of the data up to the end of this block.
-        """
+    def attack_block(self, rows: Rows, before: Unfinished | None) -> None:
+        """Attack one block and enter its results; before: what is done of it already."""
+        x, y = rows.x, rows.y
+        marks = fingerprints(x, y) if before is None else before.fingerprints
         if self.device is not None:
             x, y = x.to(self.device), y.to(self.device)
-        before = state.unfinished
         began = time.perf_counter() - (before.seconds if before else 0.0)
         with collected() as counts:
-            result = self._run(x, y, state, digest, began, counts)
+            result = self._run(rows.ids, marks, x, y, before, began, counts)
             clean, forwards = result.clean_prediction, result.forwards
             if clean is None:  # keep="last" never looks at the clean samples
                 clean = self.clean_logits(x).argmax(1)
@@ -71,45 +80,48 @@ class Task:
         broken_by = result.broken_by
         if broken_by is None:
             broken_by = torch.where(result.success, 0, -1)
-        state.extend(
-            clean_correct=clean == y, success=result.success, step=result.step,
+        found = dict(
+            ids=rows.ids, fingerprints=marks, clean_correct=clean == y, success=result.success,
+            step=result.step,
             distance=before.with_distances(result.distance) if before else result.distance,
             broken_by=broken_by,
         )  # fmt: skip
-        state.digest = digest
-        state.forwards += forwards
-        state.backwards += result.backwards
-        state.warnings = added_counts(state.warnings, _all_counts(before, counts()))
-        state.stages = added(state.stages, [stage._asdict() for stage in result.stages])
-        state.seconds += time.perf_counter() - began
-        state.unfinished = None
+        columns = {name: found[name].cpu().to(kind).clone() for name, kind in COLUMNS.items()}
+        self._done += len(x)
+        self._robust += int((columns["clean_correct"] & ~columns["success"]).sum())
+        self.state.finish(
+            Block(
+                columns, *self.share.place, forwards, result.backwards,
+                time.perf_counter() - began, _all_counts(before, counts()),
+                [stage._asdict() for stage in result.stages],
+            )
+        )  # fmt: skip
         self.keep()
-        self.watch(self._status(state, "", 0))
+        self.watch(self._status("", 0))
 
     def _run(
-        self, x: torch.Tensor, y: torch.Tensor, state: State, digest: str, began: float,
-        counts: Callable[[], dict[str, int]],
+        self, ids: torch.Tensor, marks: torch.Tensor, x: torch.Tensor, y: torch.Tensor,
+        before: Unfinished | None, began: float, counts: Callable[[], dict[str, int]],
     ) -> AttackResult:  # fmt: skip
-        attack, before = self.attack, state.unfinished
-        rank, world = self.place
-        own = torch.arange(state.done, state.done + len(x), device=x.device)
-        common: dict[str, Any] = dict(sample_ids=rank + world * own, execution=self.execution)
+        attack = self.attack
+        common: dict[str, Any] = dict(sample_ids=ids.to(x.device), execution=self.execution)
         if not isinstance(attack, AutoAttack):
             name = getattr(attack, "constructor", type(attack).__name__)
-            self.watch(self._status(state, name, len(x)))
+            self.watch(self._status(name, len(x)))
             return attack.run(self.model, x, y, **common)
 
         def after_stage(progress: Progress) -> None:
             distance = attack.threat.distance(progress.x_adv, x)
-            state.unfinished = Unfinished.of(
-                progress, before.with_distances(distance) if before else distance, digest=digest,
-                seconds=time.perf_counter() - began,
+            part = Unfinished.of(
+                progress, before.with_distances(distance) if before else distance, ids=ids,
+                fingerprints=marks, seconds=time.perf_counter() - began,
                 warnings={
                     code: count
                     for code, count in _all_counts(before, counts()).items()
                     if code not in _BEFORE_THE_ATTACKS
                 },
             )  # fmt: skip
+            self.state.begin(part)
             self.keep()
             show(progress)
 
@@ -119,11 +131,11 @@ class Task:
                 is_reserved = stage >= count - reserved_of(attack.version)
                 rows = progress.doubtful if is_reserved else progress.robust
                 name = name_of(attack.attacks[stage])
-                self.watch(self._status(state, name, int(rows.sum())))
+                self.watch(self._status(name, int(rows.sum())))
 
         progress = before.progress(x) if before else None
         if progress is None:
-            self.watch(self._status(state, name_of(attack.attacks[0]), len(x)))
+            self.watch(self._status(name_of(attack.attacks[0]), len(x)))
         else:
             show(progress)
         return attack.run(self.model, x, y, progress=progress, on_stage=after_stage, **common)
@@ -132,9 +144,8 @@ class Task:
         size, seed = self.execution.batch_size or len(x), getattr(self.attack, "seed", 0) or 0
         return logits_of(self.model, x, batch_size=size, seed=seed + reseed)
 
-    def _status(self, state: State, attack: str, attacked: int) -> Status:
-        robust = state.columns["clean_correct"] & ~state.columns["success"]
-        return Status(state.done, self.expected, int(robust.sum()), attack, attacked)
+    def _status(self, attack: str, attacked: int) -> Status:
+        return Status(self._done, self.expected, self._robust, attack, attacked)
 
 
 def _all_counts(before: Unfinished | None, counts: dict[str, int]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from fastadv import diagnostics
 from fastadv.attacks import Attack
 from fastadv.ensemble.constructor import AutoAttack
 from fastadv.evaluation import tables
-from fastadv.evaluation.accuracy import BATCHES_A_BLOCK, check_attack, generator_put_back
+from fastadv.evaluation.accuracy import check_attack, generator_put_back
 from fastadv.evaluation.checkpoint import digest_of_model, write_atomically
 from fastadv.evaluation.clean import describe_model, device_of, without_wrapper
 from fastadv.evaluation.display import Watch, shown
@@ -165,8 +165,8 @@ def robustness_curve(
     execution = replace(execution, batch_size=samples.batch_size)
     run = AtRadii(model, attacks, execution, device_of(model))
     with generator_put_back(), shown(progress) as watch:
-        while (block := samples.take(samples.batch_size * BATCHES_A_BLOCK)) is not None:
-            run.attack_block(*block, watch, samples.expected)
+        for block in samples.blocks():
+            run.attack_block(block.x, block.y, watch, samples.expected)
     if run.done == 0:
         raise ValueError("data is empty: there is nothing to evaluate")
     for code, count in run.all_warnings().items():

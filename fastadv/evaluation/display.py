@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 
 class Status(NamedTuple):
-    """Of a process: `robust` of its first `done` samples are robust, of `expected` in all (None:
-    not known); `attack` runs on `attacked` of the block after them ("", 0: none does)."""
+    """Of a process: `robust` of the `done` samples of its share are robust, of `expected` in all
+    (None: not known); `attack` runs on `attacked` of the next block ("", 0: none does)."""
 
     done: int
     expected: int | None

@@ -1,100 +1,152 @@
 """Samples of a data set as a stream of rows, cut into blocks of any size."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Subset
 
 from fastadv.evaluation.checkpoint import DataDigest
+from fastadv.ops import layout
 
 _BATCH_SIZE = 128  # where neither the caller nor the loader says
+BATCHES_A_BLOCK = 8  # samples queue for the slots of continuous batching; a checkpoint a block
 
 Data = tuple[torch.Tensor, torch.Tensor] | DataLoader | Dataset
 
 
-class Samples:
-    """Takes any number of rows at a time from (x, y) tensors, a DataLoader or a Dataset.
+class Rows(NamedTuple):
+    """Samples and their positions in the data, ascending, on the CPU."""
 
-    Holds one batch and one block at most. batch_size: as given, else the loader's, else 128.
-    length: of all data, where it is certain before reading, so not for a loader. expected: a guess
-    of the rows, for progress bars. Of `world` processes the one of number `rank` takes the samples
-    rank, rank + world, ...: of a Dataset it reads only these, of a loader all, and `stream` is the
-    digest of all. Raises TypeError for other data, ValueError for batches without one label a
-    sample, and for a loader that would give every process other samples.
+    ids: torch.Tensor
+    x: torch.Tensor
+    y: torch.Tensor
+
+    def where(self, chosen: torch.Tensor) -> "Rows":
+        """The rows where `chosen`, on the CPU, is true; x in its memory format."""
+        if bool(chosen.all()):
+            return self
+        rows = chosen.nonzero()[:, 0]
+        index = rows.to(self.x.device)
+        return Rows(
+            self.ids[rows], layout.gather_rows(self.x, index), self.y[rows.to(self.y.device)]
+        )
+
+
+class Pending:
+    """Rows that wait until there are enough of them."""
+
+    def __init__(self) -> None:
+        self._parts: list[Rows] = []
+
+    def __len__(self) -> int:
+        return sum(len(part.ids) for part in self._parts)
+
+    def add(self, rows: Rows) -> None:
+        if len(rows.ids):
+            self._parts.append(rows)
+
+    def take(self, count: int) -> Rows:
+        """The first `count` rows, fewer if there are no more, but one at least."""
+        parts: list[Rows] = []
+        while count and self._parts:
+            first = self._parts.pop(0)
+            if len(first.ids) > count:
+                self._parts.insert(0, Rows(*(column[count:] for column in first)))
+                first = Rows(*(column[:count] for column in first))
+            parts.append(first)
+            count -= len(first.ids)
+        if len(parts) == 1:
+            return parts[0]
+        return Rows(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+class Samples:
+    """Rows of (x, y) tensors, a DataLoader or a Dataset, in their order.
+
+    Holds one batch at most. batch_size: as given, else the loader's, else 128; block_size: 8 of
+    them. length: of all data, where it is certain before reading, so not for a loader. expected: a
+    guess of the rows, for progress bars. seen: samples so far, also those that were not asked for.
+    shared: every process reads them; `stream` is then the digest of all that a loader gives. Raises
+    TypeError for other data, ValueError for batches without one label a sample, and for a loader
+    that would give every process other samples.
     """
 
-    def __init__(
-        self, data: Data, *, batch_size: int | None, rank: int = 0, world: int = 1
-    ) -> None:
+    def __init__(self, data: Data, *, batch_size: int | None, shared: bool = False) -> None:
         self.length: int | None = None
         self.expected: int | None = None
-        self.device = torch.device("cpu")  # of the last block
+        self.device = torch.device("cpu")  # of the last batch
         self.batch_size = _BATCH_SIZE if batch_size is None else batch_size
         self.stream = DataDigest()  # of several processes, which must read the same
-        self._rest: tuple[torch.Tensor, torch.Tensor] | None = None
-        skips = world > 1
+        self.seen = 0
+        self._data, self._shared = data, shared
         if _is_pair(data):
-            batches: Any = [data]
             self.length = self.expected = len(data[0])  # type: ignore[index]
         elif isinstance(data, DataLoader):
-            if world > 1:
+            if shared:
                 _check_order(data)
-            batches = data
             self.expected = _expected(data)
             if batch_size is None and data.batch_size is not None:
                 self.batch_size = data.batch_size
         elif _is_map(data):
-            # a generator of its own: a loader draws a seed, and the global one is the user's
-            own = torch.Generator()
             self.length = self.expected = len(data)  # type: ignore[arg-type]
-            share = data if world == 1 else Subset(data, range(rank, self.length, world))  # type: ignore[arg-type]
-            batches = DataLoader(share, batch_size=self.batch_size, generator=own)  # type: ignore[arg-type]
-            skips = False
         else:
             raise TypeError(
                 "data must be (x, y) tensors, a DataLoader or a Dataset with a length; got "
                 + _describe(data)
             )
-        if self.expected is not None:
-            self.expected = len(range(rank, self.expected, world))
-        self._batches = _checked(batches)
-        if skips:
-            self._batches = self._share(self._batches, rank, world, digest=batches is data)
+        self.block_size = self.batch_size * BATCHES_A_BLOCK
 
-    def take(self, count: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The next `count` samples, fewer at the end, None after it."""
-        parts: list[tuple[torch.Tensor, torch.Tensor]] = []
-        missing = count
-        while missing:
-            if self._rest is None:
-                self._rest = next(self._batches, None)
-            if self._rest is None:
-                break
-            x, y = self._rest
-            parts.append((x[:missing], y[:missing]))
-            self._rest = (x[missing:], y[missing:]) if len(x) > missing else None
-            missing -= len(parts[-1][0])
-        if not parts:
-            return None
-        self.device = parts[0][0].device
-        if len(parts) == 1:
-            return parts[0]
-        return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
-
-    def _share(
-        self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], rank: int, world: int, *,
-        digest: bool,
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
-        """Every `world`-th sample, from number `rank` on."""
-        seen = 0
-        for x, y in batches:
-            if digest:
+    def batches(
+        self, takes: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> Iterator[Rows]:
+        """The rows whose ids `takes` picks, all by default; of a Dataset no others are read."""
+        if self._is_data_set():
+            yield from self._of_data_set(takes)
+            return
+        for x, y in _checked(self._cut()):
+            if self._shared and isinstance(self._data, DataLoader):
                 self.stream.update(x, y)
-            first = (rank - seen) % world
-            seen += len(x)
-            if first < len(x):
-                yield x[first::world], y[first::world]
+            rows = Rows(torch.arange(self.seen, self.seen + len(x)), x, y)
+            self.seen += len(x)
+            self.device = x.device
+            yield rows if takes is None else rows.where(takes(rows.ids))
+
+    def blocks(self) -> Iterator[Rows]:
+        """All rows, `block_size` at a time, fewer at the end."""
+        pending = Pending()
+        for rows in self.batches():
+            pending.add(rows)
+            while len(pending) >= self.block_size:
+                yield pending.take(self.block_size)
+        if len(pending):
+            yield pending.take(self.block_size)
+
+    def _is_data_set(self) -> bool:
+        return not _is_pair(self._data) and not isinstance(self._data, DataLoader)
+
+    def _cut(self) -> Any:
+        if isinstance(self._data, DataLoader):
+            return self._data
+        x, y = self._data  # type: ignore[misc]
+        if y.shape != x.shape[:1]:
+            return [(x, y)]  # for the message
+        return zip(x.split(self.block_size), y.split(self.block_size), strict=True)
+
+    def _of_data_set(self, takes: Callable[[torch.Tensor], torch.Tensor] | None) -> Iterator[Rows]:
+        ids = torch.arange(self.length or 0)
+        data: Any = self._data
+        if takes is not None and not bool((chosen := takes(ids)).all()):
+            ids = ids[chosen]
+            data = Subset(data, ids.tolist())
+        # a generator of its own: a loader draws a seed, and the global one is the user's
+        loader = DataLoader(data, batch_size=self.batch_size, generator=torch.Generator())
+        read = 0
+        for x, y in _checked(loader):
+            self.device = x.device
+            yield Rows(ids[read : read + len(x)], x, y)
+            read += len(x)
+        self.seen = self.length or 0
 
 
 def _check_order(loader: DataLoader) -> None:

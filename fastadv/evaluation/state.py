@@ -3,9 +3,9 @@
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -13,36 +13,60 @@ from fastadv.attacks.result import Stage
 from fastadv.ensemble.cascade import Progress
 from fastadv.evaluation.checkpoint import write_atomically
 
-_FORMAT = 2  # raised when the fields of State or Unfinished change
-_COLUMNS = {
+_FORMAT = 3  # raised when the fields of State, Block or Unfinished change
+COLUMNS = {
+    "ids": torch.int64,
+    "fingerprints": torch.int64,
     "clean_correct": torch.bool,
     "success": torch.bool,
     "step": torch.int64,
     "distance": torch.float64,
     "broken_by": torch.int64,
 }
-_FINGERPRINT = {
+_IDENTITY = {
     "attack": "attack",
     "model": "model (the SHA-256 of its structure and weights)",
     "version": "version of fastadv",
+    "search": "way to run the search",
     "n": "number of samples",
-    "rank": "process",
-    "world": "number of processes",
 }
 _OF_PROGRESS = tuple(f.name for f in fields(Progress) if f.name not in ("x_adv", "stages"))
+
+
+@dataclass
+class Block:
+    """Results of samples that were attacked together, and what they cost.
+
+    columns: (n,) each, on the CPU; "ids" are positions in the data, ascending, "fingerprints" those
+    of `fastadv.evaluation.checkpoint`. rank, world: of the process that finished them. stages: of
+    an ensemble, as dictionaries. warnings: samples for each code of `AttackWarning`.
+    """
+
+    columns: dict[str, torch.Tensor]
+    rank: int = 0
+    world: int = 1
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+    warnings: dict[str, int] = field(default_factory=dict)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ids(self) -> torch.Tensor:
+        return self.columns["ids"]
 
 
 @dataclass
 class Unfinished:
     """What the attacks of an ensemble that are done found in a block whose others are not.
 
-    count, digest: of the block's samples, the digest also of those before it. columns: those of
-    `Progress` but x_adv, in whose place distance is kept: a row of numbers a sample, not an image
-    (but where Square ended, if version="fast" is to go on from there).
+    ids, fingerprints: as of a `Block`. columns: those of `Progress` but x_adv, in whose place
+    distance is kept: a row of numbers a sample, not an image (but where Square ended, if
+    version="fast" is to go on from there).
     """
 
-    count: int
-    digest: str
+    ids: torch.Tensor
+    fingerprints: torch.Tensor
     seconds: float
     warnings: dict[str, int]
     stages: list[dict[str, Any]]
@@ -50,13 +74,17 @@ class Unfinished:
 
     @classmethod
     def of(
-        cls, progress: Progress, distance: torch.Tensor, *, digest: str, seconds: float,
-        warnings: dict[str, int],
+        cls, progress: Progress, distance: torch.Tensor, *, ids: torch.Tensor,
+        fingerprints: torch.Tensor, seconds: float, warnings: dict[str, int],
     ) -> "Unfinished":  # fmt: skip
         columns = {name: getattr(progress, name).cpu().clone() for name in _OF_PROGRESS}
         columns["distance"] = distance.cpu()
         stages = [stage._asdict() for stage in progress.stages]
-        return cls(len(distance), digest, seconds, warnings, stages, columns)
+        return cls(ids, fingerprints, seconds, warnings, stages, columns)
+
+    @property
+    def clean_correct(self) -> torch.Tensor:
+        return self.columns["broken_by"] != -2
 
     def progress(self, x: torch.Tensor) -> Progress:
         """To go on from; x_adv is x, also where a sample fell: see `with_distances`."""
@@ -73,84 +101,71 @@ class Unfinished:
 
 @dataclass
 class State:
-    """Results of the first `done` samples of a process, in order, and their running sums.
+    """What one file holds: of a process, or, with `total`, of a finished evaluation.
 
-    rank, world: the process takes the samples rank, rank + world, ... columns: (done,) each, on the
-    CPU. digest: of the data of these samples. stages: of an ensemble, as dictionaries. warnings:
-    samples for each code of `AttackWarning`. n: of all processes, where known.
+    search: what of `Execution` results depend on, in words. n: samples of the data, where that is
+    certain before they are read. total: samples of the data,
+    which are all in `blocks`. unfinished: blocks that were begun; a file keeps one, until it is
+    finished, also where another process goes on with it.
     """
 
     attack: str
     model: str
     version: str
+    search: str
     n: int | None
-    rank: int = 0
-    world: int = 1
-    digest: str = ""
-    finished: bool = False
-    forwards: int = 0
-    backwards: int = 0
-    seconds: float = 0.0
-    warnings: dict[str, int] = field(default_factory=dict)
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    unfinished: Unfinished | None = None
-    columns: dict[str, torch.Tensor] = field(
-        default_factory=lambda: {k: torch.empty(0, dtype=v) for k, v in _COLUMNS.items()}
-    )
+    total: int | None = None
+    blocks: list[Block] = field(default_factory=list)
+    unfinished: list[Unfinished] = field(default_factory=list)
 
-    @property
-    def done(self) -> int:
-        return len(self.columns["success"])
+    def begin(self, part: Unfinished) -> None:
+        """Keep `part`, in place of an earlier one of the same samples."""
+        self._drop(part.ids)
+        self.unfinished.append(part)
 
-    def extend(self, **block: torch.Tensor) -> None:
-        for name, kind in _COLUMNS.items():
-            self.columns[name] = torch.cat([self.columns[name], block[name].cpu().to(kind)])
+    def finish(self, block: Block) -> None:
+        self._drop(block.ids)
+        self.blocks.append(block)
+
+    def _drop(self, ids: torch.Tensor) -> None:
+        self.unfinished = [part for part in self.unfinished if not torch.equal(part.ids, ids)]
 
     def save(self, path: str | os.PathLike[str]) -> None:
+        """Rows of all blocks in one tensor a column: thousands of small ones take their time."""
+        sums = [{**vars(block), "columns": len(block.ids)} for block in self.blocks]
+        columns = {
+            name: torch.cat([torch.empty(0, dtype=kind), *(b.columns[name] for b in self.blocks)])
+            for name, kind in COLUMNS.items()
+        }
+        unfinished = [vars(part) for part in self.unfinished]
+        more = {"format": _FORMAT, "columns": columns, "blocks": sums, "unfinished": unfinished}
         content = io.BytesIO()
-        torch.save({"format": _FORMAT, **asdict(self)}, content)
+        torch.save({**vars(self), **more}, content)
         write_atomically(path, content.getvalue())
 
     def restored(self, path: str | os.PathLike[str]) -> "State":
-        """The state in `path`, or this one if there is no file; ValueError if it is another's,
-        FileNotFoundError if there is not even a folder for it.
+        """The state in the file `path`; ValueError if it is no checkpoint, or of something else.
 
-        The data are compared later, as they are read, and then the predictions: see `check_data`
-        and `refuse_model`.
+        The data are compared as they are read, and then the predictions.
         """
         path = Path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"checkpoint {path}: there is no folder {path.parent}")
-        if not path.exists():
-            return self
         saved = _read(path)
-        for name, what in _FINGERPRINT.items():
+        for name, what in _IDENTITY.items():
             mine, theirs = getattr(self, name), saved[name]
             if mine != theirs:
                 raise ValueError(
                     f"checkpoint {path} belongs to another {what}: {_short(theirs)}, not "
                     f"{_short(mine)}. Choose another path, or delete it to start again"
                 )
+        sizes = [sums["columns"] for sums in saved["blocks"]]
+        parts = {name: column.split(sizes) for name, column in saved.pop("columns").items()}
         del saved["format"]
-        if saved["unfinished"] is not None:
-            saved["unfinished"] = Unfinished(**saved["unfinished"])
+        saved["blocks"] = [
+            Block(**{**sums, "columns": {name: parts[name][k].clone() for name in COLUMNS}})
+            for k, sums in enumerate(saved["blocks"])
+        ]
+        saved["unfinished"] = [Unfinished(**part) for part in saved["unfinished"]]
         return State(**saved)
-
-    def refuse_model(self, path: str | os.PathLike[str]) -> NoReturn:
-        raise ValueError(
-            f"checkpoint {path} belongs to another model: the one here classifies its first clean "
-            "samples otherwise. Choose another path, or delete it to start again"
-        )
-
-    def check_data(self, digest: str, path: str | os.PathLike[str], expected: str) -> None:
-        """Raises ValueError unless the data read again are those of the checkpoint."""
-        if digest != expected:
-            count = self.done + (self.unfinished.count if expected != self.digest else 0)  # type: ignore[union-attr]
-            raise ValueError(
-                f"checkpoint {path} belongs to other data: its {count} samples are not the "
-                "first ones here, in this order (a loader that shuffles, or files that changed). "
-                "Choose another path, or delete it to start again"
-            )
 
 
 def added(stages: list[dict[str, Any]], more: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -167,41 +182,6 @@ def added_counts(counts: dict[str, int], more: dict[str, int]) -> dict[str, int]
     return {code: counts.get(code, 0) + more.get(code, 0) for code in sorted({*counts, *more})}
 
 
-def joined(states: Sequence[State]) -> State:
-    """The results of all processes in the order of the data.
-
-    seconds: of the slowest; the passes are added up. Raises ValueError if the processes had other
-    models or attacks, or unequal shares, so that they read different data.
-    """
-    first = states[0]
-    if len(states) == 1:
-        return first
-    for name in ("model", "attack"):
-        if len({getattr(state, name) for state in states}) > 1:
-            raise ValueError(f"every process must get the same {name}; they got different ones")
-    total = sum(state.done for state in states)
-    whole = State(first.attack, first.model, first.version, first.n, finished=first.finished)
-    for name, kind in _COLUMNS.items():
-        whole.columns[name] = torch.empty(total, dtype=kind)
-    for state in states:
-        if state.done != len(range(state.rank, total, state.world)):
-            counts = [other.done for other in states]
-            raise ValueError(
-                f"every process must get the same data; of {total} samples in all they attacked "
-                f"{counts}"
-            )
-        for name, column in state.columns.items():
-            whole.columns[name][state.rank :: state.world] = column
-        whole.forwards += state.forwards
-        whole.backwards += state.backwards
-        whole.warnings = added_counts(whole.warnings, state.warnings)
-        whole.stages = added(whole.stages, state.stages)
-    for index, stage in enumerate(whole.stages):
-        stage["seconds"] = max(s.stages[index]["seconds"] for s in states if s.stages)
-    whole.seconds = max(state.seconds for state in states)
-    return whole
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -210,10 +190,12 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint of fastadv.evaluate: {type(error).__name__}. Choose "
             "another path, or delete it to start again"
         ) from error
-    expected = {"format", *State.__dataclass_fields__}
+    expected = {"format", "columns", *State.__dataclass_fields__}
     is_ours = isinstance(saved, dict) and set(saved) == expected and saved["format"] == _FORMAT
-    if is_ours and saved["unfinished"] is not None:
-        is_ours = set(saved["unfinished"]["columns"]) == {*_OF_PROGRESS, "distance"}
+    if is_ours:
+        is_ours = all(
+            set(part["columns"]) == {*_OF_PROGRESS, "distance"} for part in saved["unfinished"]
+        )
     if not is_ours:
         raise ValueError(
             f"{path} is not a checkpoint of this version of fastadv.evaluate. Choose another "

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,11 +36,16 @@ def ensemble(norm: str = "linf", seed: int | None = 0):
 
 def without_times(text: str) -> dict:
     """A report's JSON but for the clock."""
-    read = json.loads(text)
-    del read["seconds"]
-    for stage in read["stages"]:
-        del stage["seconds"]
-    return read
+    return _without_seconds(json.loads(text))
+
+
+def _without_seconds(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_seconds(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {name: one for name, one in value.items() if not name.endswith("seconds")}
+    return {name: _without_seconds(one) for name, one in kept.items()}
 
 
 class Slow(torch.nn.Module):

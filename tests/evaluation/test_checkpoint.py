@@ -1,11 +1,6 @@
 """Interrupted evaluations go on to the same bits; checkpoints of anything else are refused."""
 
 import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 import warnings
 
 import pytest
@@ -14,7 +9,7 @@ from torch import nn
 
 import fastadv
 from fastadv.data import load_digits
-from fastadv.evaluation import checkpoint, evaluate
+from fastadv.evaluation import evaluate
 from fastadv.models import digits_net
 
 ATTACK = fastadv.pgd(fastadv.Linf(0.1), steps=3, restarts=2, seed=1)
@@ -107,58 +102,6 @@ def test_interrupted_after_every_block_repeats_the_first_clean_block_only(data, 
     model = Failing()
     assert comparable(run(model, data, tmp_path / "c.pt", OneBlock())) == expected
     assert calls + model.calls == whole.calls + 4 * CLEAN_CALLS
-
-
-SCRIPT = """
-import sys, time
-import torch
-import fastadv
-from fastadv.data import load_digits
-from fastadv.evaluation import evaluate
-from fastadv.models import digits_net
-
-torch.set_num_threads(1)
-path, report, slow = sys.argv[1], sys.argv[2], sys.argv[3] == "slow"
-
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = digits_net(3)
-    def forward(self, x):
-        time.sleep(0.02 * slow)
-        return self.net(x)
-
-x, y = load_digits("test")
-attack = fastadv.pgd(fastadv.Linf(0.1), steps=4, restarts=2, seed=1)
-evaluate(Net(), (x[:80], y[:80]), attack, batch_size=2, checkpoint=path or None).save(report)
-"""
-
-
-def test_kill_nine_and_resume_equals_uninterrupted(tmp_path):
-    import json
-
-    script = tmp_path / "evaluation.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-
-    def command(path: str, report: str, pace: str) -> list[str]:
-        return [sys.executable, str(script), path, str(tmp_path / report), pace]
-
-    path = tmp_path / "progress.pt"
-    with subprocess.Popen(command(str(path), "killed.json", "slow")) as process:
-        deadline = time.monotonic() + 100
-        while not path.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL and not (tmp_path / "killed.json").exists()
-    saved = torch.load(path, weights_only=True)
-    assert 0 < len(saved["columns"]["success"]) < 80 and not saved["finished"]
-
-    subprocess.run(command(str(path), "resumed.json", "fast"), check=True)
-    subprocess.run(command("", "whole.json", "fast"), check=True)
-    reports = [json.loads((tmp_path / name).read_text()) for name in ("resumed.json", "whole.json")]
-    for report in reports:
-        del report["seconds"]
-    assert reports[0] == reports[1]
 
 
 def test_a_finished_checkpoint_calls_the_model_on_its_first_clean_block_only(data, tmp_path):
@@ -254,12 +197,33 @@ def test_what_a_checkpoint_belongs_to_is_checked(data, tmp_path):
         ((Failing(), data, path, longer), "belongs to another attack: .*steps=3"),
         ((other, data, path), "belongs to another model"),
         ((Failing(), (x[:60], y[:60]), path), "another number of samples: 70, not 60"),
-        ((Failing(), (changed, y), path), "belongs to other data: its 32 samples"),
-        ((Failing(), (x, (y + 1) % 10), path), "belongs to other data"),
+        ((Failing(), (changed, y), path), "belongs to other data: sample 3 was another"),
+        ((Failing(), (x, (y + 1) % 10), path), "belongs to other data: sample 0 was another"),
     ):
         with pytest.raises(ValueError, match=message):
             run(*arguments)
     run(Failing(), data, path)  # and it is still good
+
+
+def test_a_checkpoint_goes_on_with_what_changes_no_result_and_nothing_else(data, tmp_path):
+    path = tmp_path / "c.pt"
+    interrupt(data, path)
+
+    def by(**options):
+        return evaluate(
+            Failing(), data, ATTACK, batch_size=BATCH, checkpoint=path,
+            execution=fastadv.Execution(**options),
+        )  # fmt: skip
+
+    for options, said in (
+        ({"precision": "bf16"}, "precision='bf16'"),
+        ({"channels_last": True, "fold_batchnorm": True}, "channels_last=True, fold_batchnorm=Tr"),
+    ):
+        message = f"belongs to another way to run the search: the default, not {said}"
+        with pytest.raises(ValueError, match=message):
+            by(**options)
+    report = by(batching="plain", cuda_graph=False)
+    assert torch.equal(report.success, run(Failing(), data).success)
 
 
 def test_a_longer_or_shorter_loader_does_not_pass_for_the_finished_one(data, tmp_path):
@@ -271,8 +235,9 @@ def test_a_longer_or_shorter_loader_does_not_pass_for_the_finished_one(data, tmp
         )
 
     run(Failing(), loader(40), tmp_path / "c.pt")
-    for n in (44, 36):
-        with pytest.raises(ValueError, match="belongs to other data: its 40 samples"):
+    for n, here in ((44, "more"), (36, "36")):
+        message = f"belongs to other data: it has 40 samples.*, here are {here}"
+        with pytest.raises(ValueError, match=message):
             run(Failing(), loader(n), tmp_path / "c.pt")
 
 
@@ -305,60 +270,3 @@ def test_a_missing_folder_is_refused_before_the_attack(data, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         run(model, data, tmp_path / "nowhere" / "c.pt")
     assert model.calls == 0
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    checkpoint.write_atomically(path, b"old")
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
-
-
-def test_the_digest_is_the_same_however_the_data_are_cut():
-    x, y = torch.rand(9, 2, 3), torch.arange(9)
-
-    def digest(x, y, cuts):
-        whole = checkpoint.DataDigest()
-        for a, b in zip(x.split(cuts), y.split(cuts), strict=True):
-            whole.update(a, b)
-        return whole.hexdigest()
-
-    expected = digest(x, y, 9)
-    assert {digest(x, y, cuts) for cuts in (1, 2, 4, 5)} == {expected}
-    assert digest(x, y.int(), 3) == expected  # labels of any integer type
-    assert digest(x.reshape(9, 3, 2), y, 9) != expected
-    assert digest(x.double(), y, 9) != expected
-    assert digest(x.transpose(1, 2).contiguous().transpose(1, 2), y, 9) == expected
-
-
-def test_the_digest_of_one_sample_of_many_is_that_of_a_copy():
-    x, y = torch.rand(4, 2), torch.arange(4)
-    one, other = checkpoint.DataDigest(), checkpoint.DataDigest()
-    one.update(x[1::3][:1], y[1::3][:1])
-    other.update(x[1:2].clone(), y[1:2].clone())
-    assert one.hexdigest() == other.hexdigest()
-
-
-def test_the_digest_of_a_model_sees_weights_and_buffers():
-    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    first = checkpoint.digest_of_model(net)
-    assert checkpoint.digest_of_model(net) == first
-    net[1].running_mean[0] += 1
-    assert checkpoint.digest_of_model(net) != first
-    assert checkpoint.digest_of_model(None) == ""
-
-
-def test_the_digest_of_a_model_does_not_see_addresses():
-    class Named(nn.Module):
-        def __init__(self, function):
-            super().__init__()
-            self.function = function
-
-        def extra_repr(self):
-            return repr(self.function)
-
-    first, second = (Named(lambda x: x) for _ in range(2))
-    assert repr(first) != repr(second)
-    assert checkpoint.digest_of_model(first) == checkpoint.digest_of_model(second)

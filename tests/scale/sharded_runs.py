@@ -1,6 +1,8 @@
-"""Evaluations by two gloo processes: python sharded_runs.py RANK FOLDER, once for each rank."""
+"""Evaluations by gloo processes: python sharded_runs.py NAME RANK WORLD FOLDER PACE, once for each
+rank; NAME: all, attacks or ensemble; PACE: seconds that a forward pass waits."""
 
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ from toy_models import mixed_problem, threat_of  # noqa: E402
 import fastadv  # noqa: E402
 from fastadv.evaluation.state import State  # noqa: E402
 
-WORLD = 2
 N = 61  # the shares differ in length, and neither is whole blocks
 
 
@@ -64,6 +65,16 @@ class FailingOn(torch.nn.Module):
         return self.model(x)
 
 
+class Slow(torch.nn.Module):
+    def __init__(self, model: torch.nn.Module, pause: float) -> None:
+        super().__init__()
+        self.model, self.pause = model, pause
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.pause)
+        return self.model(x)
+
+
 class Stopped(BaseException):
     pass
 
@@ -76,17 +87,38 @@ def said(call) -> str:
     return ""
 
 
-def runs(rank: int, folder: Path) -> dict[str, Any]:
+def report_of(name: str, source=None, model=None, **more) -> str:
     p = mixed_problem(N, curvature=1.0)
-    data = TensorDataset(p.x, p.y)
+    source, attack = source or (p.x, p.y), ATTACKS[name]()
+    return fastadv.evaluate(model or p.model, source, attack, batch_size=2, **more).to_json()
 
-    def report(name: str, source=(p.x, p.y), model=p.model, **more) -> str:
-        attack = ATTACKS[name]()
-        return fastadv.evaluate(model, source, attack, batch_size=2, **more).to_json()
 
+def attacks(rank: int, world: int, folder: Path, pace: float) -> dict[str, Any]:
     plain = fastadv.Execution(batching="plain")
-    found: dict[str, Any] = {name: report(name) for name in ATTACKS}
-    found["plain batching"] = report("pgd", execution=plain)
+    found: dict[str, Any] = {name: report_of(name) for name in ATTACKS}
+    found["plain batching"] = report_of("pgd", execution=plain)
+    return found
+
+
+def ensemble_alone(rank: int, world: int, folder: Path, pace: float) -> dict[str, Any]:
+    """Blocks of 8, passes that do not depend on which samples share a batch, and a checkpoint."""
+    p = mixed_problem(N, curvature=1.0)
+    found: dict[str, Any] = {}
+
+    def evaluate() -> None:
+        found["ensemble"] = fastadv.evaluate(
+            Slow(p.model, pace), (p.x, p.y), ensemble(), batch_size=1,
+            execution=fastadv.Execution(batching="plain"), checkpoint=folder / "run.pt",
+        ).to_json()  # fmt: skip
+
+    found["error"] = said(evaluate)
+    return found
+
+
+def everything(rank: int, world: int, folder: Path, pace: float) -> dict[str, Any]:
+    p = mixed_problem(N, curvature=1.0)
+    data, report = TensorDataset(p.x, p.y), report_of
+    found = attacks(rank, world, folder, pace)
     found["loader"] = report("ensemble", DataLoader(data, batch_size=5))
     pairs = Pairs(p.x, p.y)
     found["dataset"], found["reads"] = report("ensemble", pairs), pairs.reads
@@ -96,38 +128,53 @@ def runs(rank: int, folder: Path) -> dict[str, Any]:
 
     found["saved"] = report("ensemble", checkpoint=folder / "whole.pt")
     found["read again"] = report("ensemble", checkpoint=folder / "whole.pt")
+    found["of one"] = report("ensemble", checkpoint=folder / "one.pt")
+    pairs = Pairs(p.x, p.y)
+    found["of one, dataset"] = report("ensemble", pairs, checkpoint=folder / "one, dataset.pt")
+    found["reads of one"] = pairs.reads
     found["resumed"] = _interrupted(report, rank, folder / "killed.pt")
+    _stopped(report, rank, folder / "left.pt")
     found["wrapped"] = report("pgd", model=torch.nn.parallel.DistributedDataParallel(p.model))
 
-    found["of one"] = said(lambda: report("ensemble", checkpoint=folder / "one.pt"))
-    sampler = DistributedSampler(data, WORLD, rank)
+    sampler = DistributedSampler(data, world, rank)
     found["sampler"] = said(lambda: report("pgd", DataLoader(data, sampler=sampler)))
     found["shuffle"] = said(lambda: report("pgd", DataLoader(data, shuffle=True)))
     other = torch.Generator().manual_seed(rank)
     found["other order"] = said(
         lambda: report("pgd", DataLoader(data, shuffle=True, generator=other))
     )
-    fewer = DataLoader(TensorDataset(p.x[: N - 4 * rank], p.y[: N - 4 * rank]), batch_size=5)
-    found["fewer"] = said(lambda: report("pgd", fewer))
+    fewer = TensorDataset(p.x[: N - 4 * rank], p.y[: N - 4 * rank])
+    found["fewer"] = said(lambda: report("pgd", DataLoader(fewer, batch_size=5)))
+    found["fewer, tensors"] = said(lambda: report("pgd", fewer.tensors))
+    found["other data"] = said(
+        lambda: report("ensemble", (p.x.flip(0), p.y), checkpoint=folder / "left.pt")
+    )
     failing = FailingOn(p.model, fails=rank == 1)
     found["failing"] = said(lambda: report("pgd", model=failing))
     mine = mixed_problem(N, curvature=1.0, seed=rank).model
     found["other model"] = said(lambda: report("pgd", model=mine))
     weaker = fastadv.bim(threat_of("linf"), steps=1 + rank)
     found["other attack"] = said(lambda: fastadv.evaluate(p.model, (p.x, p.y), weaker))
+    damaged = folder / "damaged.pt"
+    if rank == 1:
+        damaged.with_name("damaged.rank1of2.pt").write_bytes(b"cut off")
+    dist.barrier()
+    found["damaged"] = said(lambda: report("pgd", checkpoint=damaged))
     found["empty"] = said(lambda: report("pgd", (p.x[:0], p.y[:0])))
+    found["gone"] = said(lambda: _left_by_the_second(report, rank, folder / "gone.pt"))
+    found["after it"] = report("pgd", checkpoint=folder / "gone.pt")
     return found
 
 
-def _interrupted(report, rank: int, path: Path) -> str:
-    """This process stopped inside a block, each at another moment, then all go on."""
+def _stopped(report, rank: int, path: Path, *, at: int = 2) -> None:
+    """Each process stops right after another of its saves."""
     original, count = State.save, 0
 
     def save(self, where) -> None:
         nonlocal count
         original(self, where)
         count += 1
-        if count == 2 + 3 * rank:
+        if count == at + 3 * rank:
             raise Stopped
 
     State.save = save  # type: ignore[method-assign]
@@ -137,20 +184,48 @@ def _interrupted(report, rank: int, path: Path) -> str:
         pass
     finally:
         State.save = original  # type: ignore[method-assign]
+
+
+def _interrupted(report, rank: int, path: Path) -> str:
+    """Stopped inside a block, then all go on."""
+    _stopped(report, rank, path)
     return report("ensemble", checkpoint=path)
 
 
-def main() -> None:
-    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+def _left_by_the_second(report, rank: int, path: Path) -> None:
+    """Ctrl-C on one process, which lives on."""
+
+    def press(self, where) -> None:
+        raise KeyboardInterrupt
+
+    if rank == 0:
+        report("pgd", checkpoint=path)
+        return
+    original, State.save = State.save, press  # type: ignore[method-assign]
+    try:
+        report("pgd", checkpoint=path)
+    except KeyboardInterrupt as interrupt:
+        raise RuntimeError(" ".join(interrupt.__notes__)) from interrupt
+    finally:
+        State.save = original  # type: ignore[method-assign]
+
+
+RUNS = {"all": everything, "attacks": attacks, "ensemble": ensemble_alone}
+
+
+def main(name: str, rank: str, world: str, folder: str, pace: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    where = Path(folder)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=WORLD
+        "gloo", init_method=f"file://{where / 'meeting'}", rank=int(rank), world_size=int(world)
     )
-    torch.save(runs(rank, folder), folder / f"rank-{rank}.pt")
-    dist.barrier()
+    found = RUNS[name](int(rank), int(world), where, float(pace))
+    torch.save(found, where / f"rank-{rank}.pt")
+    if not found.get("error"):  # else one is gone
+        dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

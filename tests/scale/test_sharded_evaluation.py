@@ -1,21 +1,14 @@
-"""Evaluations by two gloo processes against one process: the same report on every rank."""
+"""Evaluations by two and three gloo processes against one: the same report on every rank."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import sharded_runs
 import torch
-from toy_models import mixed_problem
+from sharded_processes import comparable, ended, rows_in, started
 
 import fastadv
-
-ROOT = Path(__file__).resolve().parents[2]
-# passes count slots that wait for work, which depends on how samples share batches
-PASSES = ("forwards", "backwards", "discarded")
 
 
 @pytest.fixture(scope="module")
@@ -24,63 +17,53 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ranks(folder: Path) -> tuple[dict, dict]:
-    """What each rank found; all runs share one start of two processes."""
-    (folder / "one.pt").write_bytes(b"a checkpoint of one process")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, sharded_runs.__file__, str(rank), str(folder)], env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(sharded_runs.WORLD)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    first, second = (
-        torch.load(folder / f"rank-{rank}.pt", weights_only=True)
-        for rank in range(sharded_runs.WORLD)
-    )
-    return first, second
+def ranks(folder: Path) -> list[dict]:
+    for name in ("one.pt", "one, dataset.pt"):
+        stop_one_process(folder / name)
+    return ended(started("all", 2, folder), folder)
 
 
-def comparable(text: str, *, passes: bool = False) -> dict:
-    read = json.loads(text)
-    for part in (read, *read["stages"]):
-        for name in ("seconds", *(() if passes else PASSES)):
-            part.pop(name, None)
-    return read
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("three")
+    return ended(started("attacks", 3, folder), folder)
 
 
-def one_process(name: str, n: int = sharded_runs.N, **more) -> str:
+def stop_one_process(path: Path) -> None:
+    """Leave what one process has done of the ensemble: 16 samples, and 16 by two attacks."""
     torch.set_num_threads(1)
-    p = mixed_problem(sharded_runs.N, curvature=1.0)
-    attack = sharded_runs.ATTACKS[name]()
-    return fastadv.evaluate(p.model, (p.x[:n], p.y[:n]), attack, batch_size=2, **more).to_json()
+    sharded_runs._stopped(sharded_runs.report_of, 1, path, at=3)
+    (saved, begun) = rows_in(path)
+    assert (len(saved), len(begun)) == (16, 16)
+
+
+def one_process(name: str, **more) -> str:
+    torch.set_num_threads(1)
+    return sharded_runs.report_of(name, **more)
 
 
 @pytest.mark.parametrize("name", sharded_runs.ATTACKS)
-def test_every_rank_returns_the_report_of_one_process(ranks, name):
+def test_every_rank_returns_the_report_of_one_process(ranks, three, name):
     expected = one_process(name)
     robust = json.loads(expected)["samples"]["robust"]
     assert 0 < sum(robust) < len(robust)  # or it could not fail
-    for rank in ranks:
-        assert comparable(rank[name]) == comparable(expected)
-    assert ranks[0][name] == ranks[1][name]
+    for together in (ranks, three):
+        for rank in together:
+            assert comparable(rank[name]) == comparable(expected)
+            assert rank[name] == together[0][name]
 
 
-def test_passes_are_added_up(ranks):
+def test_passes_are_added_up(ranks, three):
     """Without slots that wait they are those of one process."""
     expected = one_process("pgd", execution=fastadv.Execution(batching="plain"))
-    for rank in ranks:
+    for rank in (*ranks, *three):
         assert comparable(rank["plain batching"], passes=True) == comparable(expected, passes=True)
 
 
-@pytest.mark.parametrize("name", ["loader", "dataset", "saved", "read again", "resumed"])
+@pytest.mark.parametrize(
+    "name",
+    ["loader", "dataset", "saved", "read again", "resumed", "of one", "of one, dataset"],
+)
 def test_data_and_interruptions_change_nothing(ranks, name):
     for rank in ranks:
         assert comparable(rank[name]) == comparable(ranks[0]["ensemble"])
@@ -92,15 +75,31 @@ def test_a_resumed_evaluation_makes_as_many_passes(ranks):
             assert comparable(rank[name], passes=True) == comparable(rank["ensemble"], passes=True)
 
 
-def test_each_rank_has_a_checkpoint_which_another_number_of_them_refuses(ranks, folder):
-    names = sorted(path.name for path in folder.glob("whole*"))
-    assert names == ["whole.rank0of2.pt", "whole.rank1of2.pt"]
-    with pytest.raises(ValueError, match="whole.rank0of2.pt belongs to an evaluation by 2 proc"):
-        one_process("ensemble", checkpoint=folder / "whole.pt")
+def test_in_the_end_there_is_one_file_which_any_number_of_processes_reads(ranks, folder):
+    assert [path.name for path in folder.glob("*whole*")] == ["whole.pt"]
+    before = (folder / "whole.pt").read_bytes()
+    again = one_process("ensemble", checkpoint=folder / "whole.pt")
+    assert json.loads(again)["samples"] == json.loads(ranks[0]["saved"])["samples"]
+    assert comparable(again, passes=True) == comparable(ranks[0]["saved"], passes=True)
+    assert json.loads(again)["seconds"] == json.loads(ranks[0]["saved"])["seconds"]
+    assert (folder / "whole.pt").read_bytes() == before
 
 
-def test_a_data_set_is_read_once_together(ranks):
+def test_one_process_goes_on_from_what_two_have_left(ranks, folder):
+    files = sorted(path.name for path in folder.glob("left*"))
+    assert files == ["left.rank0of2.pt", "left.rank1of2.pt"]
+    finished, begun = rows_in(folder / files[0])
+    more, _ = rows_in(folder / files[1])
+    assert begun and more and finished == []  # rank 0 inside of its first block
+    again = one_process("ensemble", checkpoint=folder / "left.pt")
+    assert comparable(again) == comparable(ranks[0]["ensemble"])
+    assert [path.name for path in folder.glob("*left*")] == ["left.pt"]
+
+
+def test_of_a_data_set_a_process_reads_its_share_only(ranks):
     assert [rank["reads"] for rank in ranks] == [31, 30]
+    # of 61 are 16 finished, 16 begun, which one of the two goes on with, 29 are missing
+    assert [rank["reads of one"] for rank in ranks] == [8 + 16 + 15, 8 + 14]
 
 
 def test_a_shuffled_loader_with_the_same_seed_is_one_order(ranks):
@@ -123,11 +122,11 @@ def test_the_wrapper_of_data_parallel_training_is_taken_off(ranks):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("of one", "one.pt belongs to an evaluation by 1 process, not 2"),
         ("sampler", "data has a DistributedSampler, which gives every process other samples"),
         ("shuffle", "data shuffles, in another order in every process"),
         ("other order", "data must come in the same order in every process"),
         ("fewer", "data must come in the same order in every process"),
+        ("fewer, tensors", "every process must get the same data; they got [61, 57] samples"),
         ("other model", "every process must get the same model"),
         ("other attack", "every process must get the same attack"),
         ("empty", "data is empty"),
@@ -138,8 +137,31 @@ def test_what_would_give_wrong_results_is_refused_on_every_rank(ranks, name, mes
         assert rank[name].startswith("ValueError: ") and message in rank[name]
 
 
-def test_a_failure_on_one_rank_is_raised_on_all(ranks):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("failing", "RuntimeError: no memory here"),
+        ("damaged", "is not a checkpoint of fastadv.evaluate"),
+        ("other data", "left.pt belongs to other data: sample "),
+    ],
+)
+def test_a_failure_is_raised_on_all_ranks(ranks, name, message):
+    assert all(message in rank[name] for rank in ranks)
+
+
+def test_a_failure_on_one_rank_is_raised_on_all_and_names_it(ranks):
     assert (
         ranks[0]["failing"] == "RuntimeError: process 1 of 2 failed: RuntimeError: no memory here"
     )
     assert ranks[1]["failing"] == "RuntimeError: no memory here"
+
+
+def test_ctrl_c_on_one_rank_is_an_error_in_words_on_the_others(ranks):
+    """It lives on, so no connection is closed by the end of a process."""
+    kept = "are in the checkpoint"
+    first, second = (rank["gone"] for rank in ranks)
+    assert first.startswith("RuntimeError: process 0 of 2 cannot go on: another process is gone")
+    assert kept in first and "gone.pt: the same call goes on from there" in first
+    assert second.startswith("RuntimeError: evaluation interrupted: ") and kept in second
+    for rank in ranks:
+        assert comparable(rank["after it"]) == comparable(rank["pgd"])

@@ -1,0 +1,177 @@
+"""An evaluation by all processes: what is done is read, the rest shared out, the results joined."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import fastadv
+from fastadv.evaluation.block import SampleAttack, Task
+from fastadv.evaluation.checkpoint import digest_of_model
+from fastadv.evaluation.clean import device_of
+from fastadv.evaluation.display import Watch, shown
+from fastadv.evaluation.intake import Intake
+from fastadv.evaluation.processes import Exchange, Place, files_of, path_of
+from fastadv.evaluation.report import describe_environment
+from fastadv.evaluation.samples import Data, Rows, Samples
+from fastadv.evaluation.share import Found, Share, disjoint, found_in, mine_of
+from fastadv.evaluation.state import Block, State, Unfinished
+from fastadv.execution import Execution
+from fastadv.isolation import Model, module_of
+
+# a checkpoint of one goes on with another (contract C2)
+_CHANGES_NOTHING = ("batching", "batch_size", "cuda_graph", "timed")
+_DEFAULT_SEARCH = "the default"
+_TIE = 2.0**-7  # of the largest logit: one bfloat16 rounding may turn it at another batch size
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The arguments of an evaluation."""
+
+    model: Model
+    data: Data
+    attack: SampleAttack
+    batch_size: int | None
+    path: Path | None
+    execution: Execution
+    progress: bool | Watch
+
+
+class _Outcome(NamedTuple):
+    blocks: list[Block]  # that this process has finished now
+    seen: int
+    stream: str
+    environment: dict[str, str]
+
+
+def attacked_together(
+    wanted: Wanted, exchange: Exchange
+) -> tuple[list[Block], State, dict[str, str]]:
+    """(blocks of all samples, what they are results of, environment), the same on each process."""
+    work = _Work(wanted, exchange.place)
+    share = Share(exchange.place, exchange.gathered(work.look))
+    outcomes = exchange.gathered(lambda: work.attack(share))
+    blocks = disjoint([*share.blocks, *(block for o in outcomes for block in o.blocks)])
+    _check_whole(blocks, outcomes)
+    whole = replace(work.asked, blocks=blocks, total=outcomes[0].seen)
+    exchange.gathered(lambda: work.unite(whole, share))
+    return blocks, whole, outcomes[0].environment
+
+
+class _Work:
+    """What one process does, in this order: look, attack, unite."""
+
+    def __init__(self, wanted: Wanted, place: Place) -> None:
+        self._wanted, self._place, self._path = wanted, place, wanted.path
+
+    def look(self) -> Found:
+        """Read the files that are there, of any number of processes."""
+        wanted = self._wanted
+        size = wanted.execution.batch_size if wanted.batch_size is None else wanted.batch_size
+        self._samples = Samples(wanted.data, batch_size=size, shared=self._place.world > 1)
+        self.asked = State(
+            repr(wanted.attack), digest_of_model(module_of(wanted.model)), fastadv.__version__,
+            _search_of(wanted.execution), self._samples.length,
+        )  # fmt: skip
+        files = [] if self._path is None else files_of(self._path)
+        self._states = {file: self.asked.restored(file) for file in files}
+        self._is_united = files == [self._path]
+        return found_in(self.asked, self._states.values())
+
+    def attack(self, share: Share) -> _Outcome:
+        """Do this process's share, and keep it in a file of its own."""
+        wanted, samples = self._wanted, self._samples
+        own, path, begun = self._own_file(share)
+        before = len(own.blocks)
+
+        def keep() -> None:
+            if path is not None:
+                own.save(path)
+
+        device = device_of(wanted.model)
+        execution = replace(wanted.execution, batch_size=samples.batch_size)
+        with shown(wanted.progress if self._place.rank == 0 else False) as watch:
+            task = Task(
+                wanted.model, wanted.attack, execution, device, share, samples.expected, own,
+                keep, watch,
+            )  # fmt: skip
+
+            def check(rows: Rows, correct: torch.Tensor) -> None:
+                if not _predicts(task, rows, correct):
+                    raise ValueError(
+                        f"checkpoint {self._path} belongs to another model: the one here "
+                        "classifies its first clean samples otherwise. Choose another path, or "
+                        "delete it to start again"
+                    )
+
+            for rows, part in Intake(samples, share, begun, self._path, check).blocks():
+                task.attack_block(rows, part)
+        environment = describe_environment(device or samples.device, version=fastadv.__version__)
+        return _Outcome(own.blocks[before:], samples.seen, samples.stream.hexdigest(), environment)
+
+    def _own_file(self, share: Share) -> tuple[State, Path | None, list[Unfinished]]:
+        """(what it holds, where it is, the unfinished blocks that this process goes on with).
+
+        What is in it stays in it, also blocks that another process goes on with: it may be the only
+        file that holds them.
+        """
+        begun = mine_of(share, self._states.values())
+        nothing = replace(self.asked, blocks=[], unfinished=[])
+        if self._path is None:
+            return nothing, None, begun
+        path = path_of(self._path, self._place)
+        own = self._states.get(path, nothing)
+        self._states = {}  # what other processes go on with may hold images
+        own.unfinished = [p for p in own.unfinished if not bool(share.are_finished(p.ids).all())]
+        return own, path, begun
+
+    def unite(self, whole: State, share: Share) -> None:
+        """Write all results into one file and remove those of the processes, which it replaces."""
+        if self._path is None or self._place.rank > 0 or not whole.blocks:
+            return
+        if self._is_united and share.total is not None:
+            return
+        whole.save(self._path)
+        for file in files_of(self._path):
+            if file != self._path:
+                file.unlink(missing_ok=True)
+
+
+def _search_of(execution: Execution) -> str:
+    """What of it may lead to other adversarial examples, where it is not as by default."""
+    changed = [
+        f"{one.name}={getattr(execution, one.name)!r}"
+        for one in fields(execution)
+        if one.name not in _CHANGES_NOTHING and getattr(execution, one.name) != one.default
+    ]
+    return ", ".join(changed) or _DEFAULT_SEARCH
+
+
+def _check_whole(blocks: Sequence[Block], outcomes: Sequence[_Outcome]) -> None:
+    """Raises ValueError unless every sample is there once, and all read the same."""
+    counts = [outcome.seen for outcome in outcomes]
+    ids = torch.cat([torch.empty(0, dtype=torch.int64), *(block.ids for block in blocks)])
+    is_one_stream = len({outcome.stream for outcome in outcomes}) == 1
+    if not is_one_stream or not torch.equal(ids.sort().values, torch.arange(counts[0])):
+        raise ValueError(
+            "data must come in the same order in every process: this loader gave them other "
+            f"samples, {counts} of them"
+        )
+
+
+def _predicts(task: Task, rows: Rows, correct: torch.Tensor) -> bool:
+    """Whether the model still classifies rows as it did; correct: (n,) where it was right.
+
+    Near ties do not count, nor does a model that draws random numbers: its predictions depend on
+    how samples are batched.
+    """
+    logits = task.clean_logits(rows.x).cpu()
+    differs = (logits.argmax(1) == rows.y.cpu()) != correct
+    top = logits.topk(min(2, logits.shape[1]), dim=1).values
+    differs &= ~(top[:, 0] - top[:, -1] <= _TIE * logits.abs().amax(1))
+    if not bool(differs.any()):
+        return True
+    return not torch.equal(task.clean_logits(rows.x, reseed=1).cpu(), logits)

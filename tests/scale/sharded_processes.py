@@ -1,0 +1,55 @@
+"""Starting the processes of sharded_runs.py, and what can be compared of what they leave."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import sharded_runs
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+# passes count slots that wait for work, which depends on how samples share batches
+PASSES = ("forwards", "backwards", "discarded")
+
+
+def started(name: str, world: int, folder: Path, pace: float = 0.0) -> list[subprocess.Popen]:
+    (folder / "meeting").unlink(missing_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return [
+        subprocess.Popen(
+            [sys.executable, sharded_runs.__file__, name, *map(str, (rank, world, folder, pace))],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+
+
+def ended(processes: list[subprocess.Popen], folder: Path) -> list[dict]:
+    """What each rank found; all runs of a name share one start of the processes."""
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert {process.returncode for process in processes} == {0}, "\n".join(outputs)
+    return [
+        torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(len(processes))
+    ]
+
+
+def rows_in(path: Path) -> tuple[list[int], list[int]]:
+    """The samples that are finished, and those of blocks that are begun."""
+    saved = torch.load(path, weights_only=True)
+    begun = [i for part in saved["unfinished"] for i in part["ids"].tolist()]
+    return saved["columns"]["ids"].tolist(), begun
+
+
+def comparable(text: str, *, passes: bool = False) -> dict:
+    read = json.loads(text)
+    for part in (read, *read["stages"]):
+        for name in [*part]:
+            if name.endswith("seconds") or (name in PASSES and not passes):
+                del part[name]
+    return read
