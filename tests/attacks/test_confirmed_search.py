@@ -13,6 +13,7 @@ from fastadv.diagnostics import ExecutionWarning
 
 MODELS = Path(__file__).resolve().parents[3] / "shared" / "models"
 HALVES = ("bf16", "fp16")
+pytestmark = pytest.mark.filterwarnings("ignore:precision='fp16' is emulated")
 
 
 class Lying(torch.nn.Module):
@@ -270,3 +271,9 @@ def test_third_party_models_are_as_robust_in_bf16_to_one_sample(name):
     with torch.no_grad():
         assert torch.equal(half.success, model(half.x_adv).argmax(1) != y)
     assert abs(int(exact.success.sum()) - int(half.success.sum())) <= 1
+
+
+def test_fp16_on_a_cpu_is_warned_of():
+    problem = mixed_problem(4)
+    with pytest.warns(ExecutionWarning, match="fp16' is emulated on CPUs"):
+        _run(fastadv.pgd(threat_of("linf"), steps=2), problem.model, problem, precision="fp16")
