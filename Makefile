@@ -1,4 +1,4 @@
-# Targets: demo, test, check, bench. Each makes .venv by itself; TORCH=... chooses the torch to install.
+# Targets: demo, test, check, bench, gpu. Each makes .venv by itself; TORCH=... chooses the torch to install.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # for a torch that brings none; 3.6 to 3.9 work, 3.7.1 is the one whose machine code is checked
@@ -12,7 +12,7 @@ PEERS_NEED := GitPython requests scikit-learn six tqdm
 LOOPS := accelerate==1.15.0 lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0
 LOOPS_NEED := PyYAML safetensors
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench gpu clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m fastadv demo
@@ -33,8 +33,12 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.attacks
 	$(BIN)/python -m benchmarks.report
 
+# on a GPU machine, with the torch that is there: make gpu TORCH=torch
+gpu: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.gpu --out gpu-output
+
 clean:
-	rm -rf $(VENV) build dist demo-output
+	rm -rf $(VENV) build dist demo-output gpu-output
 
 $(VENV)/.torch:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "fastadv needs Python 3.11 or later: make PYTHON=python3.11"'

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,6 +13,7 @@ _FLUSH_BYTES = 256 * 2**20  # several times the L2 of an H200 (50 MiB) or B200 (
 _UNITS = {"ms": 1e3, "us": 1e6}
 
 Run = Callable[[], torch.Tensor]
+Clock = Callable[[Callable[[], object]], float]
 # (provider, its output) -> Equality, which raises ValueError beyond its tolerance
 Check = Callable[[str, torch.Tensor], Equality]
 
@@ -45,27 +46,47 @@ def measure(
     flush: bool = False,
     robustness: Callable[[torch.Tensor], Robustness] | None = None,
     extra: Callable[[torch.Tensor], dict[str, float]] | None = None,
+    clock: Clock | None = None,
+    seconds: float | None = None,
+    on_refusal: Callable[[str, Exception], None] | None = None,
 ) -> list[Row]:
     """The rows of a case. Every provider is compared with the reference before any is timed.
 
     check raises ValueError for a provider whose result is too far from the reference. flush: evict
-    the GPU's L2 cache before every call.
+    the GPU's L2 cache before every call. clock: in place of the device's. seconds: no new round
+    begins after them. on_refusal: is told of a provider that raises or is too far off, which is
+    then left out; the first of the others is the baseline if that was it. None lets it raise.
     """
     if case.baseline not in providers:
         raise ValueError(f"baseline {case.baseline!r} must be one of {list(providers)}")
-    outputs = {name: run() for name, run in providers.items()}
-    equalities = {name: _checked(check, name, output) for name, output in outputs.items()}
-    accuracies = {name: robustness(outputs[name]) if robustness else None for name in outputs}
-    extras = {name: extra(outputs[name]) if extra else {} for name in outputs}
-    device = next(iter(outputs.values())).device
-    outputs.clear()
-    clock = cuda_clock(device, flush=flush) if device.type == "cuda" else cpu_clock
-    times = time_interleaved(providers, rounds=rounds, warmup=warmup, clock=clock)
+    equalities, accuracies, extras = {}, {}, {}
+    device = torch.device("cpu")
+    for name, run in providers.items():
+        try:
+            output = run()
+            equalities[name] = _checked(check, name, output)
+        except Exception as error:
+            if on_refusal is None:
+                raise
+            on_refusal(name, error)
+            continue
+        accuracies[name] = robustness(output) if robustness else None
+        extras[name] = extra(output) if extra else {}
+        device = output.device
+        del output
+    providers = {name: providers[name] for name in equalities}
+    if not providers:
+        return []
+    if case.baseline not in providers:
+        case = replace(case, baseline=next(iter(providers)))
+    if clock is None:
+        clock = cuda_clock(device, flush=flush) if device.type == "cuda" else cpu_clock
+    times = time_interleaved(providers, rounds=rounds, warmup=warmup, clock=clock, seconds=seconds)
     scale = _UNITS[case.unit]
     rows = []
-    for name, seconds in times.items():
-        q20, q50, q80 = quantiles(seconds)
-        paired = zip(times[case.baseline], seconds, strict=True)
+    for name, own in times.items():
+        q20, q50, q80 = quantiles(own)
+        paired = zip(times[case.baseline], own, strict=True)
         bandwidth = None
         if case.bytes_moved is not None and copy_gb_s is not None:
             reached = case.bytes_moved / q50 / 1e9
@@ -80,7 +101,7 @@ def measure(
                 shape=case.shape,
                 dtype=case.dtype,
                 n=case.n,
-                rounds=rounds,
+                rounds=len(own),
                 q20=_short(q20 * scale),
                 q50=_short(q50 * scale),
                 q80=_short(q80 * scale),
@@ -88,7 +109,7 @@ def measure(
                 timed=case.timed,
                 not_timed=case.not_timed,
                 baseline=case.baseline,
-                ratio=_short(statistics.median(base / own for base, own in paired)),
+                ratio=_short(statistics.median(base / mine for base, mine in paired)),
                 equality=equalities[name],
                 environment=environment,
                 robustness=accuracies[name],
@@ -124,21 +145,27 @@ def time_interleaved(
     *,
     rounds: int,
     warmup: int,
-    clock: Callable[[Callable[[], object]], float],
+    clock: Clock,
+    seconds: float | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each call: round r begins with provider r, r + 1, ... in turn.
 
     Slow drift of a machine (clocks, other processes) then hits all providers alike, and none always
     runs behind the same neighbour's cache. Warm-up rounds are rotated too, and thrown away.
+    seconds: no round begins after so many, but for a first one that is kept.
     """
     names = list(providers)
     times: dict[str, list[float]] = {name: [] for name in names}
+    began = time.perf_counter()
     for turn in range(warmup + rounds):
+        is_late = seconds is not None and time.perf_counter() - began > seconds
+        if is_late and turn > warmup:
+            break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            seconds = clock(providers[name])
+            spent = clock(providers[name])
             if turn >= warmup:
-                times[name].append(seconds)
+                times[name].append(spent)
     return times
 
 
@@ -148,7 +175,7 @@ def cpu_clock(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def cuda_clock(device: torch.device, *, flush: bool) -> Callable[[Callable[[], object]], float]:
+def cuda_clock(device: torch.device, *, flush: bool) -> Clock:
     """A clock of CUDA events; with flush, L2 is overwritten first, which also hides the launch."""
     buffer = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device) if flush else None
 
@@ -162,6 +189,20 @@ def cuda_clock(device: torch.device, *, flush: bool) -> Callable[[Callable[[], o
         end.record()
         torch.cuda.synchronize(device)
         return start.elapsed_time(end) / 1e3
+
+    return clock
+
+
+def host_clock(device: torch.device, *, calls: int) -> Clock:
+    """Seconds of the host in one of `calls` calls, which the device is not waited for."""
+
+    def clock(run: Callable[[], object]) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        return (time.perf_counter() - start) / calls
 
     return clock
 

@@ -20,7 +20,8 @@ class OpCase:
     """One op at one shape and dtype.
 
     fused, eager: calls without arguments, each on buffers of its own; the first call of each gives
-    the compared result. floor_bytes: what must be read and written once. check: see `harness`.
+    the compared result. floor_bytes: what must be read and written once, None where that depends
+    on data. check: see `harness`.
     """
 
     name: str
@@ -28,12 +29,12 @@ class OpCase:
     dtype: torch.dtype
     fused: harness.Run
     eager: harness.Run
-    floor_bytes: int
+    floor_bytes: int | None
     check: harness.Check
 
 
 @dataclass(frozen=True)
-class _Step:
+class StepTensors:
     """Random tensors of a step: x in [0, 1], x_adv in the ball, grad with zeros; eps as given."""
 
     x_adv: torch.Tensor
@@ -41,16 +42,18 @@ class _Step:
     x: torch.Tensor
 
 
-def _step(shape: Shape, dtype: torch.dtype, device: torch.device, eps: float) -> _Step:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(shape, generator=generator)
-    grad = torch.randn(shape, generator=generator) * 1e-3
-    grad[torch.rand(shape, generator=generator) < 0.05] = 0.0
-    x_adv = (x + eps * (2 * torch.rand(shape, generator=generator) - 1)).clamp(0, 1)
-    return _Step(*(t.to(device, dtype) for t in (x_adv, grad, x)))
+def step_tensors(shape: Shape, dtype: torch.dtype, device: torch.device, eps: float) -> StepTensors:
+    # made where they are used: on a host 256 images of ImageNet's size take seconds
+    generator = torch.Generator(device).manual_seed(0)
+    options: dict[str, Any] = {"generator": generator, "device": device}
+    x = torch.rand(shape, **options)
+    grad = torch.randn(shape, **options) * 1e-3
+    grad[torch.rand(shape, **options) < 0.05] = 0.0
+    x_adv = (x + eps * (2 * torch.rand(shape, **options) - 1)).clamp(0, 1)
+    return StepTensors(*(t.to(dtype) for t in (x_adv, grad, x)))
 
 
-def _close(expected: torch.Tensor, metric: str, ulps: float) -> harness.Check:
+def close_to(expected: torch.Tensor, metric: str, ulps: float) -> harness.Check:
     tolerance = ulps * _FLOAT32_ULP * max(1.0, torch.finfo(expected.dtype).eps / _FLOAT32_ULP)
     expected = expected.clone()
 
@@ -64,7 +67,7 @@ def _close(expected: torch.Tensor, metric: str, ulps: float) -> harness.Check:
 def linf_step(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
     """The L-infinity step against torchattacks' chain of seven kernels."""
     eps, step_size = 8 / 255, 2 / 255
-    t = _step(shape, dtype, device, eps)
+    t = step_tensors(shape, dtype, device, eps)
     x_adv = t.x_adv.clone()
 
     def eager() -> torch.Tensor:
@@ -76,7 +79,7 @@ def linf_step(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
         "linf_step_", shape, dtype,
         lambda: linf.linf_step_(x_adv, t.grad, t.x, step_size=step_size, eps=eps), eager,
         4 * t.x.nbytes,
-        _close(
+        close_to(
             linf.linf_step_reference(t.x_adv, t.grad, t.x, step_size=step_size, eps=eps),
             "max difference; the eager chain adds delta back, which rounds once more", 1,
         ),
@@ -86,7 +89,7 @@ def linf_step(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
 def l2_step(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
     """The L2 step against torchattacks' chain (norm, scale, add, norm, scale, add, clamp)."""
     eps, step_size = 0.5, 0.125
-    t = _step(shape, dtype, device, eps / root_of_size(shape))
+    t = step_tensors(shape, dtype, device, eps / root_of_size(shape))
     x_adv = t.x_adv.clone()
     column = (-1, *[1] * (len(shape) - 1))
 
@@ -102,7 +105,7 @@ def l2_step(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
         "l2_step_", shape, dtype,
         lambda: l2.l2_step_(x_adv, t.grad, t.x, step_size=step_size, eps=eps), eager,
         4 * t.x.nbytes,
-        _close(
+        close_to(
             l2.l2_step_reference(t.x_adv, t.grad, t.x, step_size=step_size, eps=eps),
             "max difference; the norms are summed in other orders", 4,
         ),
@@ -112,14 +115,14 @@ def l2_step(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
 def l1_step(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
     """The L1 step with its exact projection; its eager chain is fastadv's own reference."""
     options: dict[str, Any] = {"step_size": 1.0, "eps": 12.0, "sparsity": 0.2}
-    t = _step(shape, dtype, device, 12.0 / root_of_size(shape) ** 2)
+    t = step_tensors(shape, dtype, device, 12.0 / root_of_size(shape) ** 2)
     x_adv = t.x_adv.clone()
     return OpCase(
         "l1_step_", shape, dtype,
         lambda: l1.l1_step_(x_adv, t.grad, t.x, **options),
         lambda: l1.l1_step_reference(t.x_adv, t.grad, t.x, **options),
         4 * t.x.nbytes,
-        _close(
+        close_to(
             l1.l1_step_reference(t.x_adv, t.grad, t.x, **options),
             "max difference; the threshold comes from sums in other orders", 16,
         ),
@@ -132,9 +135,9 @@ def ce_head(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
     shape: (B, C).
     """
     batch, classes = shape
-    generator = torch.Generator().manual_seed(0)
-    logits = (4 * torch.randn(shape, generator=generator)).to(device, dtype)
-    labels = torch.randint(classes, (batch,), generator=generator).to(device)
+    generator = torch.Generator(device).manual_seed(0)
+    logits = (4 * torch.randn(shape, generator=generator, device=device)).to(dtype)
+    labels = torch.randint(classes, (batch,), generator=generator, device=device)
     loss = torch.empty(batch, dtype=torch.float32, device=device)
     grad, prediction = torch.empty_like(logits), torch.empty_like(labels)
     correct = torch.empty(batch, dtype=torch.bool, device=device)
@@ -159,17 +162,18 @@ def ce_head(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
     return OpCase(
         "loss_head_ (ce)", shape, dtype, fused, eager,
         2 * logits.nbytes + batch * (8 + 4 + 8 + 1),
-        _close(expected.to(dtype), "max difference of dL/dlogits to float64", 4),
+        close_to(expected.to(dtype), "max difference of dL/dlogits to float64", 4),
     )  # fmt: skip
 
 
 def _start(kind: str) -> Callable[[Shape, torch.dtype, torch.device], OpCase]:
     def build(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
         """A random start against torch's generator: other numbers, so only the ball is compared."""
-        x, eps = _step(shape, dtype, device, 0.1).x, 8 / 255 if kind == "linf_uniform" else 0.5
+        x = step_tensors(shape, dtype, device, 0.1).x
+        eps = 8 / 255 if kind == "linf_uniform" else 0.5
         ids = torch.arange(len(x), device=device)
         expected = start.random_start_reference(x, eps=eps, seed=0, sample_ids=ids, kind=kind)
-        exact = _close(expected, "max difference; starts with a norm agree to a few ulp", 8)
+        exact = close_to(expected, "max difference; starts with a norm agree to a few ulp", 8)
         column = (-1, *[1] * (len(shape) - 1))
 
         def eager() -> torch.Tensor:
@@ -221,5 +225,6 @@ def providers(case: OpCase, *, device: torch.device, compiled: bool) -> dict[str
     chosen, _ = backend.explain(device)
     runs: dict[str, harness.Run] = {f"fastadv ({chosen})": case.fused, "eager chain": case.eager}
     if compiled:
-        runs["torch.compile of the chain"] = torch.compile(case.eager)
+        # a shape at a time: a second one would otherwise be compiled for any
+        runs["torch.compile of the chain"] = torch.compile(case.eager, dynamic=False)
     return runs

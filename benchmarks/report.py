@@ -2,7 +2,8 @@
 
 A block `<!-- benchmark:NAME -->` ... `<!-- /benchmark -->` is rewritten from the newest run of its
 suite. NAME: first-screen, attacks, attacks-chart, ops, step-cost, training, mnist, autoattack,
-autoattack-attacks or autoattack-ops, with @device for one device.
+autoattack-attacks, autoattack-ops, gpu-ops, gpu-ops-chart, gpu-attacks, gpu-attacks-chart,
+gpu-autoattack, gpu-training or gpu-steps, with @device for one device.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import autoattack_tables, schema, tables, training_tables
+from benchmarks import autoattack_tables, gpu_tables, schema, tables, training_tables
 
 _ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(
@@ -34,9 +35,16 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
     "autoattack": ("autoattack", autoattack_tables.totals),
     "autoattack-attacks": ("autoattack", autoattack_tables.attacks),
     "autoattack-ops": ("autoattack", autoattack_tables.ops),
+    "gpu-ops": ("gpu_ops", gpu_tables.ops),
+    "gpu-attacks": ("gpu_attacks", gpu_tables.attacks),
+    "gpu-autoattack": ("gpu_autoattack", gpu_tables.autoattack),
+    "gpu-training": ("gpu_training", gpu_tables.training),
+    "gpu-steps": ("gpu_steps", gpu_tables.steps),
 }
 CHARTS: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
     "attacks-chart": ("attacks", tables.attacks_chart),
+    "gpu-ops-chart": ("gpu_ops", gpu_tables.ops_chart),
+    "gpu-attacks-chart": ("gpu_attacks", gpu_tables.attacks_chart),
 }
 
 
@@ -56,8 +64,9 @@ def render(text: str, results: Path, folder: Path) -> tuple[str, dict[Path, str]
         suite, write = known[name]
         rows = schema.newest_run(schema.read_rows(suite, results, device))
         if not rows:
+            module = suite.partition("_")[0]  # one command makes all suites of a GPU
             raise ValueError(
-                f"benchmark:{name} has no rows: run `python -m benchmarks.{suite}` first"
+                f"benchmark:{name} has no rows: run `python -m benchmarks.{module}` first"
             )
         content = write(rows)
         if name in CHARTS:

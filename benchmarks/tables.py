@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from typing import NamedTuple
 
 from benchmarks import formatting
 from benchmarks.schema import Row
@@ -128,27 +129,45 @@ def step_cost(rows: Sequence[Row]) -> str:
 
 def attacks_chart(rows: Sequence[Row]) -> str:
     """Horizontal bars of the speed-up over the baseline, a group a case, as an SVG document."""
+    where = rows[0].environment
+    title = f"Speed-up over {rows[0].baseline}, {where.device}, {where.date[:10]}, n in the table"
+    groups = [
+        (case[0].case, [Bar(r.provider, r.ratio, f"{r.ratio:.2f}x, {r.q50:.4g} {r.unit}")
+                        for r in case])
+        for case in formatting.cases(rows)
+    ]  # fmt: skip
+    return bar_chart(title, groups)
+
+
+class Bar(NamedTuple):
+    """One bar of a chart: its name, its length in any unit, what is written beside it."""
+
+    name: str
+    value: float
+    label: str
+
+
+def bar_chart(title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
+    """Horizontal bars under a heading a group, one colour a name, as an SVG document."""
     bar, gap, left, width = 14, 12, 250, 430
-    largest = max(row.ratio for row in rows)
-    colours = dict(zip(formatting.distinct(row.provider for row in rows), _COLOURS, strict=False))
+    every = [one for _, bars in groups for one in bars]
+    largest = max(one.value for one in every)
+    colours = dict(zip(formatting.distinct(one.name for one in every), _COLOURS, strict=False))
     parts, y = [], 28
-    for case in formatting.cases(rows):
-        parts.append(_text(4, y + 11, case[0].case, weight="bold"))
+    for heading, bars in groups:
+        parts.append(_text(4, y + 11, heading, weight="bold"))
         y += bar + 4
-        for row in case:
-            length = max(1.0, width * row.ratio / largest)
-            label = f"{row.ratio:.2f}x, {row.q50:.4g} {row.unit}"
-            colour = colours.get(row.provider, "#888888")
-            parts.append(_text(left - 6, y + 11, row.provider, anchor="end"))
+        for one in bars:
+            length = max(1.0, width * one.value / largest)
+            colour = colours.get(one.name, "#888888")
+            parts.append(_text(left - 6, y + 11, one.name, anchor="end"))
             parts.append(
                 f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar - 2}" '
                 f'fill="{colour}"/>'
             )
-            parts.append(_text(left + length + 4, y + 11, label))
+            parts.append(_text(left + length + 4, y + 11, one.label))
             y += bar
         y += gap
-    where = rows[0].environment
-    title = f"Speed-up over {rows[0].baseline}, {where.device}, {where.date[:10]}, n in the table"
     size = f'width="{left + width + 140}" height="{y}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">\n'

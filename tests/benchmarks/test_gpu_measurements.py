@@ -1,0 +1,153 @@
+"""What the GPU sections measure, on a CPU; their calls of torch.cuda with stand-ins for it."""
+
+import contextlib
+import dataclasses
+import warnings
+
+import pytest
+import torch
+
+from benchmarks import (
+    gpu_attack_providers,
+    gpu_networks,
+    gpu_ops,
+    gpu_session,
+    gpu_steps,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def session(environment, tmp_path):
+    plan = gpu_session.Plan(
+        section="ops", device="cpu", tiny=True, seconds=60, out=str(tmp_path),
+        begun=str(tmp_path / "begun"), environment=dataclasses.asdict(environment),
+    )  # fmt: skip
+    return gpu_session.Session(plan)
+
+
+@pytest.fixture
+def problem():
+    return gpu_networks.problem("preact_resnet18", 4, CPU, tiny=True)
+
+
+def test_every_op_on_odd_shapes_is_what_its_reference_says(capsys):
+    gpu_ops.exercise(CPU)
+    assert capsys.readouterr().out.split()[-1] == "hyperplane_linf"
+
+
+def test_bare_passes_have_the_gradient_of_an_eager_pass(problem):
+    run = gpu_networks.bare_passes(problem, "fp32", channels_last=True, count=2)
+    assert gpu_attack_providers._same_gradient(problem, run(), "fp32").error < 1e-5
+    with pytest.raises(ValueError, match="a wrong result has no time"):
+        gpu_attack_providers._same_gradient(problem, run().neg(), "fp32")
+    assert not problem.x.requires_grad
+
+
+def test_the_radius_leaves_about_half_of_the_samples():
+    problem = gpu_networks.problem("mnist_net", 64, CPU, tiny=True)
+    eps = gpu_networks.radius_for_half(problem)
+    settings = gpu_attack_providers.Settings("pgd", "linf", eps, eps / 4, 10)
+    attack = gpu_attack_providers.attacks.textbook(settings, problem)
+    robust = gpu_attack_providers._robust(settings, problem, attack())
+    assert 0.2 <= robust.count("1") / 64 <= 0.8
+
+
+def test_a_claim_outside_the_ball_is_no_success(problem):
+    settings = gpu_attack_providers.Settings("pgd", "linf", 1e-6, 1e-6, 1)
+    far = torch.rand_like(problem.x)
+    assert gpu_attack_providers._robust(settings, problem, far) == "1111"
+
+
+@pytest.mark.parametrize("few, restarts, bare", [
+    (False, 1, {"bare passes fp32", "bare passes bf16"}), (True, 1, {"bare passes bf16"}),
+    (False, 2, set()),
+])  # fmt: skip
+def test_a_gpu_gets_bare_passes_where_every_step_is_made(problem, few, restarts, bare):
+    settings = gpu_attack_providers.Settings("pgd", "linf", 0.1, 0.02, 2, restarts)
+    failed = []
+    runs = gpu_attack_providers.build(
+        settings, problem, few=few, on_gpu=True, report=lambda name, error: failed.append(name)
+    )
+    assert {name for name in runs if name.startswith("bare")} == bare
+    assert ("textbook" in runs) != few
+    assert any("all steps" in name for name in [*runs, *failed]) == (restarts == 1)
+
+
+class FakeGraph:
+    """Stands for torch.cuda.CUDAGraph: what was done under capture is done again."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+class FakeStream:
+    def wait_stream(self, other: "FakeStream") -> None:
+        pass
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """The calls of torch.cuda that the sections make, without a device."""
+    modes = []
+    for name, value in {
+        "synchronize": lambda device=None: None,
+        "reset_peak_memory_stats": lambda device=None: None,
+        "memory_allocated": lambda device=None: 2**20,
+        "max_memory_allocated": lambda device=None: 3 * 2**20,
+        "CUDAGraph": FakeGraph,
+        "graph": lambda graph: contextlib.nullcontext(),
+        "Stream": lambda device=None: FakeStream(),
+        "current_stream": lambda device=None: FakeStream(),
+        "stream": lambda stream: contextlib.nullcontext(),
+        "set_sync_debug_mode": modes.append,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return modes
+
+
+def test_passes_are_captured_once_and_replayed(fake_cuda):
+    calls = []
+
+    def once() -> torch.Tensor:
+        calls.append(1)
+        return torch.ones(1)
+
+    graph, output = gpu_networks._captured(once, CPU)
+    graph.replay()
+    assert len(calls) == 4 and graph.replays == 1 and output.item() == 1
+
+
+def test_the_peak_memory_is_of_the_first_call(fake_cuda):
+    watched = gpu_attack_providers.Watched(lambda: torch.zeros(1), torch.device("cuda"))
+    watched(), watched()
+    assert watched.peak_mib == 2.0
+
+
+def test_synchronisations_are_counted_and_the_mode_put_back(fake_cuda, session):
+    session.device = torch.device("cuda")
+
+    def attack(steps: int, eps: float) -> torch.Tensor:
+        for _ in range(3 + 2 * steps):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        return torch.zeros(1)
+
+    found = gpu_steps._synchronisations(session, attack)
+    assert found == {"synchronisations": 2.0, "synchronisations_a_call": 23}
+    assert fake_cuda == ["warn", "default"] * 2
+
+
+def test_the_plain_loop_is_run_with_synchronisations_forbidden(fake_cuda, problem, capsys):
+    problem.model.requires_grad_(False)
+    gpu_steps._run_strictly(problem)
+    assert fake_cuda == ["error", "default"] * 2
+    assert capsys.readouterr().out.count("no synchronisation in the plain loop") == 2
+
+
+def test_a_loop_that_is_not_watched_is_no_proof(fake_cuda):
+    with pytest.raises(RuntimeError, match="run_chunk was not called"), gpu_steps._strict_loop():
+        pass
