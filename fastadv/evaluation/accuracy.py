@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastadv import diagnostics
-from fastadv.attacks.result import Stage
+from fastadv.attacks.result import Cost, Stage
 from fastadv.ensemble import checks
 from fastadv.evaluation.block import SampleAttack, collected
 from fastadv.evaluation.clean import describe_model, logits_of, without_wrapper
@@ -153,6 +153,8 @@ def _report(
         seed=getattr(attack, "seed", None),
         robust=columns["clean_correct"] & ~columns["success"],
         **shown,
+        search=asked.search,
+        cost=Cost(**sums.pop("cost")),
         **sums,
         warnings=counts,
         environment=environment,

@@ -93,7 +93,7 @@ class Task:
             Block(
                 columns, *self.share.place, forwards, result.backwards,
                 time.perf_counter() - began, _all_counts(before, counts()),
-                [stage._asdict() for stage in result.stages],
+                [stage._asdict() for stage in result.stages], result.cost._asdict(),
             )
         )  # fmt: skip
         self.keep()

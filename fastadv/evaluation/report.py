@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fastadv import diagnostics
-from fastadv.attacks.result import Stage
+from fastadv.attacks.result import Cost, Stage
 from fastadv.evaluation import page, tables
 from fastadv.evaluation.checkpoint import write_atomically
 from fastadv.ops import backend
@@ -40,9 +40,11 @@ class Report:
     threat model's norm) are (n,) CPU tensors in the order of the data. model: its class, number of
     parameters and the start of the SHA-256 of its structure and weights. eps, steps,
     restarts, seed: None where the attack has no such thing. forwards, backwards: samples times
-    passes. seconds: attacking, without loading data. warnings: samples for each code of
-    `AttackWarning`. Of an ensemble: stages, what each of its attacks did, and broken_by, the index
-    of the one that broke a sample, -1 if none did, -2 if the model got it wrong as it was.
+    passes. seconds: attacking, without loading data. search: what of `Execution` the examples that
+    were found depend on. cost: what the time went into, as in `AttackResult`. warnings: samples for
+    each code of `AttackWarning`. Of an ensemble: stages, what each of its attacks did, and
+    broken_by, the index of the one that broke a sample, -1 if none did, -2 if the model got it
+    wrong as it was.
     """
 
     model: str
@@ -63,6 +65,8 @@ class Report:
     seconds: float
     warnings: dict[str, int]
     environment: dict[str, str]
+    search: str = "the default"
+    cost: Cost = Cost()
     broken_by: torch.Tensor | None = None
     stages: tuple[Stage, ...] = ()
 
@@ -110,6 +114,7 @@ class Report:
             value = getattr(self, field.name)
             if field.name not in ("stages", "broken_by") and not isinstance(value, torch.Tensor):
                 shown[field.name] = value
+        shown["cost"] = {**self.cost._asdict(), "share_of_limit": self.cost.share_of_limit}
         shown["explanations"] = self.explanations
         shown["stages"] = [
             {**stage._asdict(), "robust_accuracy": accuracy}
@@ -161,7 +166,8 @@ class Report:
             f"{self.model}\n{self.attack}\n"
             f"clean accuracy  {percent(self.clean_accuracy)}\n{stages}"
             f"robust accuracy {self._robust_text()}\n"
-            f"{self.n:,} samples, {self.seconds:.2f} s, warnings: {self._warnings_text()}"
+            f"{self.n:,} samples, {self.seconds:.2f} s{self._cost_text()}, "
+            f"warnings: {self._warnings_text()}"
         )
 
     def _facts(self) -> dict[str, str]:
@@ -175,7 +181,8 @@ class Report:
             "clean accuracy": percent(self.clean_accuracy),
             "robust accuracy": self._robust_text(),
             "passes": f"{self.forwards:,} forward, {self.backwards:,} backward (samples)",
-            "time": f"{self.seconds:.2f} s",
+            "search": self.search,
+            "time": f"{self.seconds:.2f} s{self._cost_text()}",
             "warnings": self._warnings_text(),
             **self.environment,
         }
@@ -195,6 +202,22 @@ class Report:
         return (
             f"{percent(self.robust_accuracy)} (95 % interval {100 * low:.1f} to {100 * high:.1f})"
         )
+
+    def _cost_text(self) -> str:
+        """Where the time went, as far as it was measured."""
+        cost, words = self.cost, []
+        if cost.model_seconds:
+            words.append(f"model {cost.model_seconds:.2f} s, beside it {cost.attack_seconds:.2f} s")
+        if cost.share_of_limit:
+            words.append(f"{percent(cost.share_of_limit)} of the limit of bare passes")
+        if cost.denied:
+            words.append(f"{cost.denied:,} successes denied by the model")
+        if cost.final_attacked:
+            words.append(
+                f"final pass over {cost.final_attacked:,} samples broke {cost.final_broken:,} with "
+                f"{cost.final_passes:,} passes in {cost.final_seconds:.2f} s"
+            )
+        return f" ({'; '.join(words)})" if words else ""
 
     def _warnings_text(self) -> str:
         found = [f"{code} ({count:,} samples)" for code, count in self.warnings.items()]

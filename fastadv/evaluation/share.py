@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastadv.attacks.result import Cost
 from fastadv.evaluation.processes import Place
 from fastadv.evaluation.state import COLUMNS, Block, State, Unfinished, added, added_counts
 
@@ -148,7 +149,7 @@ def joined_columns(blocks: Sequence[Block]) -> dict[str, torch.Tensor]:
 
 
 def joined_sums(blocks: Sequence[Block]) -> dict[str, Any]:
-    """forwards, backwards, seconds, warnings and stages of all blocks.
+    """forwards, backwards, seconds, warnings, cost and stages of all blocks.
 
     seconds: those of the slowest of the processes that ran at once, one number of processes after
     another; all else is added up.
@@ -160,15 +161,19 @@ def joined_sums(blocks: Sequence[Block]) -> dict[str, Any]:
         stages = added(stages, block.stages)
     for index, stage in enumerate(stages):
         for name in (name for name in stage if name.endswith("seconds")):
-            times = [(b, b.stages[index][name]) for b in blocks if b.stages]
-            stage[name] = _of_the_slowest(times)
+            stage[name] = _joined([(b, b.stages[index][name]) for b in blocks if b.stages], name)
     return {
         "forwards": sum(block.forwards for block in blocks),
         "backwards": sum(block.backwards for block in blocks),
         "seconds": _of_the_slowest([(block, block.seconds) for block in blocks]),
         "warnings": warnings,
+        "cost": {name: _joined([(b, b.cost[name]) for b in blocks], name) for name in Cost._fields},
         "stages": stages,
     }
+
+
+def _joined(values: Sequence[tuple[Block, float]], name: str) -> float:
+    return _of_the_slowest(values) if name.endswith("seconds") else sum(v for _, v in values)
 
 
 def _of_the_slowest(times: Iterable[tuple[Block, float]]) -> float:

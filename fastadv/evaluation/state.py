@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastadv.attacks.result import Stage
+from fastadv.attacks.result import Cost, Stage
 from fastadv.ensemble.cascade import Progress
 from fastadv.evaluation.checkpoint import write_atomically
 
@@ -39,7 +39,8 @@ class Block:
 
     columns: (n,) each, on the CPU; "ids" are positions in the data, ascending, "fingerprints" those
     of `fastadv.evaluation.checkpoint`. rank, world: of the process that finished them. stages: of
-    an ensemble, as dictionaries. warnings: samples for each code of `AttackWarning`.
+    an ensemble, as dictionaries. cost: a `Cost`, as a dictionary. warnings: samples for each code
+    of `AttackWarning`.
     """
 
     columns: dict[str, torch.Tensor]
@@ -50,6 +51,7 @@ class Block:
     seconds: float = 0.0
     warnings: dict[str, int] = field(default_factory=dict)
     stages: list[dict[str, Any]] = field(default_factory=list)
+    cost: dict[str, float] = field(default_factory=lambda: Cost()._asdict())
 
     @property
     def ids(self) -> torch.Tensor:
@@ -104,9 +106,9 @@ class State:
     """What one file holds: of a process, or, with `total`, of a finished evaluation.
 
     search: what of `Execution` results depend on, in words. n: samples of the data, where that is
-    certain before they are read. total: samples of the data,
-    which are all in `blocks`. unfinished: blocks that were begun; a file keeps one, until it is
-    finished, also where another process goes on with it.
+    certain before they are read. total: samples of the data, which are all in `blocks`. unfinished:
+    blocks that were begun; a file keeps one, until it is finished, also where another process goes
+    on with it.
     """
 
     attack: str

@@ -40,9 +40,10 @@ def data():
 
 def comparable(report) -> dict:
     """All of a report that does not depend on the clock, tensors as their bytes."""
+    counts = {k: v for k, v in report.cost._asdict().items() if not k.endswith("seconds")}
     return {
         name: value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
-        for name, value in vars(report).items()
+        for name, value in {**vars(report), "cost": counts}.items()
         if name != "seconds"
     }
 

@@ -7,9 +7,10 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from torch import nn
+from toy_models import mixed_problem, threat_of
 
 import fastadv
-from fastadv.attacks.result import Stage
+from fastadv.attacks.result import Cost, Stage
 from fastadv.evaluation import evaluate
 from fastadv.evaluation.report import wilson_interval
 
@@ -237,3 +238,34 @@ def test_attributes_stay_inside_quotes(staged):
     page = Page(staged.to_html())
     widths = [value for name, value in page.attributes if name == "style"]
     assert widths == ["width: 50.00%", "width: 40.00%", "width: 39.00%"]
+
+
+def test_what_the_time_went_into_is_told_where_it_was_measured():
+    cost = Cost(
+        seconds=4.0, model_seconds=3.0, limit_seconds=2.0, denied=1_200, final_attacked=50,
+        final_broken=2, final_passes=9_000, final_seconds=0.5,
+    )  # fmt: skip
+    told = (
+        "model 3.00 s, beside it 1.00 s; 50.00 % of the limit of bare passes; 1,200 successes "
+        "denied by the model; final pass over 50 samples broke 2 with 9,000 passes in 0.50 s"
+    )
+    full = replace(_minimal(), cost=cost, search="precision='bf16'")
+    for text in (str(full), full.to_markdown()):
+        assert f"0.50 s ({told})" in text
+    assert "| search | precision='bf16' |" in full.to_markdown()
+    written = json.loads(full.to_json())["cost"]
+    assert written == {**cost._asdict(), "share_of_limit": 0.5}
+    assert "0.50 s, warnings: none" in str(_minimal())
+
+
+def test_the_report_has_the_cost_of_all_blocks():
+    problem = mixed_problem(40)
+    attack = fastadv.pgd(threat_of("linf"), steps=6)
+    execution = fastadv.Execution(precision="bf16", final_pass=True, timed=True, batch_size=2)
+    report = fastadv.evaluate(
+        problem.model, (problem.x, problem.y), attack, execution=execution, progress=False
+    )
+    assert report.search == "precision='bf16', final_pass=True"
+    assert report.cost.final_attacked == int(report.robust.sum())
+    assert 0 < report.cost.model_seconds < report.cost.seconds <= report.seconds
+    assert report.cost.limit_seconds > 0

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from fastadv.attacks.result import Cost
 from fastadv.evaluation.processes import Place, files_of, path_of
 from fastadv.evaluation.share import Begun, Found, Share, disjoint, joined_columns, joined_sums
 from fastadv.evaluation.state import COLUMNS, Block, State, Unfinished
@@ -124,9 +125,11 @@ def test_rows_are_in_the_order_of_the_data():
 def test_seconds_are_those_of_the_slowest_of_the_processes_that_ran_at_once():
     def of(rank, world, seconds):
         stage = {**STAGE, "seconds": seconds / 2}
+        cost = Cost(model_seconds=seconds / 4, denied=3)._asdict()
         return block(
-            rank, rank=rank, world=world, seconds=seconds, stages=[stage], warnings={"w": 1}
-        )
+            rank, rank=rank, world=world, seconds=seconds, stages=[stage], warnings={"w": 1},
+            cost=cost,
+        )  # fmt: skip
 
     sums = joined_sums([of(0, 1, 8.0), of(0, 2, 1.0), of(0, 2, 2.0), of(1, 2, 2.5)])
     assert sums["seconds"] == 8.0 + 3.0
@@ -134,6 +137,7 @@ def test_seconds_are_those_of_the_slowest_of_the_processes_that_ran_at_once():
         {**STAGE, "attacked": 8, "broken": 4, "forwards": 12, "seconds": 4.0 + 1.5}
     ]
     assert sums["warnings"] == {"w": 4}
+    assert sums["cost"] == Cost(model_seconds=2.0 + 0.75, denied=12)._asdict()
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def rows_in(path: Path) -> tuple[list[int], list[int]]:
 
 def comparable(text: str, *, passes: bool = False) -> dict:
     read = json.loads(text)
-    for part in (read, *read["stages"]):
+    for part in (read, read["cost"], *read["stages"]):
         for name in [*part]:
             if name.endswith("seconds") or (name in PASSES and not passes):
                 del part[name]
