@@ -13,18 +13,24 @@ import torch
 
 from fastadv import diagnostics, losses
 from fastadv.attacks import inputs, targets
-from fastadv.attacks.bare_passes import limit_of
+from fastadv.attacks.accounting import cost_of
 from fastadv.attacks.prepared import prepared
 from fastadv.attacks.result import AttackResult, Cost
 from fastadv.attacks.search import Search
-from fastadv.attacks.verdict import Fallen, count_probabilities, margin_of, warn_of_faults
+from fastadv.attacks.verdict import (
+    Fallen,
+    count_probabilities,
+    loss_at,
+    margin_of,
+    warn_of_faults,
+)
 from fastadv.engine.ledger import Ledger
 from fastadv.engine.work import Work, spread
 from fastadv.execution import Execution
 from fastadv.gradient import Oracle
 from fastadv.isolation import Model, isolated
 from fastadv.kernels import slots as columns
-from fastadv.ops import heads, layout
+from fastadv.ops import layout
 from fastadv.threat_model import check_fits, contains
 
 if TYPE_CHECKING:
@@ -63,7 +69,11 @@ class Call:
             self.y = None if y is None else inputs.check_labels(y, x, name="y").clone()
             self.x_init = inputs.check_start(x_init, x)
             self.sample_ids = inputs.check_sample_ids(sample_ids, x)
-            self._lay_out()
+            self.given_format: torch.memory_format | None = None
+            if execution.channels_last:
+                self.x, self.x_init, self.given_format = inputs.in_channels_last(
+                    self.x, self.x_init
+                )
         inputs.check_device(model, self.x)
         if x_init is not None and attack.restarts > 1:
             raise ValueError(
@@ -84,22 +94,10 @@ class Call:
         aims = target is not None or attack.most_targets > 0
         self.oracle = Oracle(model, attack.resolved_loss, targeted=aims, passes=attack.passes)
 
-    def _lay_out(self) -> None:
-        """Attack in channels_last if that is asked for: no pass has to lay anything out anew."""
-        self.given_format: torch.memory_format | None = None
-        wanted = torch.channels_last
-        if not self.execution.channels_last or self.x.ndim != 4:
-            return
-        if not self.x.is_contiguous(memory_format=wanted):
-            self.given_format = torch.contiguous_format
-            self.x = self.x.contiguous(memory_format=wanted)
-            if self.x_init is not None:
-                self.x_init = self.x_init.contiguous(memory_format=wanted)
-
     def result(self) -> AttackResult:
         with self._isolated():
             if len(self.x) == 0:
-                return self._empty()
+                return AttackResult.empty(self.x)
             logits = self._clean_logits()
             work = self._work(logits)
             search = self._search(logits)
@@ -177,18 +175,10 @@ class Call:
         return search.found(work, pending, self._groups(work)), wrong
 
     def _account(self, search: Search) -> None:
-        """Fill in the time; with timed=True, measure what the passes take on their own."""
-        seconds, limit = time.perf_counter() - self.began, 0.0
-        on_cpu = self.x.device.type == "cpu"
-        model_seconds = self.oracle.seconds if on_cpu else 0.0
-        if self.execution.timed:
-            graphs = search.prepared.graphs
-            backend = graphs.backend if graphs is not None and graphs.refusal is None else None
-            limit = limit_of(self.oracle, self.x, rows=self.batch_size, backend=backend)
-            model_seconds = model_seconds if on_cpu else limit
-        self.cost = search.cost._replace(
-            seconds=seconds, model_seconds=model_seconds, limit_seconds=limit
-        )
+        self.cost = cost_of(
+            self.oracle, search, self.x, rows=self.batch_size, began=self.began,
+            timed=self.execution.timed,
+        )  # fmt: skip
 
     def _as_given(self, x_adv: torch.Tensor) -> torch.Tensor:
         """In the memory format of the caller's x."""
@@ -285,7 +275,9 @@ class Call:
             outside = ~contains(self.attack.threat, x_adv, work.x, work.eps)
             x_adv[outside] = work.x[outside]
         logits = self._batched_logits(x_adv)
-        loss, prediction = self._final_loss(logits, work, loss_kind)
+        loss, prediction = loss_at(
+            self.oracle, logits, work, loss_kind, targeted=self.target is not None
+        )
         success = self._hits(prediction, work) & ~logits.isnan().any(1)
         success &= contains(self.attack.threat, x_adv, work.x, work.eps)
         ledger.faults[logits.isnan().any(1).cpu().numpy()] |= columns.FAULT_NAN_LOGITS
@@ -309,22 +301,6 @@ class Call:
             backwards=self.oracle.backwards,
         )
 
-    def _final_loss(
-        self, logits: torch.Tensor, work: Work, loss: losses.Loss
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if loss.function is not None:
-            rows = self.oracle.custom_loss(logits, work.labels, work.targets)
-            return rows, logits.argmax(1)
-        value = torch.empty(len(logits), dtype=work.eps.dtype, device=logits.device)
-        prediction = torch.empty_like(work.labels)
-        correct = torch.empty_like(work.labels, dtype=torch.bool)
-        heads.loss_head_(
-            logits, work.labels, work.targets if self.target is not None else None,
-            work.reference, value, None, prediction, correct,
-            None, None, loss.kind, loss.parameter, 0, 0, False, 0, False,
-        )  # fmt: skip
-        return value, prediction
-
     def _report(self, faults: np.ndarray) -> None:
         """Raise for labels out of range, warn of what weakened the attack."""
         self._check_labels(faults)
@@ -337,19 +313,3 @@ class Call:
                 f"y or target lies outside [0, {self.oracle.classes}), the classes of the model, "
                 f"for {bad} of {len(faults)} samples"
             )
-
-    def _empty(self) -> AttackResult:
-        def vector(dtype: torch.dtype) -> torch.Tensor:
-            return torch.empty(0, dtype=dtype, device=self.x.device)
-
-        return AttackResult(
-            x_adv=self.x.clone(memory_format=torch.preserve_format),
-            success=vector(torch.bool),
-            loss=vector(layout.compute_dtype(self.x)),
-            distance=vector(torch.float64),
-            step=vector(torch.int64),
-            prediction=vector(torch.int64),
-            clean_prediction=vector(torch.int64),
-            forwards=0,
-            backwards=0,
-        )

@@ -116,3 +116,16 @@ def check_start(x_init: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | 
     if not bool(x_init.isfinite().all()):
         raise ValueError("x_init has NaN or infinite values")
     return x_init.detach()
+
+
+def in_channels_last(
+    x: torch.Tensor, x_init: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.memory_format | None]:
+    """(x, x_init, the format that results must be put back into, None for that of x): images laid
+    out once, so that no pass has to."""
+    wanted = torch.channels_last
+    if x.ndim != 4 or x.is_contiguous(memory_format=wanted):
+        return x, x_init, None
+    if x_init is not None:
+        x_init = x_init.contiguous(memory_format=wanted)
+    return x.contiguous(memory_format=wanted), x_init, torch.contiguous_format

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import torch
 
+from fastadv.ops import layout
+
 
 class Cost(NamedTuple):
     """What a run took, but for its passes.
@@ -95,3 +97,22 @@ class AttackResult:
     cost: Cost = Cost()
     broken_by: torch.Tensor | None = None
     stages: tuple[Stage, ...] = ()
+
+    @classmethod
+    def empty(cls, x: torch.Tensor) -> "AttackResult":
+        """Of no samples; x: (0, ...)."""
+
+        def vector(dtype: torch.dtype) -> torch.Tensor:
+            return torch.empty(0, dtype=dtype, device=x.device)
+
+        return cls(
+            x_adv=x.clone(memory_format=torch.preserve_format),
+            success=vector(torch.bool),
+            loss=vector(layout.compute_dtype(x)),
+            distance=vector(torch.float64),
+            step=vector(torch.int64),
+            prediction=vector(torch.int64),
+            clean_prediction=vector(torch.int64),
+            forwards=0,
+            backwards=0,
+        )

@@ -20,6 +20,7 @@ from fastadv.engine.stepping import Plan, Stepper
 from fastadv.engine.work import Work
 from fastadv.execution import Execution
 from fastadv.gradient import Oracle
+from fastadv.graphs.planner import Backend
 from fastadv.kernels import slots as columns
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ class Search:
     def is_exact(self) -> bool:
         """Whether the user's model itself is searched, so that it has seen every success."""
         return self.oracle.search is None or self.oracle.search.is_exact
+
+    @property
+    def recorder(self) -> Backend | None:
+        """What records steps, None where they are eager."""
+        graphs = self.prepared.graphs
+        return graphs.backend if graphs is not None and graphs.refusal is None else None
 
     def found(
         self, work: Work, pending: np.ndarray, groups: list[tuple[int, np.ndarray]]

@@ -6,7 +6,10 @@ import numpy as np
 import torch
 
 from fastadv import diagnostics
+from fastadv.engine.work import Work
+from fastadv.gradient import Oracle
 from fastadv.kernels import slots as columns
+from fastadv.losses import Loss
 from fastadv.ops import heads, layout
 
 
@@ -39,6 +42,22 @@ def margin_of(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor,
             float("inf"), 0, 0, False, 0, False,
         )  # fmt: skip
     return margin, prediction
+
+
+def loss_at(
+    oracle: Oracle, logits: torch.Tensor, work: Work, loss: Loss, *, targeted: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss, prediction) of each row of logits, as a result reports them."""
+    if loss.function is not None:
+        return oracle.custom_loss(logits, work.labels, work.targets), logits.argmax(1)
+    value = torch.empty(len(logits), dtype=work.eps.dtype, device=logits.device)
+    prediction = torch.empty_like(work.labels)
+    correct = torch.empty_like(work.labels, dtype=torch.bool)
+    heads.loss_head_(
+        logits, work.labels, work.targets if targeted else None, work.reference, value, None,
+        prediction, correct, None, None, loss.kind, loss.parameter, 0, 0, False, 0, False,
+    )  # fmt: skip
+    return value, prediction
 
 
 def warn_of_faults(faults: np.ndarray) -> None:

@@ -47,7 +47,7 @@ def _attacks(eps=0.03):
         "apgd_ce": fastadv.apgd_ce(threat, steps=8),
         "apgd_t": fastadv.apgd_t(threat, steps=8, n_target_classes=3),
         "fab_t": fastadv.fab_t(threat, steps=6, n_target_classes=3),
-        "square": fastadv.square(fastadv.Linf(5 * eps), queries=200),
+        "square": fastadv.square(fastadv.Linf(3 * eps), queries=150),
     }
 
 
@@ -70,7 +70,7 @@ def test_the_verdicts_are_those_of_the_model_as_it_is(problem, name, how, batchi
     common = dict(batch_size=10, batching=batching)
     exact = attack.run(net, x, y, execution=fastadv.Execution(**common))
     found = attack.run(net, x, y, execution=fastadv.Execution(**common, **EXECUTIONS[how]))
-    assert 4 < int(exact.success.sum()) < N
+    assert 3 < int(exact.success.sum()) < N
     assert torch.equal(exact.success, found.success)
     with torch.no_grad():
         assert torch.equal(found.success, net(found.x_adv).argmax(1) != y)
@@ -178,7 +178,7 @@ def test_the_parts_of_the_time_add_up():
 
 def test_the_limit_is_that_of_the_passes_that_were_made(monkeypatch):
     """Of a model each of whose passes takes a known time, on a clock of our own."""
-    from fastadv.attacks import bare_passes
+    from fastadv.attacks import accounting
 
     clock = [0.0]
 
@@ -197,7 +197,7 @@ def test_the_limit_is_that_of_the_passes_that_were_made(monkeypatch):
             clock[0] += 3.0
             return grads[0]
 
-    monkeypatch.setattr(bare_passes.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(accounting.time, "perf_counter", lambda: clock[0])
     problem = mixed_problem(40)
     attack = fastadv.pgd(threat_of("linf"), steps=10, keep="last")
     result = attack.run(Slow(), problem.x, problem.y, execution=fastadv.Execution(timed=True))

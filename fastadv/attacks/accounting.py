@@ -1,4 +1,4 @@
-"""The physical limit of an attack: what its forward and backward passes take on their own."""
+"""What a call took, and the physical limit of it: its forward and backward passes alone."""
 
 import contextlib
 import statistics
@@ -7,13 +7,27 @@ from collections.abc import Callable
 
 import torch
 
+from fastadv.attacks.result import Cost
+from fastadv.attacks.search import Search
 from fastadv.gradient import Oracle
 from fastadv.graphs.planner import Backend
 
 _ROUNDS = 3
 
 
-def limit_of(oracle: Oracle, x: torch.Tensor, *, rows: int, backend: Backend | None) -> float:
+def cost_of(
+    oracle: Oracle, search: Search, x: torch.Tensor, *, rows: int, began: float, timed: bool
+) -> Cost:
+    """The cost of a call that began at `began`; timed: measure its limit too."""
+    seconds = time.perf_counter() - began
+    on_cpu = x.device.type == "cpu"
+    limit = _limit(oracle, x, rows=rows, backend=search.recorder) if timed else 0.0
+    return search.cost._replace(
+        seconds=seconds, model_seconds=oracle.seconds if on_cpu else limit, limit_seconds=limit
+    )
+
+
+def _limit(oracle: Oracle, x: torch.Tensor, *, rows: int, backend: Backend | None) -> float:
     """Seconds that the passes counted by `oracle` take at `rows` samples a pass, nothing else.
 
     The same models in the same precision, captured as a graph where steps are. Costs four passes of
