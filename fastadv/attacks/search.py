@@ -170,7 +170,9 @@ class Search:
             )
 
         targets = 0 if work.ranking is None else work.ranking.shape[1]
-        if self.prepared.graphs is None or isinstance(self.attack.threat.eps, torch.Tensor):
+        changeable = isinstance(self.attack.threat.eps, torch.Tensor)
+        changeable |= self.attack.resolved_loss.function is not None  # what it closes over
+        if self.prepared.graphs is None or changeable:
             return Plan(make())
         key: Hashable = (
             self.attack, targets, first_step, size, self.oracle.search is None, work.x.shape[1:],

@@ -16,7 +16,7 @@ from fastadv.graphs.planner import StepGraphs
 from fastadv.kernels import slots as columns
 
 _SERIAL = itertools.count()
-_MOST_PLANS = 16  # states are kept with a plan: some images a slot
+_MOST_PLANS = 6  # the attacks of an ensemble; with a plan go its states, five to nine images a slot
 
 
 @dataclass

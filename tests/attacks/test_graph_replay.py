@@ -234,3 +234,27 @@ def test_of_a_plain_function_nothing_is_kept(tapes):
     factor = -2.0
     eager = _run(attack, problem, model, graph=False, batch_size=8)
     assert differing_fields(eager, _run(attack, problem, model, batch_size=8)) == []
+
+
+def test_what_a_callable_loss_closes_over_may_change(tapes):
+    problem = mixed_problem(16)
+    factor = 1.0
+
+    def loss(logits, y):
+        return factor * logits.gather(1, y[:, None])[:, 0]
+
+    attack = fastadv.pgd(threat_of("linf"), steps=8, loss=loss)
+    _run(attack, problem, batch_size=8)
+    factor = -1.0
+    eager = _run(attack, problem, graph=False, batch_size=8)
+    assert differing_fields(eager, _run(attack, problem, batch_size=8)) == []
+
+
+def test_radii_of_their_own_follow_their_samples(tapes):
+    problem = mixed_problem(16)
+    eps = torch.linspace(0.0, 0.1, 16)
+    for _ in range(2):
+        attack = fastadv.pgd(fastadv.Linf(eps), steps=8)
+        eager = _run(attack, problem, graph=False, batch_size=8)
+        assert differing_fields(eager, _run(attack, problem, batch_size=8)) == []
+        eps = eps.flip(0)
