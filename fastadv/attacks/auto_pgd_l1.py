@@ -1,16 +1,14 @@
 """APGD in L1 as a slot algorithm: the sparsity of the step follows the best perturbation's."""
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 
+from fastadv.attacks.auto_pgd_slots import AscentSlots
 from fastadv.attacks.probe import probe
 from fastadv.engine.state import ExtendedState, SlotState, put_rows
 from fastadv.engine.work import Work
 from fastadv.gradient import Oracle, Rules
-from fastadv.kernels import slots as columns
-from fastadv.ops import select
 from fastadv.ops.apgd_l1 import apgd_l1_step_
 from fastadv.ops.apgd_schedule import GIVEN_START, RANDOM_START, apgd_l1_plan
 from fastadv.ops.start import random_start
@@ -33,7 +31,7 @@ class AutoPGDL1State(ExtendedState):
     x_hit: torch.Tensor | None
 
 
-class AutoPGDL1Slots:
+class AutoPGDL1Slots(AscentSlots):
     """Sparse sign steps that adapt to each slot's progress; see `fastadv.apgd_ce`.
 
     targets: classes aimed at in turn, each from `restarts` starts; 0: none, or the one of `work`.
@@ -61,10 +59,6 @@ class AutoPGDL1Slots:
         )  # fmt: skip
         self._plan = torch.tensor(plan, dtype=torch.int32)
         self._radius = torch.tensor(radius)
-
-    @property
-    def needs_last(self) -> bool:
-        return True
 
     def allocate(self, work: Work, batch: int) -> AutoPGDL1State:
         self._plan, self._radius = self._plan.to(work.x.device), self._radius.to(work.x.device)
@@ -107,31 +101,3 @@ class AutoPGDL1Slots:
             best_loss=common.best_loss, slots=common.slots, plan=self._plan, radius=self._radius,
             correct=None if state.x_hit is None else common.correct, x_hit=state.x_hit,
         )  # fmt: skip
-
-    def variant(self, state: AutoPGDL1State) -> Hashable:
-        return state.common.unprobed
-
-    def go_on(self, state: AutoPGDL1State) -> None:
-        state.common.revive()
-        with self.oracle.by_own_model():
-            self.step(state)
-
-    def renew(self, state: AutoPGDL1State) -> None:
-        """Loading writes all that a step reads."""
-
-    def evaluate(self, state: AutoPGDL1State) -> None:
-        common = state.common
-        assert common.x_best is not None
-        x_adv = common.x_adv.detach()
-        self.oracle.track(common, self.oracle.logits(x_adv), self.rules)
-        select.select_rows_(common.x_best, x_adv, common.slots[:, columns.IMPROVED])
-        if state.x_hit is not None:
-            select.select_rows_(state.x_hit, x_adv, (~common.correct).int())
-
-    def outcome(self, state: AutoPGDL1State) -> tuple[torch.Tensor, torch.Tensor]:
-        common = state.common
-        assert common.x_best is not None and common.best_loss is not None
-        if self.keep == "best":
-            return common.x_best, common.best_loss
-        kept = common.x_adv.detach() if state.x_hit is None else state.x_hit
-        return kept, common.best_loss

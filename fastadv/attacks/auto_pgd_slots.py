@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
@@ -45,7 +46,56 @@ class AutoPGDState(ExtendedState):
         )
 
 
-class AutoPGDSlots:
+class KeepingState(Protocol):
+    """What `AscentSlots` asks of a state."""
+
+    common: SlotState
+    x_hit: torch.Tensor | None
+
+
+class AscentSlots(Protocol):
+    """How APGD, in whatever norm, goes on, ends, and what it hands over."""
+
+    oracle: Oracle
+    rules: Rules
+    keep: str
+
+    @property
+    def needs_last(self) -> bool:
+        return True
+
+    def step(self, state: Any) -> None: ...
+
+    def variant(self, state: KeepingState) -> Hashable:
+        return state.common.unprobed
+
+    def go_on(self, state: KeepingState) -> None:
+        state.common.revive()
+        with self.oracle.by_own_model():
+            self.step(state)
+
+    def renew(self, state: KeepingState) -> None:
+        """Loading writes all that a step reads."""
+
+    def evaluate(self, state: KeepingState) -> None:
+        common = state.common
+        assert common.x_best is not None
+        x_adv = common.x_adv.detach()
+        self.oracle.track(common, self.oracle.logits(x_adv), self.rules)
+        select.select_rows_(common.x_best, x_adv, common.slots[:, columns.IMPROVED])
+        if state.x_hit is not None:
+            select.select_rows_(state.x_hit, x_adv, (~common.correct).int())
+
+    def outcome(self, state: KeepingState) -> tuple[torch.Tensor, torch.Tensor]:
+        common = state.common
+        assert common.x_best is not None and common.best_loss is not None
+        if self.keep == "best":
+            return common.x_best, common.best_loss
+        kept = common.x_adv.detach() if state.x_hit is None else state.x_hit
+        return kept, common.best_loss
+
+
+class AutoPGDSlots(AscentSlots):
     """Ascend by momentum steps that halve when the loss stalls; see `fastadv.apgd_ce`.
 
     targets: classes aimed at in turn, each from `restarts` starts; 0: none, or the one of `work`.
@@ -70,10 +120,6 @@ class AutoPGDSlots:
             steps, first_step, keep == "first_success", best_from=0, any_error=targets > 0
         )
         self._checkpoints = torch.tensor(apgd_checkpoints(steps), dtype=torch.int32)
-
-    @property
-    def needs_last(self) -> bool:
-        return True
 
     def allocate(self, work: Work, batch: int) -> AutoPGDState:
         self._checkpoints = self._checkpoints.to(work.x.device)
@@ -111,31 +157,3 @@ class AutoPGDSlots:
             slots=common.slots, progress=state.progress,
             correct=None if state.x_hit is None else common.correct, x_hit=state.x_hit,
         )  # fmt: skip
-
-    def variant(self, state: AutoPGDState) -> Hashable:
-        return state.common.unprobed
-
-    def go_on(self, state: AutoPGDState) -> None:
-        state.common.revive()
-        with self.oracle.by_own_model():
-            self.step(state)
-
-    def renew(self, state: AutoPGDState) -> None:
-        """Loading writes all that a step reads."""
-
-    def evaluate(self, state: AutoPGDState) -> None:
-        common = state.common
-        assert common.x_best is not None
-        x_adv = common.x_adv.detach()
-        self.oracle.track(common, self.oracle.logits(x_adv), self.rules)
-        select.select_rows_(common.x_best, x_adv, common.slots[:, columns.IMPROVED])
-        if state.x_hit is not None:
-            select.select_rows_(state.x_hit, x_adv, (~common.correct).int())
-
-    def outcome(self, state: AutoPGDState) -> tuple[torch.Tensor, torch.Tensor]:
-        common = state.common
-        assert common.x_best is not None and common.best_loss is not None
-        if self.keep == "best":
-            return common.x_best, common.best_loss
-        kept = common.x_adv.detach() if state.x_hit is None else state.x_hit
-        return kept, common.best_loss
