@@ -484,20 +484,6 @@ def test_execution_is_checked(more, message):
 
 
 @pytest.mark.parametrize(
-    "more",
-    [
-        dict(precision="bf16"), dict(channels_last=True), dict(fold_batchnorm=True),
-        dict(cuda_graph=True), dict(compile=True),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_what_is_not_available_yet_says_so(more):
-    (name,) = more
-    with pytest.raises(NotImplementedError, match=rf"Execution\({name}=.*not available yet"):
-        fastadv.Execution(**more)
-
-
-@pytest.mark.parametrize(
     ("mean", "std"),
     [((0.5,), (0.5, 0.5)), ((0.5,), (0.0,)), ((0.5,), (-1.0,)), (0.5, 0.5), ((0.5,), (math.nan,))],
     ids=str,

@@ -19,6 +19,7 @@ from toy_models import (
 
 import fastadv
 from fastadv.attacks import square_slots
+from fastadv.attacks.result import Stage
 
 SAMPLES = 40
 _SCALE = {"linf": 0.6, "l2": 0.6, "l1": 0.8}
@@ -261,4 +262,6 @@ def test_samples_that_all_fall_leave_the_later_attacks_nothing():
     result = ensemble.run(counted, p.x, p.y)
     assert result.success.all() and len(result.stages) == len(ensemble.attacks)
     emptied = [stage for stage in result.stages if stage.attacked == 0]
-    assert emptied and all(stage[3] == 0 and stage[5:] == (0, 0, 0) for stage in emptied)
+    assert emptied
+    for stage in emptied:
+        assert stage == Stage(stage.name, stage.attack, 0, 0, 0.0, 0, 0, 0)
