@@ -27,6 +27,7 @@ check: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_floors.py
 	$(BIN)/python -m benchmarks.report --check
 	$(BIN)/python -m benchmarks.report --check --readme docs/autoattack.md
+	$(BIN)/python -m benchmarks.report --check --readme docs/execution.md
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks

@@ -6,11 +6,12 @@ sanitizer. What one leaves over the next may use; one that is late is interrupte
 is reported, and the next runs. Needs no network; survives without torchattacks, foolbox, the
 authors' AutoAttack, xdist and compute-sanitizer. Under DIR: results/<device>/gpu_*.jsonl, a row
 appended as it is measured; report.txt, all that was printed; checks.txt, output of the tests and of
-the sanitizer; errors.txt, tracebacks.
+the sanitizer; errors.txt, tracebacks. The bars at the end count speed-runs whose rows lie there.
 
     python -m benchmarks.gpu --minutes 8 --out DIR
     python -m benchmarks.gpu --minutes 9 --out DIR --only autoattack --authors DIR --data DIR
     python -m benchmarks.gpu --out DIR --device cpu       # a rehearsal, small shapes
+    python -m benchmarks.speedrun --dataset cifar10 --data DIR --seeds 5 --results DIR/results
     python -m benchmarks.gpu --out DIR --only table       # of the rows that are there
 """
 
@@ -119,6 +120,10 @@ def _table(
         own = [row for row in found if row.environment.date == date]
         rows += schema.newest_run(found) if date is None else own
     screen.rows(rows)
+    # each a command of its own: python -m benchmarks.speedrun --results DIR/results
+    found = schema.read_rows("speedrun", out / "results")
+    for case in dict.fromkeys(row.case for row in found):
+        rows += schema.newest_run([row for row in found if row.case == case])
     screen.cells("bars", gpu_bars.HEADS, gpu_bars.judged(rows, numbers))
 
 

@@ -14,7 +14,9 @@ CHECKS = "checks.txt"
 # kernels and ops first, then graphs, then what attacks promise; ahead-of-time compilation for other
 # devices is not this machine's task
 TESTS = (
-    "tests/ops", "tests/graphs", "tests/shadow", "tests/training/test_graphed.py",
+    "tests/ops", "tests/graphs", "tests/attacks/test_attacks_on_cuda.py",
+    "tests/attacks/test_fast_attacks_on_cuda.py", "tests/training/test_graphed_cuda.py",
+    "tests/shadow", "tests/training/test_graphed.py",
     "tests/attacks/test_verified.py", "tests/attacks/test_results.py",
     "tests/attacks/test_invariance.py", "tests/attacks/test_isolation.py",
     "tests/attacks/test_members_results.py", "tests/attacks/test_members_verified.py",

@@ -1,7 +1,7 @@
 """Steps, heads and row ops that `op_cases` lacks, each beside its own eager reference.
 
 Their eager chains would be dozens of lines of the papers' code; the reference is that chain, and
-defines the result.
+defines the result. Of losses and of the L1 projection there are other people's chains too.
 """
 
 import functools
@@ -27,10 +27,11 @@ _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 def against_reference(
     name: str, shape: Shape, dtype: torch.dtype, build: Callable[[], Call],
-    *, ulps: float, bytes_moved: int | None, metric: str = EXACT,
+    *, ulps: float, bytes_moved: int | None, metric: str = EXACT, chain: Call | None = None,
 ) -> OpCase:  # fmt: skip
     """build: makes tensors and returns a call on them, thrice: expected, fused, eager.
 
+    chain: of plain torch, in place of the reference as the eager one.
     ulps: of the largest result, at least of 1.0; in half precision, whose results are computed in
     fp32 and rounded once, two at most.
     """
@@ -44,7 +45,8 @@ def against_reference(
         with backend.use_backend("reference"):
             return slow()
 
-    return OpCase(name, shape, dtype, build(), eager, bytes_moved, close_to(expected, metric, ulps))
+    check = close_to(expected, metric, ulps)
+    return OpCase(name, shape, dtype, build(), chain or eager, bytes_moved, check)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,15 @@ def project_l1(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase
     )  # fmt: skip
 
 
+def authors_project_l1(
+    projection: Callable[..., torch.Tensor], shape: Shape, device: torch.device
+) -> Call:
+    """The authors' `L1_projection`, which sorts, on the tensors of `project_l1`."""
+    t = step_tensors(shape, torch.float32, device, 0.1)
+    delta, eps = t.x_adv - t.x, radius_of("l1", shape)
+    return lambda: t.x_adv + projection(t.x, delta, eps)
+
+
 def select_rows(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
     """Every second row is copied."""
     t = step_tensors(shape, dtype, device, EPS)
@@ -146,6 +157,11 @@ def head(kind: str, tracked: bool = False) -> Build:
         generator = torch.Generator(device).manual_seed(0)
         logits = (4 * torch.randn(shape, generator=generator, device=device)).to(dtype)
         labels = torch.randint(classes, (batch,), generator=generator, device=device)
+        # the three largest are 32, 31, 30: of ties, the gradient would go to any of them
+        at = 7 * torch.arange(batch, device=device)
+        for rank in range(3):
+            logits.scatter_(1, ((at + rank) % classes)[:, None], 32.0 - rank)
+        labels[::2] = (at % classes)[::2]  # the margin of what is wrong already has no gradient
 
         def make() -> Call:
             rows = RowState.of(batch, device, EPS)
@@ -165,9 +181,29 @@ def head(kind: str, tracked: bool = False) -> Build:
         return against_reference(
             f"loss_head_ ({kind}{', tracked' if tracked else ''})", shape, dtype, make, ulps=8,
             bytes_moved=2 * logits.nbytes + batch * (8 + 4 + 8 + 1), metric=SUMS,
+            chain=None if tracked else _head_chain(kind, logits, labels),
         )  # fmt: skip
 
     return build
+
+
+def _head_chain(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> Call:
+    """Margin or DLR loss by torch's own operations, autograd and argmax."""
+    leaf, column = logits.clone().requires_grad_(), labels[:, None]
+
+    def chain() -> torch.Tensor:
+        with torch.enable_grad():
+            own = leaf.gather(1, column)[:, 0]
+            first, second, third = leaf.topk(3, 1).values.unbind(1)
+            gap = own - torch.where(own == first, second, first)
+            loss = -gap.clamp(min=0) if kind == "margin" else -gap / (first - third + 1e-12)
+            total = loss.sum()
+        (result,) = torch.autograd.grad(total, leaf)
+        # what an attack with early stop computes beside it
+        torch.eq(leaf.detach().argmax(1), labels)
+        return result
+
+    return chain
 
 
 IMAGE_OPS: dict[str, Build] = {

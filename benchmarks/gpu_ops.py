@@ -1,10 +1,13 @@
 """Section "ops": every op against the copy bandwidth of the run, and the host's time of a call."""
 
+import importlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
-from benchmarks import gpu_op_autoattack, gpu_op_cases, harness, op_cases
+from benchmarks import autoattack_parties, gpu_op_autoattack, gpu_op_cases, harness, op_cases
+from benchmarks.autoattack_entrants import AUTHORS
 from benchmarks.gpu_session import Session
 from benchmarks.op_cases import OpCase
 from fastadv.ops import backend
@@ -18,7 +21,7 @@ _NOT_TIMED = "allocation of inputs, first call, compilation"
 IMAGE_OPS = op_cases.IMAGE_OPS | gpu_op_cases.IMAGE_OPS | gpu_op_autoattack.IMAGE_OPS
 HEAD_OPS = op_cases.HEAD_OPS | gpu_op_cases.HEAD_OPS
 # whose eager chain is plain torch, which torch.compile can fuse; in the first two shapes
-_COMPILED = {"linf_step", "l2_step", "ce_head"}
+_COMPILED = {"linf_step", "l2_step", "ce_head", "margin_head", "dlr_head"}
 # whose tables of windows would take minutes at 224x224
 _SMALL_ONLY = {"square_l2", "square_l1"}
 
@@ -70,6 +73,9 @@ def _measure(session: Session, case: OpCase, copied: float, compiled: bool) -> N
         bytes_moved=case.floor_bytes,
     )  # fmt: skip
     runs = op_cases.providers(case, device=session.device, compiled=compiled)
+    if case.name == "project_l1" and case.dtype == torch.float32:
+        with session.guarded(f"{case.name}, {AUTHORS}"):
+            runs[AUTHORS] = _authors_project_l1(session, case.shape)
     print(f"{case.name} {case.shape} {description.dtype}")
     session.add(
         session.measure(
@@ -77,6 +83,13 @@ def _measure(session: Session, case: OpCase, copied: float, compiled: bool) -> N
             seconds=0.05 if session.tiny else 0.4, copy_gb_s=copied, flush=session.on_gpu,
         )
     )  # fmt: skip
+
+
+def _authors_project_l1(session: Session, shape: tuple[int, ...]) -> harness.Run:
+    folder = session.plan.authors
+    module = autoattack_parties.authors_package(None if folder is None else Path(folder))
+    base = importlib.import_module(f"{module.__name__}.autopgd_base")
+    return gpu_op_cases.authors_project_l1(base.L1_projection, shape, session.device)
 
 
 def _host_times(session: Session) -> None:

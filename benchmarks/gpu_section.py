@@ -22,7 +22,7 @@ MODULES = {
     "ops": "benchmarks.gpu_ops",
     "attacks": "benchmarks.gpu_attacks",
     "autoattack": "benchmarks.gpu_autoattack",
-    "training": "benchmarks.gpu_training",
+    "training": "benchmarks.gpu_epochs",
     "steps": "benchmarks.gpu_steps",
 }
 

@@ -81,10 +81,12 @@ def autoattack_cells(rows: Sequence[Row]) -> Cells:
 
 
 def training_cells(rows: Sequence[Row]) -> Cells:
-    heads = ["training", "provider", "ms a minibatch", "speed-up", "peak MiB", "error (tolerance)"]
+    heads = ["training", "provider", "ms a minibatch", "s an epoch", "speed-up", "peak MiB"]
+    heads += ["error (tolerance)"]
     return heads, [
         [
-            row.case, row.provider, f"{row.extra['ms_per_minibatch']:.3g}", formatting.ratio(row),
+            row.case, row.provider, f"{row.extra['ms_per_minibatch']:.3g}",
+            _figure(row, "seconds_per_epoch", "{:.3g}"), formatting.ratio(row),
             _figure(row, "peak_memory_mib", "{:.0f}"), formatting.error(row),
         ]
         for row in rows
@@ -136,9 +138,11 @@ def ops(rows: Sequence[Row]) -> str:
 def _document(cells: Callable[[Sequence[Row]], Cells]) -> Callable[[Sequence[Row]], str]:
     def write(rows: Sequence[Row]) -> str:
         bases = " or ".join(formatting.distinct(row.baseline for row in rows))
+        timed = "; or ".join(formatting.distinct(row.timed for row in rows))
+        not_timed = "; or ".join(formatting.distinct(row.not_timed for row in rows))
         note = (
-            f"Medians; speed-up over {bases} in the same run. Timed: {rows[0].timed}. Not timed: "
-            f"{rows[0].not_timed}. Error: {rows[0].equality.metric}."
+            f"Medians; speed-up over {bases} in the same run. Timed: {timed}. Not timed: "
+            f"{not_timed}. Error: {rows[0].equality.metric}."
         )
         table = formatting.table(*cells(rows))
         return f"{table}\n\n{note}\n\n{formatting.provenance(rows)}"

@@ -1,4 +1,4 @@
-"""Section "training": training steps against the textbook loops, eager and as one CUDA graph."""
+"""Training steps against the textbook loops, eager and as one CUDA graph."""
 
 import copy
 import functools
@@ -105,7 +105,7 @@ def run_case(session: Session, case: TrainingCase, name: str) -> None:
     wide = replace(setting, dtype=torch.float64, autocast=False)
     runs: dict[str, harness.Run] = {}
     equalities: dict[str, schema.Equality] = {}
-    for label, (build, last, parity) in _PROVIDERS.items():
+    for label, (build, last, parity) in PROVIDERS.items():
         try:
             equalities[label] = parity(wide)
             model = setting.network(channels_last=last)
@@ -241,7 +241,7 @@ def _itself(setting: Setting) -> schema.Equality:
 
 
 # name: (build, channels_last, comparison)
-_PROVIDERS: dict[str, tuple[Callable, bool, Callable[[Setting], schema.Equality]]] = {
+PROVIDERS: dict[str, tuple[Callable, bool, Callable[[Setting], schema.Equality]]] = {
     TEXTBOOK: (_textbook, False, _itself),
     f"{TEXTBOOK}, channels_last": (_textbook, True, _itself),
     EAGER: (_eager, True, _parity_with_textbook),

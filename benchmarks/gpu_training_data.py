@@ -34,7 +34,7 @@ class Task:
     @classmethod
     def of(cls, session: Session) -> "Task":
         """CIFAR-10 where the session has its folder, else patterns."""
-        n = 6 if session.tiny else 128
+        n = 6 if session.tiny else 1000  # of which as many are attacked as the time suffices for
         if session.plan.data is not None:
             folder = Path(session.plan.data)
             images, labels = load_cifar10(folder, "train")

@@ -2,8 +2,8 @@
 
 A block `<!-- benchmark:NAME -->` ... `<!-- /benchmark -->` is rewritten from the newest run of its
 suite. NAME: first-screen, attacks, attacks-chart, ops, step-cost, training, mnist, autoattack,
-autoattack-attacks, autoattack-ops, gpu-ops, gpu-ops-chart, gpu-attacks, gpu-attacks-chart,
-gpu-autoattack, gpu-training or gpu-steps, with @device for one device.
+autoattack-attacks, autoattack-ops, execution, gpu-ops, gpu-ops-chart, gpu-attacks,
+gpu-attacks-chart, gpu-autoattack, gpu-training or gpu-steps, with @device for one device.
 """
 
 import argparse
@@ -13,7 +13,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import autoattack_tables, gpu_tables, schema, tables, training_tables
+from benchmarks import (
+    autoattack_tables,
+    execution_tables,
+    gpu_tables,
+    schema,
+    tables,
+    training_tables,
+)
 
 _ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(
@@ -35,6 +42,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
     "autoattack": ("autoattack", autoattack_tables.totals),
     "autoattack-attacks": ("autoattack", autoattack_tables.attacks),
     "autoattack-ops": ("autoattack", autoattack_tables.ops),
+    "execution": ("execution", execution_tables.execution),
     "gpu-ops": ("gpu_ops", gpu_tables.ops),
     "gpu-attacks": ("gpu_attacks", gpu_tables.attacks),
     "gpu-autoattack": ("gpu_autoattack", gpu_tables.autoattack),

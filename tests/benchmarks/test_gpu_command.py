@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_checks, schema
+from benchmarks import gpu, gpu_bars, gpu_checks, schema
 from benchmarks.gpu_section import MODULES, SHARES
 
 
@@ -49,10 +49,24 @@ def test_both_precisions_and_every_op_are_measured(folder):
     assert len({row.case for row in rows}) >= 30
 
 
+def test_an_epoch_is_timed_with_its_loader_against_both_loops(folder):
+    rows = [
+        row
+        for row in schema.read_rows("gpu_training", folder / "results")
+        if row.case == gpu_bars.EPOCH
+    ]
+    names = {gpu_bars.ON_DEVICE, gpu_bars.CPU_LOADER, gpu_bars.GRAPHED}
+    assert {row.provider for row in rows} == names
+    for row in rows:
+        assert row.baseline == gpu_bars.ON_DEVICE
+        # 50,000 images in minibatches of 128, two of which were timed
+        assert row.extra["seconds_per_epoch"] == pytest.approx(390 * row.q50 / 2 / 1e3)
+
+
 def test_the_table_can_be_printed_again(folder, capsys):
     assert gpu.main(["--only", "table", "--out", str(folder)]) == 0
     out = capsys.readouterr().out
-    assert "gpu_ops" in out and "kernels of a PGD step" in out
+    assert "gpu_ops" in out and "kernels of a PGD step" in out and "L-inf step" in out
 
 
 def test_a_section_without_time_is_skipped_and_named(tmp_path, capsys):

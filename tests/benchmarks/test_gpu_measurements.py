@@ -9,11 +9,16 @@ import torch
 
 from benchmarks import (
     gpu_attack_providers,
+    gpu_autoattack,
+    gpu_epochs,
     gpu_networks,
+    gpu_op_cases,
     gpu_ops,
     gpu_session,
     gpu_steps,
 )
+from benchmarks.autoattack_entrants import AUTHORS, Budget
+from fastadv import ops
 
 CPU = torch.device("cpu")
 
@@ -73,6 +78,69 @@ def test_a_gpu_gets_bare_passes_where_every_step_is_made(problem, few, restarts,
     assert {name for name in runs if name.startswith("bare")} == bare
     assert ("textbook" in runs) != few
     assert any("all steps" in name for name in [*runs, *failed]) == (restarts == 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 7), (64, 301)])
+@pytest.mark.parametrize("name", gpu_op_cases.HEAD_OPS)
+def test_the_eager_chain_of_a_head_has_its_gradient(name, shape, dtype):
+    case = gpu_op_cases.HEAD_OPS[name](shape, dtype, CPU)
+    eager = case.eager()
+    assert eager.any() and case.check("eager chain", eager).error <= case.check("", eager).tolerance
+    with pytest.raises(ValueError, match="a wrong result has no time"):
+        case.check("eager chain", -eager)
+
+
+def _sorting(x, delta, eps):
+    """The authors' signature and result: what to add to delta."""
+    return ops.project_l1(x + delta, x, eps=eps) - (x + delta)
+
+
+def test_the_authors_projection_is_timed_beside_ours(session, monkeypatch):
+    shape = (5, 3, 9, 11)
+    case = gpu_op_cases.project_l1(shape, torch.float32, CPU)
+    theirs = gpu_op_cases.authors_project_l1(_sorting, shape, CPU)
+    assert case.check(AUTHORS, theirs()).error <= case.check("", case.fused()).tolerance
+    wrong = gpu_op_cases.authors_project_l1(lambda x, delta, eps: 0 * delta, shape, CPU)
+    with pytest.raises(ValueError, match="a wrong result has no time"):
+        case.check(AUTHORS, wrong())
+    monkeypatch.setattr(gpu_ops, "_authors_project_l1", lambda session, shape: theirs)
+    gpu_ops._measure(session, case, 10.0, compiled=False)
+    assert [row.provider for row in session.rows][1:] == ["eager chain", AUTHORS]
+    session.rows.clear()
+    gpu_ops._measure(
+        session, gpu_op_cases.project_l1(shape, torch.bfloat16, CPU), 10.0, compiled=False
+    )
+    assert AUTHORS not in {row.provider for row in session.rows}
+
+
+@pytest.mark.parametrize("seconds, n, budget", [
+    ({1000: 44.0}, 1000, Budget()), ({1000: 46.0, 128: 44.0}, 128, Budget()),
+    ({1000: 99.0, 128: 99.0}, 128, Budget(10, 100, 1)),
+])  # fmt: skip
+def test_as_many_images_are_attacked_as_the_time_suffices_for(
+    session, problem, monkeypatch, seconds, n, budget
+):
+    whole = dataclasses.replace(problem, x=torch.zeros(1000, 1), y=torch.zeros(1000))
+    monkeypatch.setattr(gpu_session.Session, "left", 100.0)
+    monkeypatch.setattr(gpu_autoattack, "_predicted", lambda part, _: seconds[len(part.x)])
+    session.tiny = False
+    part, chosen = gpu_autoattack._fitting(session, whole)
+    assert (len(part.x), len(part.y), chosen) == (n, n, budget)
+
+
+def test_every_loader_gives_each_image_once_an_epoch(session):
+    images = torch.arange(24, dtype=torch.uint8)[:, None, None, None].expand(24, 3, 4, 4)
+    data = gpu_epochs.Images(images.contiguous(), torch.arange(24))
+    for batches in (
+        gpu_epochs._on_device(data, 4, CPU), gpu_epochs._from_host(data, 4, session),
+        gpu_epochs._by_device_loader(data, 4, CPU),
+    ):  # fmt: skip
+        for _ in range(2):
+            epoch = [next(batches) for _ in range(6)]
+            x, y = (torch.cat(parts) for parts in zip(*epoch, strict=True))
+            assert y.tolist() != sorted(y.tolist()) == list(range(24))
+            assert torch.equal(x[:, 0, 0, 0], y / 255) and x.shape == (24, 3, 4, 4)
 
 
 class FakeGraph:
