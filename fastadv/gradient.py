@@ -123,7 +123,7 @@ class Oracle:
                     total = total + self._forward(model, x)
             return total / self.passes if self.passes > 1 else total
         except Exception as error:
-            if len(x) < 2 or not memory.is_out_of_memory(error):
+            if not memory.may_halve(error, len(x), x.device):
                 raise
         self._halve(len(x), x.device)
         return self._plain_logits(model, x)
@@ -162,7 +162,7 @@ class Oracle:
             try:
                 return self._whole_pass(state, loss, rules, seen)
             except Exception as error:
-                if len(state) < 2 or not memory.is_out_of_memory(error):
+                if not memory.may_halve(error, len(state), state.x.device):
                     raise
             judged = seen[-1]
             self._halve(len(state), state.x.device)

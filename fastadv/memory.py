@@ -17,6 +17,14 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _PHRASES)
 
 
+def may_halve(error: Exception, rows: int, device: torch.device) -> bool:
+    """Whether to try `rows` again in two halves; not while a graph is recorded, which memory that
+    runs out ends."""
+    if rows < 2 or not is_out_of_memory(error):
+        return False
+    return not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+
+
 def free_cached(device: torch.device) -> None:
     """Hand cached blocks back: those of the failed batch do not fit a smaller one."""
     if device.type == "cuda":

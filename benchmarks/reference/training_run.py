@@ -57,7 +57,7 @@ class Preloaded:
         return -(-len(self.x) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        order = torch.randperm(len(self.x), generator=self.generator)
+        order = torch.randperm(len(self.x), generator=self.generator, device=self.generator.device)
         for rows in order.split(self.batch_size):
             yield self.x[rows], self.y[rows]
 

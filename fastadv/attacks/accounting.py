@@ -12,7 +12,9 @@ from fastadv.attacks.search import Search
 from fastadv.gradient import Oracle
 from fastadv.graphs.planner import Backend
 
-_ROUNDS = 3
+_LEAST_ROUNDS = 3
+_MOST_ROUNDS = 50
+_LEAST_SECONDS = 0.2  # in which a pass of a small network is repeated
 
 
 def cost_of(
@@ -21,7 +23,10 @@ def cost_of(
     """The cost of a call that began at `began`; timed: measure its limit too."""
     seconds = time.perf_counter() - began
     on_cpu = x.device.type == "cpu"
-    limit = _limit(oracle, x, rows=rows, backend=search.recorder) if timed else 0.0
+    limit = 0.0
+    if timed:
+        rows = min(rows, max(search.attacked, 1))  # small batches take longer a sample
+        limit = _limit(oracle, x, rows=rows, backend=search.recorder)
     return search.cost._replace(
         seconds=seconds, model_seconds=oracle.seconds if on_cpu else limit, limit_seconds=limit
     )
@@ -30,8 +35,8 @@ def cost_of(
 def _limit(oracle: Oracle, x: torch.Tensor, *, rows: int, backend: Backend | None) -> float:
     """Seconds that the passes counted by `oracle` take at `rows` samples a pass, nothing else.
 
-    The same models in the same precision, captured as a graph where steps are. Costs four passes of
-    each kind, which are not counted. Must be called inside `isolated(model)`.
+    The same models in the same precision, captured as a graph where steps are. The passes that this
+    takes, of each kind four to fifty, are not counted. Must be called inside `isolated(model)`.
     """
     x = x[:rows].detach()
     search = oracle.model if oracle.search is None else oracle.search.forward
@@ -68,8 +73,8 @@ def _seconds(run: Callable[[], None], device: torch.device, backend: Backend | N
         with contextlib.suppress(Exception):  # what cannot be recorded is timed as it is
             run = backend.capture(run)
         run()
-    times = []
-    for _ in range(_ROUNDS):
+    times: list[float] = []
+    while len(times) < _LEAST_ROUNDS or (sum(times) < _LEAST_SECONDS and len(times) < _MOST_ROUNDS):
         _wait(device)
         began = time.perf_counter()
         run()

@@ -11,12 +11,13 @@ from fastadv.ops import layout
 class Cost(NamedTuple):
     """What a run took, but for its passes.
 
-    seconds: of the whole call. model_seconds: of these in forward and backward passes; on a GPU
-    known only if timed=True, else 0. limit_seconds: what the same passes take on their own, the
-    physical limit, if timed=True, else 0. denied: successes of the search that the user's model
-    denied, after which it was attacked further. final_attacked, final_broken, final_passes (forward
-    and backward, samples), final_seconds: of the attack on survivors by the user's model itself,
-    for `final_pass` and where half precision overflowed; included in the totals.
+    seconds: of the whole call, of an ensemble of its stages. model_seconds: of these in forward and
+    backward passes; on a GPU known only if timed=True, else 0. limit_seconds: what the same passes
+    take on their own, the physical limit, if timed=True, else 0. denied: successes of the search
+    that the user's model denied, after which it was attacked further. final_attacked, final_broken,
+    final_passes (forward and backward, samples), final_seconds: of the attack on survivors by the
+    user's model itself, for `final_pass` and where half precision overflowed; included in the
+    totals.
     """
 
     seconds: float = 0.0

@@ -42,6 +42,7 @@ class Search:
         self.batch_size = batch_size
         self.prepared = prepared
         self.cost = Cost()
+        self.attacked = 0  # samples
         self._denied = 0
         oracle.search = prepared.search
         oracle.room = prepared.room
@@ -62,6 +63,7 @@ class Search:
     ) -> Ledger:
         """What the attack finds for the samples `pending`; groups: (first step that may count as a
         success, samples)."""
+        self.attacked = len(pending)
         ledger = Ledger(work.x, settles=self.attack.keep != "best")
         for first_step, samples in groups:
             own = np.intersect1d(samples, pending)
@@ -77,6 +79,7 @@ class Search:
             seen = work.labels if work.targets is None else work.targets
             inputs.check_range(seen, None, name="y or target")
             self.oracle.largest_label = int(seen.max())
+        self.attacked = len(work)
         whole, faults = self._all_steps(work, np.arange(len(work)))
         overflowed = np.flatnonzero(faults & _OVERFLOWED)
         if len(overflowed) and not self.is_exact:

@@ -1,6 +1,5 @@
 """One attack after another, each on the samples that the ones before it could not break."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -113,7 +112,6 @@ def _run_stage(
     execution: Execution, is_reserved: bool,
 ) -> Stage:  # fmt: skip
     """Attack the samples `alive` and enter what fell."""
-    began = time.perf_counter()
     suited = fitted(attack, logits.shape[1])
     x_init = None
     if is_reserved and not isinstance(attack, SquareAttack):
@@ -135,9 +133,8 @@ def _run_stage(
         _note_reached(progress, suited, alive, found)
     return Stage(
         name=name_of(attack), attack=repr(suited), attacked=len(alive), broken=len(rows),
-        seconds=time.perf_counter() - began, forwards=call.oracle.forwards,
-        backwards=call.oracle.backwards, discarded=int(call.oracle.discarded),
-        **{name: value for name, value in call.cost._asdict().items() if name != "seconds"},
+        forwards=call.oracle.forwards, backwards=call.oracle.backwards,
+        discarded=int(call.oracle.discarded), **call.cost._asdict(),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import torch
 
 from fastadv.attacks import Attack, AttackResult, fgsm, inputs
 from fastadv.attacks.call import Call
-from fastadv.attacks.result import Cost, Stage
+from fastadv.attacks.result import Cost
 from fastadv.attacks.square_attack import SquareAttack
 from fastadv.attacks.verdict import warn_of_faults
 from fastadv.ensemble import checks
@@ -86,7 +86,6 @@ class AutoAttack:
 
         Example: `fastadv.autoattack(fastadv.Linf(8 / 255)).run(model, x, y).success`.
         """
-        began = time.perf_counter()
         execution = execution or Execution()
         if execution.batch_size is None:
             execution = replace(execution, batch_size=_BATCH_SIZE)
@@ -128,7 +127,7 @@ class AutoAttack:
             clean_prediction=logits.argmax(1),
             forwards=look.oracle.forwards + sum(stage.forwards for stage in progress.stages),
             backwards=sum(stage.backwards for stage in progress.stages),
-            cost=_cost_of(progress.stages)._replace(seconds=time.perf_counter() - began),
+            cost=functools.reduce(Cost.plus, (stage.cost for stage in progress.stages), Cost()),
             broken_by=progress.broken_by,
             stages=tuple(progress.stages),
         )
@@ -139,10 +138,6 @@ class AutoAttack:
             return self.attacks
         seed = time.time_ns()
         return tuple(replace(attack, seed=seed + attack.seed) for attack in self.attacks)  # type: ignore[type-var]
-
-
-def _cost_of(stages: Sequence[Stage]) -> Cost:
-    return functools.reduce(Cost.plus, (stage.cost for stage in stages), Cost())
 
 
 def _check_images(x: object, threat: ThreatModel) -> None:
