@@ -63,6 +63,13 @@ def evaluate(
         bool, typer.Option("--compile", help="torch.compile the model, for the search.")
     ] = False,
     cuda_graph: Annotated[str, typer.Option(help="auto, on or off.")] = "auto",
+    batching: Annotated[str, typer.Option(help="continuous or plain.")] = "continuous",
+    final_pass: Annotated[
+        bool, typer.Option("--final-pass", help="Attack survivors again by the model itself.")
+    ] = False,
+    timed: Annotated[
+        bool, typer.Option("--timed", help="Measure the share of the physical limit too.")
+    ] = False,
     out: Annotated[
         list[Path] | None, typer.Option(help="Report, .json, .md or .html; may be repeated.")
     ] = None,
@@ -79,6 +86,7 @@ def evaluate(
         execution = Execution(
             precision=precision, channels_last=channels_last, fold_batchnorm=fold_batchnorm,
             compile=compile, cuda_graph=_CUDA_GRAPH.get(cuda_graph, cuda_graph),
+            batching=batching, final_pass=final_pass, timed=timed,
         )  # fmt: skip
         radii = [_number("eps", text) for text in eps]
         options = {

@@ -18,7 +18,8 @@ class Execution:
     without weight gradients. All of these work on a copy of the model, and every success that they
     find is confirmed on the user's own: a sample whose success it denies is attacked further. They
     may find other adversarial examples than fp32, but report none that is not one.
-    final_pass: attack what survived again, with the user's model itself; the cost is in the result.
+    final_pass: attack what survived again, with the user's model itself, where the search used
+    another and the attack stops at successes; the cost is in the result.
 
     cuda_graph: "auto" captures a step once on a GPU and replays it, falling back to eager steps
     with one `ExecutionWarning`; True raises where it cannot; False never does. batching:
@@ -50,6 +51,8 @@ class Execution:
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name} must be one of {choices}; got {value!r}")
+        if not isinstance(self.cuda_graph, str | bool):  # 0 is not False, which it equals
+            raise ValueError(f"cuda_graph must be one of {_CUDA_GRAPH}; got {self.cuda_graph!r}")
         for name in ("channels_last", "fold_batchnorm", "compile", "final_pass", "timed"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False; got {getattr(self, name)!r}")

@@ -46,9 +46,9 @@ class Oracle:
     Must be used inside `isolated(model)`. passes: gradients, and the logits that decide, are
     averaged over as many forward passes (EOT, Athalye et al. 2018, arXiv:1707.07397). search: what
     is differentiated in place of the model, None for the model itself. forwards and backwards count
-    samples times passes, own_forwards those of the model without a gradient; seconds is the host's
-    time in them. room: the most rows of a pass, halved when memory runs out: then the rows are
-    passed in parts, and none twice. Raises ValueError if the output cannot be attacked.
+    samples times passes, own_forwards and own_backwards those of the model itself; seconds is the
+    host's time in them. room: the most rows of a pass, halved when memory runs out: then the rows
+    are passed in parts, and none twice. Raises ValueError if the output cannot be attacked.
     """
 
     def __init__(self, model: Model, loss: losses.Loss, *, targeted: bool, passes: int = 1) -> None:
@@ -63,15 +63,16 @@ class Oracle:
         self.forwards = 0
         self.backwards = 0
         self.own_forwards = 0
+        self.own_backwards = 0
         self.seconds = 0.0
         self.discarded: int | torch.Tensor = 0  # forwards of proposals that came too late
 
     def read(self) -> tuple[int, ...]:
         """The counts that a replayed step must repeat, for `fastadv.graphs`."""
-        return self.forwards, self.backwards, self.own_forwards
+        return self.forwards, self.backwards, self.own_forwards, self.own_backwards
 
     def write(self, values: tuple[int, ...]) -> None:
-        self.forwards, self.backwards, self.own_forwards = values
+        self.forwards, self.backwards, self.own_forwards, self.own_backwards = values
 
     @contextlib.contextmanager
     def by_own_model(self) -> Iterator[None]:
@@ -103,9 +104,10 @@ class Oracle:
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C) logits of the user's own model at x, without a gradient; the mean over passes."""
         before = self.forwards
-        logits = self._plain_logits(self.model, x)
-        self.own_forwards += self.forwards - before
-        return logits
+        try:
+            return self._plain_logits(self.model, x)
+        finally:
+            self.own_forwards += self.forwards - before
 
     def search_logits(self, x: torch.Tensor) -> torch.Tensor:
         """The same of the model that is searched."""
@@ -228,6 +230,7 @@ class Oracle:
             model = self.model.model if self.search is None else self.search.forward_inner
         with torch.enable_grad():
             logits = self._forward(model, state.leaf.requires_grad_())
+            self.own_forwards += len(state) if self.search is None else 0
             if self._scale != 1.0:
                 logits = logits.float()  # the loss head's gradient would be rounded before scaling
         if not logits.requires_grad:
@@ -286,6 +289,7 @@ class Oracle:
         )
         self.seconds += time.perf_counter() - began
         self.backwards += len(state)
+        self.own_backwards += len(state) if self.search is None else 0
         if grad is None:
             raise ValueError(
                 "the model's output does not depend on its input (a detached copy?): no gradient "

@@ -1,5 +1,7 @@
 """Out of memory: how it shows on each device, and what is to be done before the next try."""
 
+from collections.abc import Callable
+
 import torch
 
 _PHRASES = (
@@ -29,3 +31,22 @@ def free_cached(device: torch.device) -> None:
     """Hand cached blocks back: those of the failed batch do not fit a smaller one."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def in_parts(
+    function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, *, rows: int
+) -> torch.Tensor:
+    """function(x), at most `rows` rows at a time, and half as many once memory runs out."""
+    parts, done = [], 0
+    while done < len(x) or not parts:
+        part = x[done : done + rows]
+        try:
+            parts.append(function(part))
+            done += len(part)
+            continue
+        except Exception as error:
+            if not may_halve(error, len(part), x.device):
+                raise
+        rows = (len(part) + 1) // 2
+        free_cached(x.device)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

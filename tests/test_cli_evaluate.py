@@ -253,6 +253,8 @@ def test_mistakes_are_one_line_and_exit_code_two(capsys, arguments, message):
         (("--cuda-graph", "on"), {"cuda_graph": True}),
         (("--cuda-graph", "off"), {"cuda_graph": False}),
         (("--cuda-graph", "auto"), {"cuda_graph": "auto"}),
+        (("--batching", "plain", "--timed"), {"batching": "plain", "timed": True}),
+        (("--precision", "bf16", "--final-pass"), {"precision": "bf16", "final_pass": True}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -273,7 +275,7 @@ def test_how_to_run_the_search_reaches_the_library(capsys, monkeypatch, eps, opt
     assert code == 2 and err.endswith("fastadv: asked\n")
     defaults = dict(
         precision="fp32", channels_last=False, fold_batchnorm=False, compile=False,
-        cuda_graph="auto",
+        cuda_graph="auto", batching="continuous", final_pass=False, timed=False,
     )  # fmt: skip
     assert asked == [{**defaults, **expected}]
 

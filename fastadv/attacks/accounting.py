@@ -11,6 +11,7 @@ from fastadv.attacks.result import Cost
 from fastadv.attacks.search import Search
 from fastadv.gradient import Oracle
 from fastadv.graphs.planner import Backend
+from fastadv.isolation import Model
 
 _LEAST_ROUNDS = 3
 _MOST_ROUNDS = 50
@@ -25,8 +26,12 @@ def cost_of(
     on_cpu = x.device.type == "cpu"
     limit = 0.0
     if timed:
-        rows = min(rows, max(search.attacked, 1))  # small batches take longer a sample
-        limit = _limit(oracle, x, rows=rows, backend=search.recorder)
+        # small batches take longer a sample
+        rows = min(rows, max(search.attacked, 1), oracle.room)
+        with contextlib.suppress(
+            torch.OutOfMemoryError, MemoryError
+        ):  # what was found is worth more
+            limit = _limit(oracle, x, rows=rows, backend=search.recorder)
     return search.cost._replace(
         seconds=seconds, model_seconds=oracle.seconds if on_cpu else limit, limit_seconds=limit
     )
@@ -40,30 +45,36 @@ def _limit(oracle: Oracle, x: torch.Tensor, *, rows: int, backend: Backend | Non
     """
     x = x[:rows].detach()
     search = oracle.model if oracle.search is None else oracle.search.forward
-
-    def both() -> None:
-        leaf = x.clone().requires_grad_()
-        with torch.enable_grad():
-            logits = search(leaf)
-        torch.autograd.grad(logits, leaf, torch.ones_like(logits))
-
-    def forward(model: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], None]:
-        def run() -> None:
-            model(x.clone())
-
-        return run
-
-    searched = oracle.forwards - oracle.backwards - oracle.own_forwards
+    forwards = oracle.forwards - oracle.own_forwards
+    backwards = oracle.backwards - oracle.own_backwards
     kinds = (
-        (oracle.backwards, both),
-        (max(searched, 0), forward(search)),
-        (oracle.own_forwards, forward(oracle.model)),
+        (oracle.own_backwards, _both(oracle.model, x)),
+        (oracle.own_forwards - oracle.own_backwards, _forward(oracle.model, x)),
+        (backwards, _both(search, x)),
+        (forwards - backwards, _forward(search, x)),
     )
     total = 0.0
     for count, run in kinds:
-        if count:
+        if count > 0:
             total += count * _seconds(run, x.device, backend) / len(x)
     return total
+
+
+def _both(model: Model, x: torch.Tensor) -> Callable[[], None]:
+    def run() -> None:
+        leaf = x.clone().requires_grad_()
+        with torch.enable_grad():
+            logits = model(leaf)
+        torch.autograd.grad(logits, leaf, torch.ones_like(logits))
+
+    return run
+
+
+def _forward(model: Model, x: torch.Tensor) -> Callable[[], None]:
+    def run() -> None:
+        model(x.clone())
+
+    return run
 
 
 def _seconds(run: Callable[[], None], device: torch.device, backend: Backend | None) -> float:

@@ -71,6 +71,7 @@ class Search:
             if not self.is_exact:
                 self._attack_again(work, first_step, own, ledger)
         self.prepared.room = self.oracle.room
+        self.prepared.settle(self.oracle.model)
         return ledger
 
     def last_iterates(self, work: Work) -> tuple[torch.Tensor, np.ndarray]:
@@ -87,6 +88,7 @@ class Search:
                 rows, faults[overflowed] = self._all_steps(work, overflowed)
             whole[torch.as_tensor(overflowed, device=whole.device)] = rows
         self.prepared.room = self.oracle.room
+        self.prepared.settle(self.oracle.model)
         return whole, faults
 
     def _all_steps(self, work: Work, samples: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:

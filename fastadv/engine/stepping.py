@@ -101,11 +101,12 @@ class Stepper:
 
     def advance(self, state: State, steps: int) -> None:
         """`steps` steps of every active slot."""
-        began = time.perf_counter()
+        on_cpu = state.slots.device.type == "cpu"
         for _ in range(steps):
+            began = time.perf_counter()
             self._step(state)
-        if state.slots.device.type == "cpu":
-            self.note(began, state, steps)
+            if on_cpu:
+                self.note(began, state, 1)
 
     def note(self, began: float, state: State, steps: int) -> None:
         """Watch the time of steps; on a GPU only once they have been waited for."""

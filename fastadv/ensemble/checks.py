@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from fastadv import diagnostics
+from fastadv import diagnostics, memory
 from fastadv.isolation import Model, isolated
 
 _PASSES = 5  # as many answers to the same question must agree
@@ -21,17 +21,21 @@ def examine(model: Model, x: torch.Tensor, *, seed: int, expects_random: bool) -
     """
     with isolated(model, device=x.device, seed=seed):
         with _Watch() as watch:
-            answers = [model(x.clone())]
+            answers = [_answers(model, x)]
         diagnostics.warn("dynamic", len(x) if watch.differentiated else 0, len(x))
         if expects_random:
             return
-        answers += [model(x.clone()) for _ in range(_PASSES - 1)]
+        answers += [_answers(model, x) for _ in range(_PASSES - 1)]
     units = [torch.nn.functional.normalize(z.double(), dim=1) for z in answers]
     differs = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for z, unit in zip(answers[1:], units[1:], strict=True):
         differs |= (unit - units[0]).norm(dim=1) > _SPREAD
         differs |= z.argmax(1) != answers[0].argmax(1)
     diagnostics.warn("randomised", int(differs.sum()), len(x))
+
+
+def _answers(model: Model, x: torch.Tensor) -> torch.Tensor:
+    return memory.in_parts(lambda part: model(part.clone()), x, rows=max(1, len(x)))
 
 
 def warn_of_square(broken: int, total: int) -> None:

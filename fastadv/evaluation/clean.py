@@ -3,6 +3,7 @@
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from fastadv import memory
 from fastadv.isolation import Model, isolated, module_of
 
 
@@ -10,7 +11,7 @@ def logits_of(model: Model, x: torch.Tensor, *, batch_size: int, seed: int = 0) 
     """(n, C) logits that the model gives x, in eval mode, on the model's device."""
     device = device_of(model) or x.device
     with isolated(model, device=device, seed=seed):
-        return torch.cat([model(chunk.to(device)) for chunk in x.split(batch_size)])
+        return memory.in_parts(lambda part: model(part.to(device)), x, rows=batch_size)
 
 
 def device_of(model: Model) -> torch.device | None:

@@ -19,6 +19,7 @@ from fastadv.evaluation.checkpoint import write_atomically
 from fastadv.ops import backend
 
 _Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+DEFAULT_SEARCH = "the default"
 _STAGE_COLUMNS = (
     "attack",
     "attacked",
@@ -65,7 +66,7 @@ class Report:
     seconds: float
     warnings: dict[str, int]
     environment: dict[str, str]
-    search: str = "the default"
+    search: str = DEFAULT_SEARCH
     cost: Cost = Cost()
     broken_by: torch.Tensor | None = None
     stages: tuple[Stage, ...] = ()
@@ -162,8 +163,9 @@ class Report:
             f"after {stage.name:9} {percent(accuracy)}\n"
             for stage, accuracy in zip(self.stages, self.accuracies, strict=True)
         )
+        search = "" if self.search == DEFAULT_SEARCH else f"search: {self.search}\n"
         return (
-            f"{self.model}\n{self.attack}\n"
+            f"{self.model}\n{self.attack}\n{search}"
             f"clean accuracy  {percent(self.clean_accuracy)}\n{stages}"
             f"robust accuracy {self._robust_text()}\n"
             f"{self.n:,} samples, {self.seconds:.2f} s{self._cost_text()}, "

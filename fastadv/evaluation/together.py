@@ -14,7 +14,7 @@ from fastadv.evaluation.clean import device_of
 from fastadv.evaluation.display import Watch, shown
 from fastadv.evaluation.intake import Intake
 from fastadv.evaluation.processes import Exchange, Place, files_of, path_of
-from fastadv.evaluation.report import describe_environment
+from fastadv.evaluation.report import DEFAULT_SEARCH, describe_environment
 from fastadv.evaluation.samples import Data, Rows, Samples
 from fastadv.evaluation.share import Found, Share, disjoint, found_in, mine_of
 from fastadv.evaluation.state import Block, State, Unfinished
@@ -23,7 +23,6 @@ from fastadv.isolation import Model, module_of
 
 # a checkpoint of one goes on with another (contract C2)
 _CHANGES_NOTHING = ("batching", "batch_size", "cuda_graph", "timed")
-_DEFAULT_SEARCH = "the default"
 _TIE = 2.0**-7  # of the largest logit: one bfloat16 rounding may turn it at another batch size
 
 
@@ -147,7 +146,7 @@ def _search_of(execution: Execution) -> str:
         for one in fields(execution)
         if one.name not in _CHANGES_NOTHING and getattr(execution, one.name) != one.default
     ]
-    return ", ".join(changed) or _DEFAULT_SEARCH
+    return ", ".join(changed) or DEFAULT_SEARCH
 
 
 def _check_whole(blocks: Sequence[Block], outcomes: Sequence[_Outcome]) -> None:

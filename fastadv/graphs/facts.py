@@ -1,27 +1,32 @@
 """What a recorded step has baked in about modules and optimizers: if it changes, record anew."""
 
-from collections.abc import Hashable, Set
+from collections.abc import Hashable, Iterator, Mapping, Set
+from types import FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+Fact = tuple[tuple[str, str], Hashable]  # ((path of a submodule, attribute), what it holds)
 
-def module_facts(module: nn.Module) -> tuple[Hashable, ...]:
-    """Types, plain attributes (training, p of a dropout, ...), and where tensors lie; no values of
-    tensors, which a replay reads anew."""
-    facts: list[Hashable] = []
-    for part in module.modules():
-        facts.append(type(part))
+_DEPTH = 4  # of containers and objects in one another
+_SMALL = 4096  # bytes of an array that are compared; of a larger one its identity is
+
+
+def module_facts(module: nn.Module) -> tuple[Fact, ...]:
+    """Types, hooks, all that attributes hold, and where tensors lie; no values of tensors, which a
+    replay reads anew."""
+    return tuple(_facts(module, set()))
+
+
+def _facts(module: nn.Module, seen: set[int]) -> Iterator[Fact]:
+    for path, part in module.named_modules():
+        seen.add(id(part))
+        yield (path, "type"), type(part)
         for name, value in vars(part).items():
-            if type(value) in _PLAIN:
-                facts.append((name, value))
-            elif isinstance(value, tuple | torch.Tensor):
-                facts.append((name, _baked(value)))
-        for tensors in (part._parameters, part._buffers):
-            facts.extend([tensor_facts(tensor) for tensor in tensors.values()])
-        facts.append((len(part._forward_hooks), len(part._forward_pre_hooks)))
-    return tuple(facts)
+            if name != "_modules":  # visited on their own
+                yield (path, name), _baked(value, seen, _DEPTH)
 
 
 def optimizer_facts(
@@ -41,15 +46,49 @@ def tensor_facts(tensor: torch.Tensor | None) -> Hashable:
     """Where a tensor lies, and in which form."""
     if tensor is None:
         return None
+    if tensor.layout != torch.strided or tensor.is_nested:  # it has no address
+        return id(tensor), tensor.layout, tensor.dtype, tensor.requires_grad
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad
 
 
-_PLAIN = frozenset((bool, int, float, str, torch.dtype))
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, np.generic)
 
 
-def _baked(value: Any) -> Hashable:
+def _baked(value: Any, seen: set[int] | None = None, depth: int = _DEPTH) -> Hashable:
+    """Plain values as they are, what they lie in recursively, anything else by its identity."""
+    seen = set() if seen is None else seen
     if isinstance(value, torch.Tensor):
         return tensor_facts(value)
-    if isinstance(value, tuple | list):
-        return tuple(_baked(v) for v in value)
-    return value if type(value) in _PLAIN else type(value)
+    if isinstance(value, _PLAIN):
+        return type(value), repr(value)  # 1 is not True, and NaN is NaN
+    if isinstance(value, np.ndarray):
+        return value.shape, value.tobytes() if value.nbytes <= _SMALL else id(value)
+    if depth == 0 or id(value) in seen:
+        return type(value), id(value)
+    inside: list[Any]
+    if isinstance(value, nn.Module):
+        return tuple(_facts(value, seen))
+    seen = seen | {id(value)}
+    if isinstance(value, Mapping):
+        inside = [*value.keys(), *value.values()]
+    elif isinstance(value, list | tuple):
+        inside = list(value)
+    elif isinstance(value, set | frozenset):
+        inside = sorted(value, key=repr)
+    elif isinstance(value, MethodType):
+        inside = [value.__func__, value.__self__]
+    elif isinstance(value, FunctionType):
+        cells = [_content(cell) for cell in value.__closure__ or ()]
+        inside = [id(value.__code__), *cells, *(value.__defaults__ or ())]
+    elif not isinstance(value, type) and hasattr(value, "__dict__"):
+        inside = [id(value), *vars(value).items()]
+    else:
+        return type(value), id(value)
+    return type(value), *(_baked(one, seen, depth - 1) for one in inside)
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None

@@ -73,7 +73,8 @@ def _tolerance(own: torch.Tensor) -> float:
     """What two right ways to compute the same logits in their own precision may differ by."""
     finite = own.double().nan_to_num(0.0, 0.0, 0.0).abs()
     share = _TF32 if _rounds_to_tf32(own.device) else _FP32
-    return float(finite.max()) * max(share, _ROUNDINGS * torch.finfo(own.dtype).eps)
+    eps = torch.finfo(own.dtype).eps if own.is_floating_point() else 0.0
+    return float(finite.max()) * max(share, _ROUNDINGS * eps)
 
 
 def _rounds_to_tf32(device: torch.device) -> bool:

@@ -87,6 +87,8 @@ def replica(model: Model, x: torch.Tensor) -> Replica:
             if (inner := _unwrapped(module)) is not module:
                 memo[id(module)] = copy.deepcopy(inner, memo)
         module = copy.deepcopy(owner, memo)
+    except Uncopyable:
+        raise
     except Exception as error:
         if memory.is_out_of_memory(error):
             raise
@@ -121,18 +123,21 @@ def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
     """Parameters, buffers, and what attributes, lists, tuples and dicts hold."""
     yield from module.parameters()
     yield from module.buffers()
+    registered = set(module.modules())
     for part in module.modules():
         for name, value in vars(part).items():
             if name not in _CONTAINERS:
-                yield from _held(value)
+                yield from _held(value, registered)
 
 
-def _held(value: object, depth: int = 3) -> Iterator[torch.Tensor]:
+def _held(value: object, registered: set[nn.Module], depth: int = 3) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
+    elif isinstance(value, nn.Module) and value not in registered:
+        raise Uncopyable("it holds a module in a list or an object, not as a submodule")
     elif depth and isinstance(value, list | tuple | dict):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _held(item, depth - 1)
+            yield from _held(item, registered, depth - 1)
 
 
 def _require_own_tensors(model: Model, x: torch.Tensor, pairs: list[Pair]) -> None:

@@ -1,6 +1,7 @@
 """Folding, channels_last and compile: other arithmetic, the same verdicts; and what a run took."""
 
 import logging
+import time
 
 import pytest
 import torch
@@ -257,3 +258,28 @@ def test_the_watchdog_is_asked_in_every_schedule(monkeypatch):
             problem.model, problem.x, problem.y, execution=fastadv.Execution(batching=batching)
         )
         assert len(noted) >= 2
+
+
+class Stalling(nn.Module):
+    """One call, late, takes far longer than the others."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.calls = model, 0
+
+    def forward(self, x):
+        self.calls += 1
+        time.sleep(0.7 if self.calls == 14 else 0.002)
+        return self.model(x)
+
+
+@pytest.mark.parametrize("batching", ["continuous", "plain"])
+def test_one_slow_step_is_seen_in_every_schedule(caplog, batching):
+    problem = mixed_problem(20)
+    attack = fastadv.pgd(threat_of("linf", 0.01), steps=16)
+    with caplog.at_level(logging.WARNING, logger="fastadv"):
+        attack.run(
+            Stalling(problem.model), problem.x, problem.y,
+            execution=fastadv.Execution(batching=batching),
+        )  # fmt: skip
+    assert len(caplog.messages) == 1 and "times the median" in caplog.messages[0]

@@ -258,3 +258,135 @@ def test_radii_of_their_own_follow_their_samples(tapes):
         eager = _run(attack, problem, graph=False, batch_size=8)
         assert differing_fields(eager, _run(attack, problem, batch_size=8)) == []
         eps = eps.flip(0)
+
+
+class Configured(nn.Module):
+    """What it multiplies its logits by lies in an attribute of its own making."""
+
+    def __init__(self, model, holder, get):
+        super().__init__()
+        self.model, self.holder, self.get = model, holder, get
+
+    def forward(self, x):
+        return self.model(x) * self.get(self.holder)
+
+
+class _Slot:
+    def __init__(self, value):
+        self.value = value
+
+
+_HOLDERS = {
+    "dict": (lambda: {"t": 1.0}, lambda h: h["t"], lambda h: h.update(t=-2.0)),
+    "list": (lambda: [1.0], lambda h: h[0], lambda h: h.__setitem__(0, -2.0)),
+    "object": (lambda: _Slot(1.0), lambda h: h.value, lambda h: setattr(h, "value", -2.0)),
+    "nested": (
+        lambda: {"a": [_Slot(1.0)]}, lambda h: h["a"][0].value,
+        lambda h: setattr(h["a"][0], "value", -2.0),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("holder", _HOLDERS)
+def test_what_attributes_hold_may_change(tapes, holder, precision):
+    """For recordings, and for shadow copies."""
+    make, get, change = _HOLDERS[holder]
+    problem = mixed_problem(40)
+    model = Configured(problem.model, make(), get)
+    attack = fastadv.pgd(threat_of("linf"), steps=8)
+    _run(attack, problem, model, batch_size=8, precision=precision)
+    change(model.holder)
+    kept = _run(attack, problem, model, batch_size=8, precision=precision)
+    fastadv.release()
+    fresh = _run(attack, problem, model, graph=False, batch_size=8, precision=precision)
+    assert differing_fields(fresh, kept) == []
+
+
+def test_a_function_and_a_hook_that_are_exchanged_are_seen(tapes):
+    problem = mixed_problem(40)
+    model = Configured(problem.model, None, lambda holder: 1.0)
+    attack = fastadv.pgd(threat_of("linf"), steps=8)
+    _run(attack, problem, model, batch_size=8)
+    model.get = lambda holder: -2.0
+    eager = _run(attack, problem, model, graph=False, batch_size=8)
+    assert differing_fields(eager, _run(attack, problem, model, batch_size=8)) == []
+    handle = model.register_forward_hook(lambda module, args, output: output * 1.0)
+    _run(attack, problem, model, batch_size=8)
+    handle.remove()
+    model.register_forward_hook(lambda module, args, output: output * -1.0)
+    eager = _run(attack, problem, model, graph=False, batch_size=8)
+    assert differing_fields(eager, _run(attack, problem, model, batch_size=8)) == []
+
+
+class Counted(nn.Module):
+    """Changes itself at every call."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.calls = model, 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.kept = x.detach()
+        return self.model(x)
+
+
+def test_what_passes_change_themselves_is_no_reason_to_record_anew(tapes):
+    problem = mixed_problem(16)
+    model = Counted(problem.model)
+    attack = fastadv.pgd(threat_of("linf"), steps=12, keep="last")
+    for _ in range(3):
+        _run(attack, problem, model, batch_size=8)
+    recorded = tapes[0].captured
+    eager = _run(attack, problem, model, graph=False, batch_size=8)
+    assert differing_fields(eager, _run(attack, problem, model, batch_size=8)) == []
+    assert tapes[0].captured == recorded and tapes[0].released == 0
+
+
+class Sparse(nn.Module):
+    """A buffer that has no address."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.register_buffer("mixing", torch.eye(5).to_sparse())
+
+    def forward(self, x):
+        return torch.sparse.mm(self.mixing, self.model(x).t()).t()
+
+
+def test_tensors_without_an_address_are_no_obstacle(tapes):
+    problem = mixed_problem(16)
+    attack = fastadv.pgd(threat_of("linf"), steps=4)
+    model = Sparse(problem.model)
+    eager = _run(attack, problem, model, graph=False, batch_size=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExecutionWarning)  # the tape cannot record them
+        assert torch.equal(eager.success, _run(attack, problem, model, batch_size=8).success)
+
+
+class Listed(nn.Module):
+    """Holds its network where nn.Module does not look."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.nets = [model]
+
+    def forward(self, x):
+        return self.nets[0](x)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_in_a_list_are_seen_when_they_change(tapes, precision):
+    problem = mixed_problem(40)
+    model = Listed(problem.model)
+    attack = fastadv.pgd(threat_of("linf"), steps=8)
+    _run(attack, problem, model, batch_size=8, precision=precision)
+    with torch.no_grad():
+        for p in problem.model.parameters():
+            p.mul_(-0.7)
+    kept = _run(attack, problem, model, batch_size=8, precision=precision)
+    fastadv.release()
+    fresh = _run(attack, problem, model, graph=False, batch_size=8, precision=precision)
+    assert differing_fields(fresh, kept) == []

@@ -170,3 +170,27 @@ def test_beside_the_model_what_was_under_way_starts_again(monkeypatch, place, ca
     result = _run(attack, problem.model, problem, batching=batching, batch_size=16)
     assert differing_fields(calm, result) == []
     assert failing.count >= max(calls)
+
+
+@pytest.mark.parametrize("how", ["precision", "channels_last", "timed"])
+def test_a_shadow_is_checked_and_a_limit_measured_at_what_fits(how):
+    problem = mixed_problem(40)
+    more = {how: "bf16" if how == "precision" else True}
+    attack = fastadv.pgd(threat_of("linf"), steps=4)
+    calm = _run(attack, problem.model, problem, **more)
+    result = _run(attack, Tight(problem.model, rows=7), problem, **more)
+    assert torch.equal(calm.success, result.success)
+
+
+def test_an_evaluation_and_its_resumption_go_on(tmp_path):
+    problem = member_problem(24)
+    for attack in (custom_ensemble("linf"), fastadv.pgd(threat_of("linf"), steps=3, keep="last")):
+        data, path = (problem.x, problem.y), tmp_path / f"{len(repr(attack))}.pt"
+        calm = fastadv.evaluate(problem.model, data, attack, batch_size=12, progress=False)
+        model = Tight(problem.model, rows=5)
+        for _ in range(2):
+            report = fastadv.evaluate(
+                model, data, attack, batch_size=12, checkpoint=path, progress=False
+            )
+            assert torch.equal(calm.robust, report.robust)
+        assert model.failures > 0
