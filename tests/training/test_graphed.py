@@ -207,3 +207,23 @@ def test_a_resumed_run_gives_the_same_bits(tape, name):
     pair.train(data[5:])
     resumed.train(data[5:])
     assert torch.equal(resumed.net[0].weight, pair.net[0].weight)
+
+
+class Tempered(nn.Module):
+    """Its temperature lies in a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.settings = conv_net(bn=True), {"temperature": 1.0}
+
+    def forward(self, x):
+        return self.net(x) * self.settings["temperature"]
+
+
+def test_what_attributes_of_the_model_hold_may_change(tape):
+    pair = Pair(lambda: training.FastAT(THREAT), net=Tempered())
+    data = batches(10)
+    pair.train(data[:6])
+    for net in (pair.net, pair.eager):
+        net.settings["temperature"] = 5.0
+    pair.train(data[6:])
