@@ -36,7 +36,8 @@ class Cost(NamedTuple):
 
     @property
     def share_of_limit(self) -> float | None:
-        """limit_seconds / seconds: 1.0 is an attack that costs nothing beside the model."""
+        """limit_seconds / seconds: 1.0 is an attack that costs nothing beside the model. An
+        estimate: it may exceed 1 where batches shrank or the machine was busy."""
         return self.limit_seconds / self.seconds if self.limit_seconds and self.seconds else None
 
     def plus(self, other: "Cost") -> "Cost":

@@ -43,7 +43,6 @@ class Search:
         self.prepared = prepared
         self.cost = Cost()
         self.attacked = 0  # samples
-        self._denied = 0
         oracle.search = prepared.search
         oracle.room = prepared.room
 
@@ -92,15 +91,27 @@ class Search:
         return whole, faults
 
     def _all_steps(self, work: Work, samples: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        plan = self._plan(work, 0, self.batch_size)
-        stepper = Stepper(plan, self.prepared.graphs)
         iterates, faults = [], []
-        for chunk in np.array_split(samples, range(self.batch_size, len(samples), self.batch_size)):
-            state = run_chunk(stepper, work, chunk, 0)
-            kept = state.x_adv.detach()
-            iterates.append(kept.clone() if stepper.records else kept)
-            faults.append(state.slots[:, columns.FAULT].clone())
-        plan.algorithm.oracle = None
+        size, done = self.batch_size, 0
+        while done < len(samples):
+            chunk = samples[done : done + size]
+            plan = self._plan(work, 0, size)
+            stepper = Stepper(plan, self.prepared.graphs)
+            try:
+                state = run_chunk(stepper, work, chunk, 0)
+                kept = state.x_adv.detach()
+                iterates.append(kept.clone() if stepper.records else kept)
+                faults.append(state.slots[:, columns.FAULT].clone())
+                done += len(chunk)
+                continue
+            except Exception as error:
+                if len(chunk) == 1 or not memory.is_out_of_memory(error):
+                    raise
+            finally:
+                plan.algorithm.oracle = None
+            size = (len(chunk) + 1) // 2
+            del plan, stepper
+            memory.free_cached(work.x.device)
         like = work.x if len(samples) == len(work) else work.x[: len(samples)]
         whole = iterates[0] if len(iterates) == 1 else joined(iterates, like)
         return whole, torch.cat(faults).cpu().numpy()
@@ -137,8 +148,8 @@ class Search:
             aims = work.targets is not None and work.ranking is None
             hits = prediction == work.targets[rows] if aims else prediction != labels  # type: ignore[index]
             confirmed = (hits & ~logits.isnan().any(1)).cpu().numpy()
-            self._denied += int((~confirmed).sum())
-            self.cost = self.cost._replace(denied=self._denied)
+            denied = self.cost.denied + int((~confirmed).sum())
+            self.cost = self.cost._replace(denied=denied)
             return confirmed
 
         return confirm

@@ -157,13 +157,17 @@ class _Failing:
 @pytest.mark.parametrize(
     "place, calls",
     [
-        ("allocate", {1}), ("allocate", {1, 2}), ("start", {1}), ("start", {2, 3}), ("start", {4}),
+        ("allocate", {1}), ("allocate", {1, 2}), ("start", {1}), ("start", {2}), ("start", {3}),
         ("step", {1}), ("step", {2, 3}), ("step", {6}), ("step", {5, 9, 14}),
     ],
 )  # fmt: skip
-def test_beside_the_model_what_was_under_way_starts_again(monkeypatch, place, calls, batching):
+@pytest.mark.parametrize("keep", ["first_success", "last"])
+def test_beside_the_model_what_was_under_way_starts_again(
+    monkeypatch, keep, place, calls, batching
+):
     problem = mixed_problem(40)
-    attack = fastadv.pgd(threat_of("linf"), steps=8, restarts=2)
+    restarts = 1 if keep == "last" else 2
+    attack = fastadv.pgd(threat_of("linf"), steps=8, restarts=restarts, keep=keep)
     calm = _run(attack, problem.model, problem, batching=batching, batch_size=16)
     failing = _Failing(getattr(ProjectedGradient, place), calls)
     monkeypatch.setattr(ProjectedGradient, place, lambda self, *args: failing(self, *args))
