@@ -283,3 +283,42 @@ def test_one_slow_step_is_seen_in_every_schedule(caplog, batching):
             execution=fastadv.Execution(batching=batching),
         )  # fmt: skip
     assert len(caplog.messages) == 1 and "times the median" in caplog.messages[0]
+
+
+def test_passes_of_the_users_model_have_its_price_in_the_limit(monkeypatch):
+    """In half precision the model takes no time at all, on a clock of our own."""
+    from fastadv.attacks import accounting
+
+    clock = [0.0]
+
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits, seconds):
+            ctx.seconds = seconds
+            return logits.clone()
+
+        @staticmethod
+        def backward(ctx, *grads):
+            clock[0] += ctx.seconds
+            return grads[0], None
+
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = problem.model
+
+        def forward(self, x):
+            is_own = not torch.is_autocast_enabled("cpu")
+            clock[0] += 2.0 * is_own
+            return Backward.apply(self.model(x), 3.0 * is_own)
+
+    monkeypatch.setattr(accounting.time, "perf_counter", lambda: clock[0])
+    problem = mixed_problem(40)
+    attack = fastadv.pgd(threat_of("linf", 1e-4), steps=10)
+    how = fastadv.Execution(precision="bf16", final_pass=True, timed=True)
+    result = attack.run(Slow(), problem.x, problem.y, execution=how)
+    attacked = int((result.clean_prediction == problem.y).sum())
+    assert result.cost.final_attacked == attacked == int((~result.success).sum())
+    # the clean look and the last one at all 40, ten steps of the final pass at the others
+    expected = (2 * 40 * 2.0 + 10 * attacked * 5.0) / attacked
+    assert result.cost.limit_seconds == pytest.approx(expected)
