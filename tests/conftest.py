@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from clamp_rules import RULES, clamp_rule
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -53,4 +54,11 @@ def either_backend(request: pytest.FixtureRequest):
     if request.param == "triton" and not backend.triton_is_installed():
         pytest.skip("needs triton, which is installed on Linux only")
     with backend.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=RULES)
+def clamp_rule_in_force(request: pytest.FixtureRequest):
+    """Run the test under both rules that torch has had for a clamp's gradient at its bounds."""
+    with clamp_rule(request.param):
         yield request.param
