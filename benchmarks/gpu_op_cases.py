@@ -196,7 +196,7 @@ def _head_chain(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> Call:
             own = leaf.gather(1, column)[:, 0]
             first, second, third = leaf.topk(3, 1).values.unbind(1)
             gap = own - torch.where(own == first, second, first)
-            loss = -gap.clamp(min=0) if kind == "margin" else -gap / (first - third + 1e-12)
+            loss = -gap.relu() if kind == "margin" else -gap / (first - third + 1e-12)
             total = loss.sum()
         (result,) = torch.autograd.grad(total, leaf)
         # what an attack with early stop computes beside it

@@ -31,6 +31,9 @@ def yopo_step(
     inner step. Returns the loss of the first full pass, which the authors log; their one forward
     more, for a logged accuracy, is left out.
 
+    Clamps that are differentiated have the gradient of the authors' torch, 1.0.1: 1 inside and at
+    the bounds, 0 outside. It is written out, because since 2.14 torch has 0 at the bounds.
+
     Source: Zhang et al. 2019, arXiv:1905.00877, algorithm 1.
     """
     outputs: list[torch.Tensor] = []
@@ -49,12 +52,17 @@ def yopo_step(
         assert outputs[0].grad is not None
         p = -outputs[0].grad.detach()
         for _ in range(inner):
-            hamiltonian = (first_layer((x + delta).clamp(0, 1)) * p).sum()
+            hamiltonian = (first_layer(_clamped(x + delta)) * p).sum()
             (grad,) = torch.autograd.grad(hamiltonian, delta)
             delta = (delta - step_size * grad.sign()).clamp(-eps, eps)
             delta = ((x + delta).clamp(0, 1) - x).detach().requires_grad_()
-        (-(first_layer((x + delta).clamp(0, 1)) * p).sum()).backward()
+        (-(first_layer(_clamped(x + delta)) * p).sum()).backward()
     optimizer.step()
     optimizer.zero_grad()
     assert first_loss is not None, "outer is at least 1"
     return first_loss
+
+
+def _clamped(x_adv: torch.Tensor) -> torch.Tensor:
+    """clamp(x_adv, 0, 1), whose gradient is 1 in [0, 1] and 0 outside."""
+    return torch.where((x_adv >= 0) & (x_adv <= 1), x_adv, x_adv.detach().clamp(0, 1))

@@ -154,12 +154,15 @@ class _Passes:
     def input_gradient(
         self, x_adv: torch.Tensor, costate: torch.Tensor, bounds: tuple[float, float] | None
     ) -> torch.Tensor:
-        """d <h(clamp(x_adv)), p> / d x_adv, without weight gradients."""
-        leaf = x_adv.detach().requires_grad_()
+        """d <h(clamp(x_adv)), p> / d x_adv, without weight gradients: 0 outside bounds only.
+
+        No clamp is differentiated: torch 2.14 has 0 at the bounds too, where it had 1 before.
+        """
+        leaf = x_adv.detach() if bounds is None else x_adv.detach().clamp(*bounds)
         with torch.enable_grad():
-            inside = leaf if bounds is None else leaf.clamp(*bounds)
-            output = self._first_output(inside)
-        return crafting.input_gradient(output, leaf, costate)
+            output = self._first_output(leaf.requires_grad_())
+        grad = crafting.input_gradient(output, leaf, costate)
+        return grad if bounds is None else grad.masked_fill(x_adv != leaf, 0.0)
 
     def first_layer_again(self, x_adv: torch.Tensor, costate: torch.Tensor) -> None:
         """Add d <h(x_adv), p> / d weights."""

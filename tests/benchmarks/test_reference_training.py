@@ -25,6 +25,8 @@ from benchmarks.reference import (
 )
 from fastadv import textbook
 
+pytestmark = pytest.mark.usefixtures("clamp_rule_in_force")
+
 
 @pytest.mark.parametrize(
     ("clamp_start", "x_adv"),

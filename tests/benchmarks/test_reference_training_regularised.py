@@ -19,6 +19,8 @@ from two_class_linear import (
 
 from benchmarks.reference import mart_step, trades_step, yopo_step
 
+pytestmark = pytest.mark.usefixtures("clamp_rule_in_force")
+
 
 def test_trades_trains_both_sides_of_the_divergence():
     model, beta = linear(), 6.0
@@ -105,6 +107,24 @@ def test_yopo_sums_the_full_passes_before_one_update():
     push = torch.stack([LR * torch.sigmoid(-margin(h)) * h[0] for h in passes]).sum(0)
     expected = torch.tensor(W, dtype=torch.float64) + torch.stack([push, -push])
     torch.testing.assert_close(head.weight.detach(), expected)
+
+
+def test_yopo_moves_a_pixel_at_the_border_of_the_image_and_none_outside():
+    first, head = linear(((1.0, 2.0), (3.0, -1.0))), linear()
+    u = first.weight.detach().clone()
+    model = nn.Sequential(first, head)
+    # the gradient pushes along (+, -), as above; -0.01 is outside: it only comes back to the border
+    starts = torch.cat([row(0.0, 1.0), row(-0.01, 1.0)])
+    x = starts.clamp(0, 1)
+    yopo_step(
+        model, sgd(model), x, LABEL.expand(2), first_layer=first, eps=0.1, step_size=0.06, outer=1,
+        inner=1, noise=starts - x,
+    )  # fmt: skip
+    ends = torch.cat([row(0.06, 0.94), row(0.0, 0.94)])
+    push = torch.sigmoid(-margin(starts @ u.T))[:, None] / 2
+    g = -push * torch.tensor([2.0, -3.0], dtype=torch.float64)
+    assert torch.equal((g @ u).sign(), row(1.0, -1.0).expand(2, 2))
+    torch.testing.assert_close(first.weight.detach(), u - LR * g.T @ (starts + ends))
 
 
 @pytest.mark.parametrize("training", [False, True])

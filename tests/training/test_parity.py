@@ -108,6 +108,7 @@ def _train_both(case, net, optimizer, *, dtype, **settings):
     return ours, theirs
 
 
+@pytest.mark.usefixtures("clamp_rule_in_force")
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("case", _CASES)
@@ -168,6 +169,7 @@ def _train_both_free(net, optimizer, *, dtype, replays=4, sizes=None):
     return ours, theirs, step.delta, delta.detach()
 
 
+@pytest.mark.usefixtures("clamp_rule_in_force")
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_free_has_the_weights_and_the_perturbation_of_the_textbook_loop(dtype, optimizer):

@@ -17,6 +17,8 @@ from fastadv import training
 
 EPS = 0.1
 
+pytestmark = pytest.mark.usefixtures("clamp_rule_in_force")
+
 
 def test_yopo_hands_over_the_mean_of_the_gradients_that_the_authors_sum():
     net = conv_net(dtype=torch.float64)
