@@ -5,21 +5,11 @@ import copy
 import pytest
 import torch
 from graphed_pair import Pair, sgd
-from graphs.tape import Tape
 from torch import nn
 from training_problems import CRAFTED, METHODS, SHAPE, THREAT, batches, conv_net
 
 from fastadv import training
 from fastadv.training import AWP, CleanMixing, GradAlign, PerturbationBank, graphed
-from fastadv.training import graphed_step as recording
-
-
-@pytest.fixture
-def tape(monkeypatch: pytest.MonkeyPatch) -> Tape:
-    """Every `graphed` records on it."""
-    tape = Tape()
-    monkeypatch.setattr(recording, "backend_for", lambda device, cuda_graph: tape)
-    return tape
 
 
 @pytest.mark.parametrize("name", METHODS)
