@@ -6,7 +6,8 @@ import warnings
 class AttackWarning(UserWarning):
     """Something weakens an attack; `code` names it, `count` says for how many samples.
 
-    Codes: "zero_gradient", "nan_gradient", "nan_logits", "probabilities", "unconfirmed"; of
+    Codes: "zero_gradient", "nan_gradient", "nan_logits", "probabilities", "unconfirmed",
+    "clamped_input"; of
     ensembles also "randomised", "dynamic", "few_classes", "square_gains".
     """
 
@@ -30,6 +31,12 @@ _TEXTS = {
     "unconfirmed": "the search saw a success that the returned tensor does not confirm: the "
     "model's answers depend on the batch, or on chance; they count as robust, so robust accuracy "
     "may be overestimated",
+    "clamped_input": "the model loses the gradient of entries that lie at a bound, as one that "
+    "clamps its input does (clamp since PyTorch 2.14, hardtanh and relu always). It was taken with "
+    "such entries moved inside, by at most 1e-6 of the range; losses and successes are of the "
+    "iterates themselves. To be rid of this, and of a forward pass a step: attack the model "
+    "without its clamp, as iterates stay in bounds anyway, or put it into "
+    "fastadv.BPDA(lambda x: x.clamp(0, 1))",
     "randomised": "the model answers differently when asked again: one lucky draw may count as "
     "a success; use version='rand', which averages over draws",
     "dynamic": "the model computes gradients of its own in its forward pass, as defences that "

@@ -1,5 +1,6 @@
 """How an attack is run: fast where nothing depends on it, exact where a success is confirmed."""
 
+import math
 from dataclasses import dataclass
 
 _BATCHING = ("continuous", "plain")
@@ -21,6 +22,12 @@ class Execution:
     final_pass: attack what survived again, with the user's model itself, where the search used
     another and the attack stops at successes; the cost is in the result.
 
+    inset: what becomes of a model that clamps its input and so has no gradient at the bounds. None:
+    it is noticed, and from then on the model is differentiated with the entries that lie at a bound
+    moved inside by the least amount that gives them one, at most 1e-6 of the range, while losses,
+    predictions and successes stay those of the iterate itself (one forward more a step). 0.0:
+    nobody looks. Another number: move by that amount from the start.
+
     cuda_graph: "auto" captures a step once on a GPU and replays it, falling back to eager steps
     with one `ExecutionWarning`; True raises where it cannot; False never does. batching:
     "continuous" refills the slot of a finished sample from a queue and shrinks the batch when the
@@ -41,6 +48,7 @@ class Execution:
     batch_size: int | None = None
     final_pass: bool = False
     timed: bool = False
+    inset: float | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -56,6 +64,9 @@ class Execution:
         for name in ("channels_last", "fold_batchnorm", "compile", "final_pass", "timed"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False; got {getattr(self, name)!r}")
+        inset = self.inset
+        if inset is not None and not (isinstance(inset, float | int) and 0 <= inset < math.inf):
+            raise ValueError(f"inset must be None or a number of at least 0; got {inset!r}")
         size = self.batch_size
         if size is not None and not (isinstance(size, int) and size >= 1):
             raise ValueError(f"batch_size must be at least 1, an integer or None; got {size!r}")

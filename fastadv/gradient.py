@@ -3,11 +3,12 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
-from fastadv import losses, memory
+from fastadv import clamping, losses, memory
 from fastadv.engine.state import SlotState
 from fastadv.isolation import Model
 from fastadv.kernels import slots as columns
@@ -44,15 +45,22 @@ class Oracle:
     """Forward, loss head, backward to the input: no weight gradients, no synchronisation.
 
     Must be used inside `isolated(model)`. passes: gradients, and the logits that decide, are
-    averaged over as many forward passes (EOT, Athalye et al. 2018, arXiv:1707.07397). search: what
+    averaged over as many forward passes (EOT, Athalye et al. 2018, arXiv:1707.07397). bounds: of
+    the pixels. inset: by how much entries at them are moved inside wherever the model is
+    differentiated, 0.0 if it keeps its gradient there: see `fastadv.clamping`. search: what
     is differentiated in place of the model, None for the model itself. forwards and backwards count
     samples times passes, own_forwards and own_backwards those of the model itself; seconds is the
     host's time in them. room: the most rows of a pass, halved when memory runs out: then the rows
     are passed in parts, and none twice. Raises ValueError if the output cannot be attacked.
     """
 
-    def __init__(self, model: Model, loss: losses.Loss, *, targeted: bool, passes: int = 1) -> None:
+    def __init__(
+        self, model: Model, loss: losses.Loss, *, targeted: bool, passes: int = 1,
+        bounds: clamping.Bounds | None = None, inset: float = 0.0,
+    ) -> None:  # fmt: skip
         self.model = model
+        self.bounds = bounds
+        self.inset = inset
         self.search: SearchModel | None = None
         self.loss = loss
         self.targeted = targeted
@@ -86,7 +94,8 @@ class Oracle:
     def takes_model_input(self, x: torch.Tensor) -> bool:
         """True if the fused steps can write the model's normalised input themselves."""
         return (
-            type(self.model) is Normalized
+            not self.inset
+            and type(self.model) is Normalized
             and x.ndim >= 2
             and x.dtype in (torch.float32, torch.float64)
             and self.model.mean.device == x.device
@@ -143,16 +152,46 @@ class Oracle:
         self._head(logits, state, state.loss, None, "none", rules)
 
     def gradient(self, state: SlotState, rules: Rules | None) -> torch.Tensor:
-        """The input gradient at the current iterates, which the same launch tracks by `rules`."""
-        if self.passes == 1:
+        """The input gradient at the current iterates, which the same launch tracks by `rules`; an
+        inset takes one more forward."""
+        at = self.differentiable(state)
+        if self.passes == 1 and at is state:
             return self._pass(state, state.loss, rules)[0]
         scratch = torch.empty_like(state.loss)
-        total, mean_logits = self._pass(state, scratch, None)
+        total, mean_logits = self._pass(at, scratch, None)
         for _ in range(self.passes - 1):
-            grad, logits = self._pass(state, scratch, None)
+            grad, logits = self._pass(at, scratch, None)
             total, mean_logits = total + grad, mean_logits + logits
-        self.track(state, mean_logits / self.passes, rules)
+        mean_logits = mean_logits / self.passes
+        if at is not state:
+            mean_logits = self.search_logits(state.x_adv.detach())
+        self.track(state, mean_logits, rules)
         return total / self.passes
+
+    def differentiable(self, state: SlotState) -> SlotState:
+        """`state`, or where the model clamps the same slots with iterates moved inside."""
+        if not self.inset:
+            return state
+        assert self.bounds is not None, "nothing lies at no bounds"
+        x_adv = clamping.moved_inside(state.x_adv.detach(), self.bounds, self.inset)
+        return replace(state, x_adv=x_adv)
+
+    def find_inset(self, x_adv: torch.Tensor) -> None:
+        """Look whether the model loses the gradient at bounds, and set `inset`; synchronises."""
+        assert self.bounds is not None, "nothing lies at no bounds"
+        model = self.model if self.search is None else self.search.forward
+
+        def gradient(x: torch.Tensor) -> torch.Tensor:
+            leaf = x.detach().clone().requires_grad_()
+            with torch.enable_grad():
+                logits = self._forward(model, leaf)
+            self.backwards += len(x)
+            if self.search is None:
+                self.own_forwards += len(x)
+                self.own_backwards += len(x)
+            return clamping.gradient_of(logits, leaf, scale=self._scale)
+
+        self.inset = clamping.lost_at_bounds(gradient, x_adv, self.bounds)
 
     def _pass(
         self, state: SlotState, loss: torch.Tensor, rules: Rules | None,

@@ -2,10 +2,14 @@
 
 import os
 
-import numpy as np
-import pytest
-import torch
-from clamp_rules import RULES, clamp_rule
+# before torch loads MKL: matrix products round alike on every CPU, or FAB's trajectories part from
+# those that were stored on another one (two of six, Intel Xeon against AMD EPYC)
+os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from clamp_rules import RULES, clamp_rule  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

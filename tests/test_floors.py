@@ -17,6 +17,7 @@ FLOORS = (
     "threat_model",
     "losses",
     "isolation",
+    "clamping",
     "wrappers",
     "execution",
     "memory",

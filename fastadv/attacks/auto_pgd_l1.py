@@ -93,7 +93,7 @@ class AutoPGDL1Slots(AscentSlots):
         assert common.best_loss is not None and common.x_best is not None
         grad = self.oracle.gradient(common, self.rules)
         if common.unprobed:
-            probe(common, grad)
+            probe(common, grad, self.oracle)
         apgd_l1_step_(
             common.x_adv.detach(), common.x_best, state.grad_best, grad, common.x,
             step_size=common.step_size, sparsity=state.sparsity, phase_eps=state.phase_eps,

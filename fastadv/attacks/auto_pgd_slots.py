@@ -146,7 +146,7 @@ class AutoPGDSlots(AscentSlots):
         assert common.best_loss is not None and common.x_best is not None
         grad = self.oracle.gradient(common, self.rules)
         if common.unprobed:
-            probe(common, grad)
+            probe(common, grad, self.oracle)
         apgd.apgd_check_(
             state.progress, common.step_size, common.loss, common.best_loss, common.slots,
             self._checkpoints, rho=self.rho,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastadv.attacks.probe import probe
+from fastadv.attacks.probe import probe_bounds, probe_masked
 from fastadv.engine.state import ExtendedState, SlotState, put_rows
 from fastadv.engine.work import Work
 from fastadv.gradient import Oracle, grad_buffer
@@ -87,9 +87,11 @@ class BoundarySlots:
         grad = self._nearest(common) if self.untargeted else self.oracle.gradient(common, None)
         if self.oracle.search is not None:
             common.prediction.copy_(common.labels)  # `_look` has judged it, by the user's model
+        if common.unprobed:
+            probe_bounds(common, grad, self.oracle)
         self._move(state, grad)
         if common.unprobed:
-            probe(common, grad)
+            probe_masked(common, grad)
         self._look(state)
 
     def _look(self, state: BoundaryState) -> None:
@@ -110,7 +112,11 @@ class BoundarySlots:
 
     def _nearest(self, state: SlotState) -> torch.Tensor:
         """The gradient of z_j - z_y for the class j whose boundary is nearest; fills the loss."""
-        logits = self.oracle.graph(state)
+        at = self.oracle.differentiable(state)
+        output = self.oracle.graph(at)
+        logits = output.detach()
+        if at is not state:
+            logits = self.oracle.search_logits(state.x_adv.detach())
         grad_logits, loss = grad_buffer(state, logits), torch.empty_like(state.loss)
         nearest = torch.zeros_like(state.x)
         ratio = torch.full_like(state.eps, torch.inf)
@@ -118,10 +124,10 @@ class BoundarySlots:
         for candidate in range(last + 1):
             targets = torch.full_like(state.labels, candidate)
             heads.loss_head_(
-                logits.detach(), state.labels, targets, None, loss, grad_logits, state.prediction,
+                logits, state.labels, targets, None, loss, grad_logits, state.prediction,
                 state.correct, None, None, "difference", 0.0, 0, 0, False, 0, False,
             )  # fmt: skip
-            grad = self.oracle.backward(logits, state, grad_logits, keep_graph=candidate < last)
+            grad = self.oracle.backward(output, at, grad_logits, keep_graph=candidate < last)
             fab.fab_nearest_(
                 nearest, state.loss, ratio, grad, loss, state.labels, candidate,
                 norm=self.threat.norm,

@@ -92,7 +92,10 @@ class Call:
         check_fits(attack.threat, self.x)
         self.batch_size = execution.batch_size or max(1, len(x))
         aims = target is not None or attack.most_targets > 0
-        self.oracle = Oracle(model, attack.resolved_loss, targeted=aims, passes=attack.passes)
+        self.oracle = Oracle(
+            model, attack.resolved_loss, targeted=aims, passes=attack.passes,
+            bounds=attack.threat.bounds, inset=execution.inset or 0.0,
+        )  # fmt: skip
 
     def result(self) -> AttackResult:
         with self._isolated():
@@ -299,12 +302,14 @@ class Call:
             clean_prediction=clean_prediction,
             forwards=self.oracle.forwards,
             backwards=self.oracle.backwards,
+            inset=self.oracle.inset,
         )
 
     def _report(self, faults: np.ndarray) -> None:
         """Raise for labels out of range, warn of what weakened the attack."""
         self._check_labels(faults)
         warn_of_faults(faults)
+        diagnostics.warn("clamped_input", len(faults) if self.oracle.inset else 0, len(faults))
 
     def _check_labels(self, faults: np.ndarray) -> None:
         bad = int((faults & columns.FAULT_BAD_LABEL != 0).sum())

@@ -1,13 +1,21 @@
-"""Looks at the first gradient of a sample: a zero or NaN there is a masked gradient."""
+"""Looks at the first gradient of a sample: zero or NaN there, or at the bounds, is a bad sign."""
 
 import torch
 
+from fastadv import clamping
 from fastadv.engine.state import SlotState
+from fastadv.gradient import Oracle
 from fastadv.kernels import slots as columns
 
 
-def probe(state: SlotState, grad: torch.Tensor) -> None:
-    """Mark samples, not fooled yet, whose first gradient is zero or has NaN; once a load."""
+def probe(state: SlotState, grad: torch.Tensor, oracle: Oracle) -> None:
+    """Both looks, before the step is made with `grad`; once a load."""
+    probe_bounds(state, grad, oracle)
+    probe_masked(state, grad)
+
+
+def probe_masked(state: SlotState, grad: torch.Tensor) -> None:
+    """Mark samples, not fooled yet, whose first gradient is zero or has NaN."""
     rows = grad.detach().reshape(len(grad), -1)
     first = (state.slots[:, columns.STEP] == 1) & (state.slots[:, columns.ACTIVE] == 1)
     # beyond kappa the margin loss is flat by definition, which masks nothing
@@ -18,3 +26,13 @@ def probe(state: SlotState, grad: torch.Tensor) -> None:
         zero * columns.FAULT_ZERO_GRADIENT + nan * columns.FAULT_NAN_GRADIENT
     ).int()
     state.unprobed = False
+
+
+def probe_bounds(state: SlotState, grad: torch.Tensor, oracle: Oracle) -> None:
+    """Mark samples whose gradient, at the iterate in `state`, tells what becomes of it at the
+    bounds, and those where it is lost there."""
+    if oracle.bounds is None or oracle.inset:
+        return
+    telling, lost = clamping.evidence(grad, state.x_adv.detach(), oracle.bounds)
+    marks = telling * columns.BOUNDS_TELL + lost * columns.BOUNDS_LOSE
+    state.slots[:, columns.FAULT] |= marks.int()

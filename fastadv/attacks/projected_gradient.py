@@ -86,7 +86,7 @@ class ProjectedGradient:
     def step(self, state: SlotState) -> None:
         grad = self.oracle.gradient(state, self.rules)
         if state.unprobed:
-            probe(state, grad)
+            probe(state, grad, self.oracle)
         if state.x_best is not None:
             select.select_rows_(state.x_best, state.x_adv, state.slots[:, columns.IMPROVED])
         self._move(state, grad)

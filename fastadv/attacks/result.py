@@ -82,7 +82,9 @@ class AttackResult:
     the objective ascended, at x_adv. distance: ||x_adv - x|| in the threat model's norm, float64.
     step: of the first success, 0 for a clean x that is already wrong or a start that succeeds, -1
     if none. prediction: the model's at x_adv. clean_prediction: at x, None where the attack never
-    looked. forwards, backwards: samples times passes. cost: time, and what was attacked again. Of
+    looked. forwards, backwards: samples times passes. cost: time, and what was attacked again.
+    inset: by how much entries at a bound were moved inside to be differentiated, 0.0 unless the
+    model clamps its input: see `Execution`. Of
     an ensemble: stages, what each attack did, and broken_by, the index of the one that broke a
     sample, -1 if none did, -2 if the model got it wrong as it was.
     """
@@ -97,6 +99,7 @@ class AttackResult:
     forwards: int
     backwards: int
     cost: Cost = Cost()
+    inset: float = 0.0
     broken_by: torch.Tensor | None = None
     stages: tuple[Stage, ...] = ()
 

@@ -9,6 +9,7 @@ import torch
 
 from fastadv import memory
 from fastadv.attacks import inputs
+from fastadv.attacks.bounds_watch import BoundsWatch, GradientLostError
 from fastadv.attacks.prepared import Prepared
 from fastadv.attacks.result import Cost
 from fastadv.attacks.verdict import joined
@@ -43,6 +44,7 @@ class Search:
         self.prepared = prepared
         self.cost = Cost()
         self.attacked = 0  # samples
+        self._watch = BoundsWatch(oracle, execution.inset)
         oracle.search = prepared.search
         oracle.room = prepared.room
 
@@ -62,6 +64,14 @@ class Search:
     ) -> Ledger:
         """What the attack finds for the samples `pending`; groups: (first step that may count as a
         success, samples)."""
+        try:
+            return self._found(work, pending, groups)
+        except GradientLostError:  # now the oracle knows
+            return self._found(work, pending, groups)
+
+    def _found(
+        self, work: Work, pending: np.ndarray, groups: list[tuple[int, np.ndarray]]
+    ) -> Ledger:
         self.attacked = len(pending)
         ledger = Ledger(work.x, settles=self.attack.keep != "best")
         for first_step, samples in groups:
@@ -80,7 +90,13 @@ class Search:
             inputs.check_range(seen, None, name="y or target")
             self.oracle.largest_label = int(seen.max())
         self.attacked = len(work)
-        whole, faults = self._all_steps(work, np.arange(len(work)))
+        everything = np.arange(len(work))
+        whole, faults = self._all_steps(work, everything)
+        if self._watch.inspect is not None:
+            try:
+                self._watch.inspect(whole, faults, everything)
+            except GradientLostError:
+                whole, faults = self._all_steps(work, everything)
         overflowed = np.flatnonzero(faults & _OVERFLOWED)
         if len(overflowed) and not self.is_exact:
             with self.oracle.by_own_model():
@@ -98,7 +114,7 @@ class Search:
             plan = self._plan(work, 0, size)
             stepper = Stepper(plan, self.prepared.graphs)
             try:
-                state = run_chunk(stepper, work, chunk, 0)
+                state = run_chunk(stepper, work, chunk, 0, look=self._watch.is_open)
                 kept = state.x_adv.detach()
                 iterates.append(kept.clone() if stepper.records else kept)
                 faults.append(state.slots[:, columns.FAULT].clone())
@@ -125,7 +141,8 @@ class Search:
             plan = self._plan(work, first_step, size)
             try:
                 stepper = Stepper(plan, self.prepared.graphs)
-                run(stepper, work, pending, ledger, size, self._confirm(work))
+                inspect = self._watch.inspect
+                run(stepper, work, pending, ledger, size, self._confirm(work), inspect)
                 return
             except Exception as error:
                 if size == 1 or not memory.is_out_of_memory(error):
@@ -193,7 +210,7 @@ class Search:
         key: Hashable = (
             self.attack, targets, first_step, size, self.oracle.search is None, work.x.shape[1:],
             work.x.dtype, work.x.stride()[1:], work.targets is None,
-            None if work.reference is None else work.reference.shape[1],
+            None if work.reference is None else work.reference.shape[1], self.oracle.inset,
         )  # fmt: skip
         plan = self.prepared.plans.of(key, make)
         plan.algorithm.oracle = self.oracle

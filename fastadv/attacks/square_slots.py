@@ -82,6 +82,9 @@ class SquareState:
     def accepts(self, state: "SquareState") -> bool:
         return same_shapes(self, state)
 
+    def look_again(self) -> None:
+        """There is no gradient to look at."""
+
     def read(self) -> tuple[int, ...]:
         return self.age, int(self.is_over)
 

@@ -28,6 +28,10 @@ class Slots(Protocol):
         """Whether `put` can write all of `state`: their tensors have the same shapes."""
         ...
 
+    def look_again(self) -> None:
+        """Let the next step look at its gradient as the first one after a load does."""
+        ...
+
     def read(self) -> tuple[int, ...]:
         """The counts on the host that a step changes, and a replayed one must change likewise."""
         ...

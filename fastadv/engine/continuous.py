@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fastadv.engine.ledger import Ledger
-from fastadv.engine.plain import Confirm, go_on, read
+from fastadv.engine.plain import Confirm, Inspect, go_on, read
 from fastadv.engine.stepping import Stepper
 from fastadv.engine.work import Work
 from fastadv.kernels import slots as columns
@@ -15,26 +15,27 @@ from fastadv.kernels import slots as columns
 
 def run_continuous(
     stepper: Stepper, work: Work, pending: np.ndarray, ledger: Ledger, batch_size: int,
-    confirm: Confirm | None,
+    confirm: Confirm | None, inspect: Inspect | None,
 ) -> None:  # fmt: skip
     """Attack the `pending` samples of `work` in `batch_size` slots and enter them in `ledger`.
 
     Items are queued item-major: the first restart or target of every sample, then the second;
     those of a sample that an earlier one has fooled are dropped, in their slots too. So a few
     samples fill the slots with several of their targets. When the queue is empty the batch shrinks
-    by halves. confirm: as for `run_plain`.
+    by halves. confirm, inspect: as for `run_plain`.
     """
-    run = _Run(stepper, work, pending, ledger, batch_size, confirm)
+    run = _Run(stepper, work, pending, ledger, batch_size, confirm, inspect)
     run.finish()
 
 
 class _Run:
     def __init__(
         self, stepper: Stepper, work: Work, pending: np.ndarray, ledger: Ledger, batch_size: int,
-        confirm: Confirm | None,
+        confirm: Confirm | None, inspect: Inspect | None,
     ) -> None:  # fmt: skip
         self.stepper, self.algorithm = stepper, stepper.algorithm
-        self.work, self.ledger, self.confirm = work, ledger, confirm
+        self.work, self.ledger, self.confirm, self.inspect = work, ledger, confirm, inspect
+        self.look = False  # at the gradient of the step before the next harvest
         count = sum(1 for _ in self._queue(pending))
         self.queue = self._queue(pending)
         batch = stepper.shape(count, batch_size) if count else 0
@@ -52,7 +53,7 @@ class _Run:
                 self.algorithm.stride, int((self.algorithm.steps - self.age[self.busy]).min())
             )
             began = time.perf_counter()
-            self.stepper.advance(self.state, rounds)
+            self.stepper.advance(self.state, rounds, look=self.look)
             self.age += rounds
             self._harvest(began, rounds)
             self._refill()
@@ -78,6 +79,9 @@ class _Run:
         flags, host_losses = read(self.state.slots, losses)
         if iterates.device.type != "cpu":
             self.stepper.note(began, self.state, rounds)
+        if self.inspect is not None:
+            busy = np.flatnonzero(self.busy)
+            self.look = self.inspect(iterates, flags[:, columns.FAULT], busy)
         if self.confirm is not None and self._deny(iterates, flags):
             iterates, losses = self.algorithm.outcome(self.state)
             flags, host_losses = read(self.state.slots, losses)

@@ -13,16 +13,19 @@ from fastadv.kernels import slots as columns
 
 # (samples, iterates) -> which of them fool the user's own model, (k,) bool on the host
 Confirm = Callable[[np.ndarray, torch.Tensor], np.ndarray]
+# (iterates, faults, rows of them that count) -> whether to look at further gradients; may raise
+Inspect = Callable[[torch.Tensor, np.ndarray, np.ndarray], bool]
 
 
 def run_plain(
     stepper: Stepper, work: Work, pending: np.ndarray, ledger: Ledger, batch_size: int,
-    confirm: Confirm | None,
+    confirm: Confirm | None, inspect: Inspect | None,
 ) -> None:  # fmt: skip
     """Attack the `pending` samples, `batch_size` at a time, and enter them in `ledger`.
 
     confirm: asked about every success, None where the user's own model has seen it. Those that it
-    denies are attacked further.
+    denies are attacked further. inspect: shown what the gradients were like, None where nobody
+    wants to know.
     """
     algorithm = stepper.algorithm
     for first in range(0, len(pending), batch_size):
@@ -31,26 +34,28 @@ def run_plain(
             chunk = chunk[[not ledger.is_settled(sample, item) for sample in chunk]]
             if len(chunk) == 0:
                 continue
-            state = run_chunk(stepper, work, chunk, item)
+            state = run_chunk(stepper, work, chunk, item, look=inspect is not None)
             if confirm is not None:
                 _take_further(algorithm, state, chunk, confirm)
             if algorithm.needs_last:
                 algorithm.evaluate(state)
             iterates, losses = algorithm.outcome(state)
             flags, host_losses = read(state.slots, losses)
+            if inspect is not None:
+                inspect(iterates, flags[:, columns.FAULT], np.arange(len(chunk)))
             ledger.record(chunk, np.full(len(chunk), item), flags, host_losses, iterates)
 
 
-def run_chunk(stepper: Stepper, work: Work, samples: np.ndarray, item: int) -> State:
-    """All steps of one item of `samples`; no host synchronisation."""
+def run_chunk(stepper: Stepper, work: Work, samples: np.ndarray, item: int, *, look: bool) -> State:
+    """All steps of one item of `samples`; no host synchronisation. look: at the last gradient, as
+    at the first, which may have been taken before any entry had come to a bound."""
     device = work.x.device
     whole = len(samples) == len(work)  # ascending and distinct: nothing to gather
     chunk = work if whole else work.take(torch.as_tensor(samples, device=device))
     state = stepper.allocate(chunk, len(samples))
     items = torch.full((len(samples),), item, dtype=torch.int32, device=device)
     stepper.algorithm.start(state, None, chunk, items)
-    for _ in range(stepper.algorithm.steps):
-        stepper.advance(state, 1)
+    stepper.advance(state, stepper.algorithm.steps, look=look)
     return state
 
 

@@ -124,6 +124,10 @@ class SlotState:
     def write(self, values: tuple[int, ...]) -> None:
         self.unprobed = bool(values[0])
 
+    def look_again(self) -> None:
+        """Let the next step look at its gradient as the first one after a load does."""
+        self.unprobed = True
+
     def revive(self) -> None:
         """Make slots active again whose success was none. What their iterate is worth will be asked
         of another model: it becomes the best one, having been the closest to a success."""
@@ -164,6 +168,9 @@ class ExtendedState(Protocol):
 
     def accepts(self, state: object) -> bool:
         return same_shapes(self, state)
+
+    def look_again(self) -> None:
+        self.common.look_again()
 
     def read(self) -> tuple[int, ...]:
         return self.common.read()

@@ -99,10 +99,12 @@ class Stepper:
         smaller.slots[len(rows) :, columns.ACTIVE] = 0
         return smaller if self._plan.serial(smaller) is not None else self._plan.keep(smaller)
 
-    def advance(self, state: State, steps: int) -> None:
-        """`steps` steps of every active slot."""
+    def advance(self, state: State, steps: int, *, look: bool = False) -> None:
+        """`steps` steps of every active slot; look: the last one looks at its gradient."""
         on_cpu = state.slots.device.type == "cpu"
-        for _ in range(steps):
+        for step in range(steps):
+            if look and step == steps - 1:
+                state.look_again()
             began = time.perf_counter()
             self._step(state)
             if on_cpu:

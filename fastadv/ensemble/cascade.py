@@ -29,7 +29,8 @@ class Progress:
     as it was. step, prediction, margin (max_{j != y} z_j - z_y): at x_adv, which is x where not
     broken. faults: bits of `fastadv.kernels.slots`. by_gradient, by_search: the highest margin that
     an attack with gradients, and Square, reached on a sample that it did not break; x_searched:
-    (n, ...) where Square did, (0, ...) if no attack is to start there.
+    (n, ...) where Square did, (0, ...) if no attack is to start there. inset: by how much entries
+    at a bound are moved inside to be differentiated, as one attack has found for all after it.
     """
 
     broken_by: torch.Tensor
@@ -42,6 +43,7 @@ class Progress:
     x_adv: torch.Tensor
     x_searched: torch.Tensor
     stages: list[Stage] = field(default_factory=list)
+    inset: float = 0.0
 
     @classmethod
     def of_clean(
@@ -113,6 +115,8 @@ def _run_stage(
 ) -> Stage:  # fmt: skip
     """Attack the samples `alive` and enter what fell."""
     suited = fitted(attack, logits.shape[1])
+    if progress.inset:
+        execution = replace(execution, inset=progress.inset)
     x_init = None
     if is_reserved and not isinstance(attack, SquareAttack):
         x_init = layout.gather_rows(progress.x_searched, alive)
@@ -122,6 +126,7 @@ def _run_stage(
         clean_logits=logits[alive],
     )  # fmt: skip
     found = call.fallen()
+    progress.inset = call.oracle.inset
     rows = alive[found.indices]
     progress.broken_by[rows] = index
     progress.step[rows] = found.step

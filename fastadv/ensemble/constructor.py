@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+from fastadv import diagnostics
 from fastadv.attacks import Attack, AttackResult, fgsm, inputs
 from fastadv.attacks.call import Call
 from fastadv.attacks.result import Cost
@@ -82,7 +83,8 @@ class AutoAttack:
         run goes on writing to it. execution: without a batch_size 128 slots. The result's `stages`
         say what each attack broke, `broken_by` which attack broke a sample; its forwards leave out
         the few of the checks, after which come `AttackWarning`s for signs of masked gradients:
-        "randomised", "dynamic", "probabilities", "few_classes", "zero_gradient", "square_gains".
+        "randomised", "dynamic", "probabilities", "few_classes", "zero_gradient", "square_gains",
+        "clamped_input".
 
         Example: `fastadv.autoattack(fastadv.Linf(8 / 255)).run(model, x, y).success`.
         """
@@ -114,6 +116,7 @@ class AutoAttack:
             on_stage=on_stage,
         )  # fmt: skip
         warn_of_faults(progress.faults.cpu().numpy())
+        diagnostics.warn("clamped_input", len(labels) if progress.inset else 0, len(labels))
         behind = progress.stages[1:]
         broken = sum(stage.broken for stage in behind if stage.name == "SQUARE")
         checks.warn_of_square(broken, len(labels))
@@ -127,6 +130,7 @@ class AutoAttack:
             clean_prediction=logits.argmax(1),
             forwards=look.oracle.forwards + sum(stage.forwards for stage in progress.stages),
             backwards=sum(stage.backwards for stage in progress.stages),
+            inset=progress.inset,
             cost=functools.reduce(Cost.plus, (stage.cost for stage in progress.stages), Cost()),
             broken_by=progress.broken_by,
             stages=tuple(progress.stages),

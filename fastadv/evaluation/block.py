@@ -4,7 +4,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -104,11 +104,16 @@ class Task:
         before: Unfinished | None, began: float, counts: Callable[[], dict[str, int]],
     ) -> AttackResult:  # fmt: skip
         attack = self.attack
-        common: dict[str, Any] = dict(sample_ids=ids.to(x.device), execution=self.execution)
+        execution = self.execution
+        if self.state.inset and execution.inset is None:
+            execution = replace(execution, inset=self.state.inset)
+        common: dict[str, Any] = dict(sample_ids=ids.to(x.device), execution=execution)
         if not isinstance(attack, AutoAttack):
             name = getattr(attack, "constructor", type(attack).__name__)
             self.watch(self._status(name, len(x)))
-            return attack.run(self.model, x, y, **common)
+            result = attack.run(self.model, x, y, **common)
+            self._note_inset(result.inset)
+            return result
 
         def after_stage(progress: Progress) -> None:
             distance = attack.threat.distance(progress.x_adv, x)
@@ -122,6 +127,7 @@ class Task:
                 },
             )  # fmt: skip
             self.state.begin(part)
+            self._note_inset(progress.inset)
             self.keep()
             show(progress)
 
@@ -139,6 +145,11 @@ class Task:
         else:
             show(progress)
         return attack.run(self.model, x, y, progress=progress, on_stage=after_stage, **common)
+
+    def _note_inset(self, inset: float) -> None:
+        """What one attack has found holds for what this process attacks from now on."""
+        if self.execution.inset is None:
+            self.state.inset = max(self.state.inset, inset)
 
     def clean_logits(self, x: torch.Tensor, *, reseed: int = 0) -> torch.Tensor:
         size, seed = self.execution.batch_size or len(x), getattr(self.attack, "seed", 0) or 0

@@ -90,6 +90,8 @@ class AtRadii:
             result = self.attacks[k].run(
                 self.model, x, y, sample_ids=sample_ids, execution=self.execution
             )
+        if result.inset:  # holds for all attacks on this model
+            self.execution = replace(self.execution, inset=result.inset)
         found = {code: count for code, count in counts().items() if code != "square_gains"}
         self.warnings = added_counts(self.warnings, found)
         self.attacked[k] += len(x)

@@ -24,6 +24,7 @@ class Found(NamedTuple):
     attack: str
     n: int | None
     total: int | None
+    inset: float
     blocks: list[Block]
     begun: list[Begun]
 
@@ -34,6 +35,7 @@ def found_in(asked: State, states: Iterable[State]) -> Found:
     totals = [state.total for state in states if state.total is not None]
     return Found(
         asked.model, asked.attack, asked.n, max(totals, default=None),
+        max((state.inset for state in states), default=0.0),
         [block for state in states for block in state.blocks],
         [Begun(part.ids, len(part.stages)) for state in states for part in state.unfinished],
     )  # fmt: skip
@@ -46,13 +48,15 @@ class Share:
     every `world`-th from number `rank` on: the former to see that they are the same, the latter to
     attack. An unfinished block is taken on whole, by a process that has its file. blocks: all that
     are finished. begun: what this process goes on with. total: samples of the data, if all were
-    finished. Raises ValueError if the processes were given other models, attacks or data.
+    finished. inset: as in `State`. Raises ValueError if the processes were given other models,
+    attacks or data.
     """
 
     def __init__(self, place: Place, founds: Sequence[Found]) -> None:
         _check_agreement(founds)
         self.place = place
         self.total = max((f.total for f in founds if f.total is not None), default=None)
+        self.inset = max(f.inset for f in founds)
         self.blocks = disjoint(block for found in founds for block in found.blocks)
         rows = joined_columns(self.blocks)
         self._rows = rows

@@ -13,7 +13,7 @@ from fastadv.attacks.result import Cost, Stage
 from fastadv.ensemble.cascade import Progress
 from fastadv.evaluation.checkpoint import write_atomically
 
-_FORMAT = 3  # raised when the fields of State, Block or Unfinished change
+_FORMAT = 4  # raised when the fields of State, Block or Unfinished change
 COLUMNS = {
     "ids": torch.int64,
     "fingerprints": torch.int64,
@@ -30,7 +30,7 @@ _IDENTITY = {
     "search": "way to run the search",
     "n": "number of samples",
 }
-_OF_PROGRESS = tuple(f.name for f in fields(Progress) if f.name not in ("x_adv", "stages"))
+_OF_PROGRESS = tuple(f.name for f in fields(Progress) if f.name not in ("x_adv", "stages", "inset"))
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Unfinished:
         columns = {name: self.columns[name].to(x.device).clone() for name in _OF_PROGRESS}
         stages = [Stage(**stage) for stage in self.stages]
         x_adv = x.clone(memory_format=torch.preserve_format)
-        return Progress(**columns, x_adv=x_adv, stages=stages)
+        return Progress(**columns, x_adv=x_adv, stages=stages)  # type: ignore[arg-type]
 
     def with_distances(self, distance: torch.Tensor) -> torch.Tensor:
         """`distance` of samples, for those that had fallen as it was then; on the CPU."""
@@ -106,9 +106,10 @@ class State:
     """What one file holds: of a process, or, with `total`, of a finished evaluation.
 
     search: what of `Execution` results depend on, in words. n: samples of the data, where that is
-    certain before they are read. total: samples of the data, which are all in `blocks`. unfinished:
-    blocks that were begun; a file keeps one, until it is finished, also where another process goes
-    on with it.
+    certain before they are read. total: samples of the data, which are all in `blocks`. inset: by
+    how much entries at a bound are moved inside to be differentiated, once that is found.
+    unfinished: blocks that were begun; a file keeps one, until it is finished, also where another
+    process goes on with it.
     """
 
     attack: str
@@ -117,6 +118,7 @@ class State:
     search: str
     n: int | None
     total: int | None = None
+    inset: float = 0.0
     blocks: list[Block] = field(default_factory=list)
     unfinished: list[Unfinished] = field(default_factory=list)
 

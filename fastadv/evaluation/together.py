@@ -41,6 +41,7 @@ class Wanted:
 
 class _Outcome(NamedTuple):
     blocks: list[Block]  # that this process has finished now
+    inset: float
     seen: int
     stream: str
     environment: dict[str, str]
@@ -55,7 +56,8 @@ def attacked_together(
     outcomes = exchange.gathered(lambda: work.attack(share))
     blocks = disjoint([*share.blocks, *(block for o in outcomes for block in o.blocks)])
     _check_whole(blocks, outcomes)
-    whole = replace(work.asked, blocks=blocks, total=outcomes[0].seen)
+    inset = max(outcome.inset for outcome in outcomes)
+    whole = replace(work.asked, blocks=blocks, total=outcomes[0].seen, inset=inset)
     exchange.gathered(lambda: work.unite(whole, share))
     return blocks, whole, outcomes[0].environment
 
@@ -109,7 +111,9 @@ class _Work:
             for rows, part in Intake(samples, share, begun, self._path, check).blocks():
                 task.attack_block(rows, part)
         environment = describe_environment(device or samples.device, version=fastadv.__version__)
-        return _Outcome(own.blocks[before:], samples.seen, samples.stream.hexdigest(), environment)
+        return _Outcome(
+            own.blocks[before:], own.inset, samples.seen, samples.stream.hexdigest(), environment
+        )
 
     def _own_file(self, share: Share) -> tuple[State, Path | None, list[Unfinished]]:
         """(what it holds, where it is, the unfinished blocks that this process goes on with).
@@ -118,11 +122,12 @@ class _Work:
         file that holds them.
         """
         begun = mine_of(share, self._states.values())
-        nothing = replace(self.asked, blocks=[], unfinished=[])
+        nothing = replace(self.asked, inset=share.inset, blocks=[], unfinished=[])
         if self._path is None:
             return nothing, None, begun
         path = path_of(self._path, self._place)
         own = self._states.get(path, nothing)
+        own.inset = share.inset
         self._states = {}  # what other processes go on with may hold images
         own.unfinished = [p for p in own.unfinished if not bool(share.are_finished(p.ids).all())]
         return own, path, begun

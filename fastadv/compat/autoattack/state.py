@@ -14,7 +14,7 @@ from fastadv.attacks.result import Stage
 from fastadv.ensemble.cascade import Progress
 from fastadv.evaluation.checkpoint import write_atomically
 
-_FORMAT = 1  # raised when the fields of the file change
+_FORMAT = 2  # raised when the fields of the file change
 
 
 @dataclass
@@ -83,6 +83,7 @@ class EvaluationState:
             "columns": {name: getattr(progress, name).cpu() for name in columns},
             "fallen": progress.x_adv[fallen].cpu(),
             "stages": [list(stage) for stage in progress.stages],
+            "inset": progress.inset,
         }
         self._run_attacks = set(names[: len(progress.stages)])
         self._robust_flags = progress.robust.cpu()
@@ -97,6 +98,7 @@ class EvaluationState:
         fallen = (progress.broken_by >= 0).nonzero()[:, 0]
         progress.x_adv = x.clone(memory_format=torch.preserve_format)
         progress.x_adv[fallen] = self.progress["fallen"].to(x.device)
+        progress.inset = self.progress["inset"]
         progress.stages = [Stage(*stage) for stage in self.progress["stages"]]
         return progress
 

@@ -1,0 +1,99 @@
+"""Models that clamp their input: how the lost gradient shows, and where to differentiate then.
+
+Of `x.clamp(0, 1)` at x = 0 the gradient is 0 since PyTorch 2.14, and was 1 before; of `hardtanh`
+and `relu` it has always been 0. Many pixels lie there, and no attack would ever move them.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+Bounds = tuple[float, float]
+Gradient = Callable[[torch.Tensor], torch.Tensor]
+
+# of the range of the bounds: what lies as near lies at a bound, also after the round trip through
+# a normalisation, and no entry is moved further
+_MOST = 1e-6
+_FINEST = (torch.float64, torch.float32)
+_NEARLY_ALL = 10  # of so many entries inside at most one has no gradient
+_FAINT = 1e-3  # of the mean inside: a gradient that grows with the distance from the bound is less
+
+
+class Evidence(NamedTuple):
+    """What the gradient of each sample says, (B,) bool.
+
+    telling: entries lie at a bound, and nearly all entries inside have a gradient. lost: of such a
+    sample no entry at one of the bounds has any.
+    """
+
+    telling: torch.Tensor
+    lost: torch.Tensor
+
+
+def evidence(grad: torch.Tensor, x: torch.Tensor, bounds: Bounds) -> Evidence:
+    """What `grad`, the input gradient at x, (B, ...), says of each sample; no synchronisation."""
+    is_zero = (grad == 0).reshape(len(x), -1)
+    sides = [side.reshape(len(x), -1) for side in _at_bounds(x, bounds, _MOST)]
+    inside = ~(sides[0] | sides[1])
+    dense = (inside & is_zero).sum(1) * _NEARLY_ALL <= inside.sum(1)
+    lost = torch.zeros_like(dense)
+    for side in sides:
+        lost |= side.any(1) & ~(side & ~is_zero).any(1)
+    return Evidence(dense & ~inside.all(1), dense & lost)
+
+
+def moved_inside(x: torch.Tensor, bounds: Bounds, amount: float) -> torch.Tensor:
+    """x, (B, ...), with the entries that lie at a bound moved to where they are `amount` inside."""
+    at_low, at_high = _at_bounds(x, bounds, amount / (bounds[1] - bounds[0]))
+    moved = x.masked_fill(at_low, bounds[0] + amount)
+    return moved.masked_fill_(at_high, bounds[1] - amount)
+
+
+def gradient_of(logits: torch.Tensor, leaf: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+    """Of a weighted sum of the logits: no loss, which may be flat where a model is confident."""
+    weights = torch.linspace(-scale, scale, logits.shape[1], dtype=logits.dtype, device=leaf.device)
+    (grad,) = torch.autograd.grad(logits, leaf, weights.expand_as(logits), allow_unused=True)
+    return torch.zeros_like(leaf) if grad is None else grad
+
+
+def lost_at_bounds(gradient: Gradient, x: torch.Tensor, bounds: Bounds) -> float:
+    """The least amount by which entries at a bound must be moved inside to have a gradient.
+
+    0.0: they have one, or moving them gives them none, so that the model does not clamp. Amounts
+    are tried from what the dtype of x resolves up to 1e-6 of the range. gradient: x -> the input
+    gradient there; it is asked for at x and for each amount. Synchronises.
+    """
+    before = gradient(x)
+    rows = slice(None), *[None] * (x.ndim - 1)
+    at_low, at_high = _at_bounds(x, bounds, _MOST)
+    at_bound = at_low | at_high
+    lost = at_bound & (before == 0) & evidence(before, x, bounds).lost[rows]
+    inside = before.abs().masked_fill(at_bound, 0).reshape(len(x), -1).double()
+    faint = (_FAINT * inside.sum(1) / (inside != 0).sum(1).clamp(min=1)).to(before.dtype)
+    for amount in _amounts(x.dtype, bounds):
+        after = gradient(moved_inside(x, bounds, amount))
+        found = lost & (after.abs() > faint[rows])
+        counts = (mask.reshape(len(x), -1).sum(1) for mask in (found, lost))
+        if bool(_most(*counts).any()):
+            return amount
+    return 0.0
+
+
+def _at_bounds(x: torch.Tensor, bounds: Bounds, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which entries lie at the lower and at the upper bound, within a share of the range."""
+    (low, high), within = bounds, share * (bounds[1] - bounds[0])
+    return (x >= low) & (x <= low + within), (x <= high) & (x >= high - within)
+
+
+def _most(found: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:
+    return (lost > 0) & (2 * found >= lost)
+
+
+def _amounts(dtype: torch.dtype, bounds: Bounds) -> list[float]:
+    """From the rounding of the dtype at the bounds up; a model may compute in float32 whatever its
+    input is, or normalise first, which takes some bits away."""
+    width = bounds[1] - bounds[0]
+    kinds = dict.fromkeys([dtype, torch.float32]) if dtype in _FINEST else [dtype]
+    steps = [torch.finfo(kind).eps / 2 * 4**k for kind in kinds for k in range(3)]
+    return sorted({min(step, _MOST) * width for step in steps})
