@@ -1,6 +1,8 @@
 """Choose the interpreter before triton is imported, round its bf16, name the backends."""
 
 import os
+import sys
+from pathlib import Path
 
 # before torch loads MKL: matrix products round alike on every CPU, or FAB's trajectories part from
 # those that were stored on another one (two of six, Intel Xeon against AMD EPYC)
@@ -9,7 +11,12 @@ os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from clamp_rules import RULES, clamp_rule  # noqa: E402
+
+_ROOT = str(Path(__file__).parents[1])
+if _ROOT not in sys.path:
+    sys.path.append(_ROOT)  # where `benchmarks` lies
+
+from benchmarks.clamp_rules import RULES, clamp_rule  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 import torch
-from clamp_rules import RULES, clamp_rule, installed_rule
+
+from benchmarks.clamp_rules import RULES, clamp_rule, installed_rule
 
 NAN, INF = float("nan"), float("inf")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

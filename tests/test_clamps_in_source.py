@@ -11,8 +11,9 @@ import pytest
 from clamp_watch import NAMES, ROOT
 
 # (file, function) that takes a gradient, and why no clamp is in what it differentiates; all of them
-# are walked
+# but the first are walked
 _ALLOWED = {
+    ("benchmarks/clamp_rules.py", "installed_rule"): "it is the clamp that is asked about",
     ("fastadv/textbook.py", "pgd"): "a start, and a step after its gradient, both detached",
     ("fastadv/training/yopo.py", "input_gradient"): "before the leaf; outside it is masked",
     ("benchmarks/networks.py", "_train"): "a step after its gradient, detached",

@@ -1,16 +1,10 @@
-"""A valid result row to vary, and the repository root on the path, where `benchmarks` lies."""
+"""A valid result row to vary."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
 
-_ROOT = str(Path(__file__).parents[2])
-if _ROOT not in sys.path:
-    sys.path.append(_ROOT)
-
-from benchmarks import schema  # noqa: E402
+from benchmarks import schema
 
 
 @pytest.fixture
