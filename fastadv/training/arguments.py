@@ -164,8 +164,9 @@ def warmup_factor(batches: int, warmup: int) -> float:
     return min(1.0, (batches + 1) / warmup) if warmup else 1.0
 
 
-def check_state(state: object, names: tuple[str, ...]) -> None:
-    if not isinstance(state, dict) or set(state) != set(names):
+def check_state(state: object, names: tuple[str, ...], *, optional: tuple[str, ...] = ()) -> None:
+    """optional: what states of earlier versions do not have."""
+    if not isinstance(state, dict) or set(state) | set(optional) != {*names, *optional}:
         got = sorted(state) if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"state must be what state_dict() gave, with {sorted(names)}; got {got}")
 

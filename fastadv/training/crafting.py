@@ -1,7 +1,7 @@
 """Crafting in the middle of training: frozen weights, a policy for running statistics, no trace."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -16,7 +16,16 @@ BN_POLICIES = ("batch", "eval", "train")
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # keeps what a robust network's fp16 gradient would round to zero: with the sum of the losses and
 # this factor 4.8 % are lost, with their mean 87 %
-_FP16_SCALE = 1024.0
+FP16_SCALE = 1024.0
+
+InputGradient = Callable[[torch.Tensor], torch.Tensor]  # x -> a gradient there, both (B, ...)
+# (gradient, x, model) -> the gradient to use at x, for instance that of a point beside it
+Differentiate = Callable[[InputGradient, torch.Tensor, Model], torch.Tensor]
+
+
+def directly(gradient: InputGradient, x: torch.Tensor, model: Model) -> torch.Tensor:
+    """The gradient at x itself."""
+    return gradient(x)
 
 
 def inner_module(model: Model) -> Model:
@@ -124,25 +133,31 @@ def crafting(
 def ascend(
     model: Model, x_adv: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *, threat: ThreatModel,
     steps: int, step_size: float, eps: float, loss: str = "ce",
-    reference: torch.Tensor | None = None,
+    reference: torch.Tensor | None = None, differentiate: Differentiate = directly,
 ) -> torch.Tensor:  # fmt: skip
     """`steps` fused ascent steps on x_adv, in place, inside `crafting`; no synchronisation.
 
-    The losses of samples are summed: a mean would round half-precision gradients to zero. Returns
-    the losses at the first iterate, (B,).
+    The losses of samples are summed: a mean would round half-precision gradients to zero.
+    differentiate: how the gradient at an iterate is taken. Returns the losses where it is taken
+    first, (B,).
     """
     first: torch.Tensor | None = None
-    for _ in range(steps):
-        leaf = x_adv.detach().requires_grad_()
+
+    def gradient(at: torch.Tensor) -> torch.Tensor:
+        nonlocal first
+        leaf = at.detach().requires_grad_()
         with torch.enable_grad():
             logits = model(leaf)
             check_logits(logits, x)
             half = logits.dtype == torch.float16
             logits = logits.float() if half else logits
         head = heads.loss_head(logits, y, loss=loss, reference=reference)
-        grad = input_gradient(logits, leaf, head.grad.mul_(_FP16_SCALE) if half else head.grad)
-        threat.step_(x_adv, grad, x, step_size=step_size, eps=eps)
         first = head.loss if first is None else first
+        return input_gradient(logits, leaf, head.grad.mul_(FP16_SCALE) if half else head.grad)
+
+    for _ in range(steps):
+        grad = differentiate(gradient, x_adv, model)
+        threat.step_(x_adv, grad, x, step_size=step_size, eps=eps)
     assert first is not None, "steps is at least 1: checked by the constructors"
     return first
 

@@ -35,7 +35,10 @@ class FastAT(CraftedStep):
         self, model: Model, x_adv: torch.Tensor, x: torch.Tensor, y: torch.Tensor, eps: float
     ) -> torch.Tensor:
         step = self._scaled(self.step_size, default=1.25)
-        return ascend(model, x_adv, x, y, threat=self.threat, steps=1, step_size=step, eps=eps)
+        return ascend(
+            model, x_adv, x, y, threat=self.threat, steps=1, step_size=step, eps=eps,
+            differentiate=self._watch.gradient,
+        )  # fmt: skip
 
 
 @dataclass(eq=False, repr=False)
@@ -68,4 +71,7 @@ class NFGSM(CraftedStep):
     ) -> torch.Tensor:
         step = self._scaled(self.step_size, default=1.0)
         reach = 2 * (self.noise * eps + step)  # a ball that nothing reaches: no projection
-        return ascend(model, x_adv, x, y, threat=self.threat, steps=1, step_size=step, eps=reach)
+        return ascend(
+            model, x_adv, x, y, threat=self.threat, steps=1, step_size=step, eps=reach,
+            differentiate=self._watch.gradient,
+        )  # fmt: skip

@@ -1,5 +1,6 @@
 """Free adversarial training: one backward gives the gradients of weights and perturbation."""
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -7,12 +8,20 @@ from typing import Any
 
 import torch
 
-from fastadv.isolation import Model
+from fastadv.isolation import Model, restored_generators
 from fastadv.ops import layout
 from fastadv.threat_model import ThreatModel
 from fastadv.training import arguments, crafting
 from fastadv.training.draws import DeviceDraws, draw_of
-from fastadv.training.objectives import Crafted, Modifier, Reduced, cross_entropy, modified
+from fastadv.training.input_watch import InputWatch, probe
+from fastadv.training.objectives import (
+    Crafted,
+    Modifier,
+    Objective,
+    Reduced,
+    cross_entropy,
+    modified,
+)
 
 
 @dataclass(eq=False, repr=False)
@@ -27,6 +36,11 @@ class FreeAT:
     replay: train m times fewer epochs, and step learning-rate schedules once a replay. In fp16 the
     input gradient underflows unless a GradScaler scales the loss: use bf16. Other arguments as in
     `CraftedStep`; `batches` and eps_warmup count replays, seed is that of modifiers.
+
+    Where the model loses the gradient of entries at a bound, as one that clamps its input may, the
+    gradient of delta comes from a pass of its own with frozen weights and such entries moved
+    inside: 2 units a replay more, and what modifiers cost once more. It is looked for in the first
+    batch, at the cost of a backward, and warned of once.
 
     Example: `for loss in fastadv.training.FreeAT(threat, replays=8)(model, x, y): ...`.
     Source: Shafahi et al. 2019, arXiv:1904.12843. Like the authors of Fast-AT, and unlike the
@@ -48,18 +62,20 @@ class FreeAT:
     train_loss: torch.Tensor | None = field(init=False, default=None)
     _is_checked: bool = field(init=False, default=False)
     _draws: DeviceDraws | None = field(init=False, default=None)
+    _watch: InputWatch = field(init=False)
 
     def __post_init__(self) -> None:
         arguments.check_settings(self)
         arguments.check_modifiers(self.modifiers)
+        self._watch = InputWatch(self.threat.bounds)
 
     def __repr__(self) -> str:
         return arguments.pasteable(self)
 
     def __call__(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield one loss a replay; call backward on each, then step the optimizer."""
-        if not self._is_checked:
-            self._check(crafting.inner_module(model), x, y)
+        inner = crafting.inner_module(model)
+        looked = not self._is_checked and self._check(inner, x, y)
         arguments.check_not_empty(x)
         x, y = x.detach(), y.to(torch.int64)
         ids = arguments.sample_ids(None, x, needed=False)
@@ -68,30 +84,81 @@ class FreeAT:
         )
         carried = self._carried(x)
         x_adv = (x + carried).to(x.dtype)
+        moved = 0
         try:
             for _ in range(self.replays):
+                looked = looked or self._look(inner, x_adv)
                 leaf = x_adv.detach().requires_grad_()
-                eps = self.effective_eps
-                batch = Crafted(x, leaf, y, eps, ids, draw_of(self), self.seed, self.threat)
+                batch = Crafted(
+                    x, leaf, y, self.effective_eps, ids, draw_of(self), self.seed, self.threat,
+                    self._watch.gradient,
+                )  # fmt: skip
+                inside = self._gradient_inside(inner, objective, batch)
                 with torch.enable_grad(), crafting.in_precision(self.precision, x.device):
                     loss = objective(Reduced.of(model), batch)
                 self.train_loss = loss.detach()
                 yield loss
-                self._move(x_adv, leaf.grad, x)
+                grad = _gradient_of(leaf)
+                if self._watch.is_open:  # where the look told nothing: for the next replays
+                    self._watch.look(grad, x_adv, inner)
+                self._move(x_adv, grad if inside is None else inside, x)
+                moved += 1
         finally:
             carried.copy_(x_adv - x)
+            if moved:
+                self._watch.close()
 
-    def _check(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Of the first batch, which pays for it with one forward in eval mode."""
+    def _check(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> bool:
+        """Of the first batch, which pays for it with one forward in eval mode, and with a backward
+        where it is a look as well: whether it is."""
         arguments.check_batch(self.threat, model, x, y)
-        with (
-            torch.no_grad(),
-            crafting.crafting(
-                model, bn="eval", precision=self.precision, device=x.device, seed=self.seed
-            ),
-        ):  # fmt: skip
-            arguments.checking(model, model, x, y)(x)
+        asked = arguments.checking(model, model, x, y)
+        looked = self._look(asked, x)
+        if not looked:
+            with torch.no_grad(), self._checking(model, x):
+                asked(x)
         self._is_checked = True
+        return looked
+
+    def _look(self, model: Model, x_adv: torch.Tensor) -> bool:
+        """A pass of its own where that may tell whether the model clamps, and whether it was made.
+
+        Before a loss is yielded: with the user's backward comes the optimizer's step, too late to
+        take its gradient again.
+        """
+        if not self._watch.may_tell(x_adv, model):
+            return False
+        with torch.no_grad(), self._checking(model, x_adv):
+            self._watch.look(probe(model)(x_adv), x_adv, model)
+        return True
+
+    def _checking(self, model: Model, x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+        return crafting.crafting(
+            model, bn="eval", precision=self.precision, device=x.device, seed=self.seed
+        )
+
+    def _gradient_inside(
+        self, model: Model, objective: Objective, batch: Crafted
+    ) -> torch.Tensor | None:
+        """Where the model clamps, the gradient of the loss by a pass of its own, with entries at
+        the bounds moved inside; None elsewhere. Nothing but a graph of modifiers sees weights."""
+        if not self._watch.inset:
+            return None
+        leaf = self._watch.at(batch.x_adv).requires_grad_()
+        # a power of two is exact; in float16 the gradient of a mean would be rounded to zero
+        scale = crafting.FP16_SCALE * 2 ** len(leaf).bit_length()
+        # modifiers may need gradients of weights
+        weights = contextlib.nullcontext() if self.modifiers else crafting.frozen(model)
+        with (
+            restored_generators(leaf.device, self.seed + self.batches),
+            weights,
+            crafting.statistics_policy(model, "batch"),
+            crafting.in_precision(self.precision, leaf.device),
+            torch.enable_grad(),
+        ):
+            loss = objective(Reduced(model, model), batch._replace(x_adv=leaf))
+            (grad,) = torch.autograd.grad(loss, leaf, torch.full_like(loss, scale))
+        return grad
 
     @property
     def effective_eps(self) -> float:
@@ -113,13 +180,7 @@ class FreeAT:
             self.delta[: len(delta)] = delta
         return self.delta[: len(x)]
 
-    def _move(self, x_adv: torch.Tensor, grad: torch.Tensor | None, x: torch.Tensor) -> None:
-        if grad is None:
-            raise RuntimeError(
-                "call loss.backward() before asking for the loss of the next replay: the same "
-                "backward gives the gradient of the perturbation. If you did, the model's output "
-                "does not depend on its input (a detached copy?)"
-            )
+    def _move(self, x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor) -> None:
         factor = arguments.warmup_factor(self.batches, self.eps_warmup)
         step = float(self.threat.eps) if self.step_size is None else self.step_size
         self.threat.step_(x_adv, grad, x, step_size=step * factor, eps=self.effective_eps)
@@ -127,12 +188,29 @@ class FreeAT:
 
     def state_dict(self) -> dict[str, Any]:
         """The perturbation and the counter, between two batches; per rank under torchrun."""
-        return {"method": "FreeAT", "batches": self.batches, "delta": self.delta}
+        return {
+            "method": "FreeAT",
+            "batches": self.batches,
+            "delta": self.delta,
+            "inset": self._watch.inset,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as the step that gave `state`; raises ValueError if it does not fit."""
-        arguments.check_state(state, ("method", "batches", "delta"))
+        arguments.check_state(state, ("method", "batches", "delta"), optional=("inset",))
         arguments.check_method(state, self)
         delta = state["delta"]
         self.delta = None if delta is None else delta.detach().clone()
         self.batches = int(state["batches"])
+        self._watch = InputWatch(self.threat.bounds, state.get("inset"))
+
+
+def _gradient_of(leaf: torch.Tensor) -> torch.Tensor:
+    """What the user's backward left there."""
+    if leaf.grad is None:
+        raise RuntimeError(
+            "call loss.backward() before asking for the loss of the next replay: the same "
+            "backward gives the gradient of the perturbation. If you did, the model's output "
+            "does not depend on its input (a detached copy?)"
+        )
+    return leaf.grad

@@ -185,6 +185,7 @@ class GraphedStep:
             _hashable(settings),
             tensor_facts(None if bank is None else bank.levels),
             tensor_facts(delta),
+            step._watch.inset,
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
             module_facts(model),
             self._form.facts(),

@@ -93,15 +93,18 @@ class GradAlign:
             draw=batch.draw, clamp_start=False, eps=batch.eps,
         )  # fmt: skip
         with statistics_policy(model.others, "batch"):
-            here, there = (self._gradient(model, x, batch.y) for x in (batch.x, near))
+            here, there = (self._gradient(model, x, batch) for x in (batch.x, near))
         return loss + self.weight * (1 - F.cosine_similarity(here, there, dim=1).mean())
 
     @staticmethod
-    def _gradient(model: Reduced, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        leaf = x.detach().requires_grad_()
-        loss = F.cross_entropy(model(leaf), y, reduction="sum")
-        (grad,) = torch.autograd.grad(loss, leaf, create_graph=True)
-        return grad.reshape(len(x), -1)
+    def _gradient(model: Reduced, x: torch.Tensor, batch: Crafted) -> torch.Tensor:
+        def gradient(at: torch.Tensor) -> torch.Tensor:
+            leaf = at.detach().requires_grad_()
+            loss = F.cross_entropy(model(leaf), batch.y, reduction="sum")
+            (grad,) = torch.autograd.grad(loss, leaf, create_graph=True)
+            return grad
+
+        return batch.differentiate(gradient, x, model.others).reshape(len(x), -1)
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,9 @@ class PGDAT(CraftedStep):
     ) -> torch.Tensor:
         step = self._scaled(self.step_size, default=2.5 / self.steps)
         return ascend(
-            model, x_adv, x, y, threat=self.threat, steps=self.steps, step_size=step, eps=eps
-        )
+            model, x_adv, x, y, threat=self.threat, steps=self.steps, step_size=step, eps=eps,
+            differentiate=self._watch.gradient,
+        )  # fmt: skip
 
 
 @dataclass(eq=False, repr=False)
@@ -77,6 +78,7 @@ class TRADES(CraftedStep):
             model, x_adv, x, y, threat=self.threat, steps=self.steps,
             step_size=self._scaled(self.step_size, default=0.25), eps=eps, loss="kl",
             reference=clean.softmax(1, dtype=layout.compute_dtype(clean)),
+            differentiate=self._watch.gradient,
         )  # fmt: skip
 
     def _objective(self) -> Objective:
@@ -109,8 +111,9 @@ class MART(CraftedStep):
     ) -> torch.Tensor:
         step = self._scaled(self.step_size, default=0.25)
         return ascend(
-            model, x_adv, x, y, threat=self.threat, steps=self.steps, step_size=step, eps=eps
-        )
+            model, x_adv, x, y, threat=self.threat, steps=self.steps, step_size=step, eps=eps,
+            differentiate=self._watch.gradient,
+        )  # fmt: skip
 
     def _objective(self) -> Objective:
         return functools.partial(mart, beta=self.beta, label_smoothing=self.label_smoothing)

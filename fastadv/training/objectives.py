@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel
-from fastadv.training.crafting import check_logits, inner_module
+from fastadv.training.crafting import Differentiate, check_logits, directly, inner_module
 
 
 class Crafted(NamedTuple):
@@ -17,7 +17,8 @@ class Crafted(NamedTuple):
 
     eps: the radius after warm-up. sample_ids, draw, seed: the keys of what else is drawn for it;
     draw: an integer, or (B,) integers on the device where the step is recorded as a graph. threat:
-    whose ball x_adv was looked for in.
+    whose ball x_adv was looked for in. differentiate: how input gradients are taken; where the
+    model clamps, not at entries that lie at a bound.
     """
 
     x: torch.Tensor
@@ -28,6 +29,7 @@ class Crafted(NamedTuple):
     draw: int | torch.Tensor
     seed: int
     threat: ThreatModel
+    differentiate: Differentiate = directly
 
     @property
     def host_seed(self) -> int:

@@ -184,12 +184,14 @@ class Sentinel:
 
     def rescue_step(self, step: Step) -> PGDAT:
         """PGD-5 with an eps warm-up, longer each time, and what of `step` applies to it."""
-        return PGDAT(
+        rescue = PGDAT(
             self.threat, steps=5, step_size=float(self.threat.eps) / 4,
             eps_warmup=self.rescue_warmup * max(1, self.rollbacks), precision=step.precision,
             label_smoothing=step.label_smoothing, seed=self.seed + self.rollbacks,
             bn=getattr(step, "bn", "batch"), modifiers=getattr(step, "modifiers", ()),
         )  # fmt: skip
+        rescue._watch.take_over(step._watch)
+        return rescue
 
     def _add(self, step: Step) -> None:
         if self._sums is None:

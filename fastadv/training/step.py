@@ -14,6 +14,7 @@ from fastadv.threat_model import ThreatModel, start_point
 from fastadv.training import arguments, crafting
 from fastadv.training.bank import PerturbationBank
 from fastadv.training.draws import DeviceDraws, draw_of
+from fastadv.training.input_watch import InputWatch
 from fastadv.training.objectives import (
     Crafted,
     Modifier,
@@ -38,6 +39,10 @@ class CraftedStep:
 
     batches, craft_loss, train_loss: how many batches were seen, and the mean losses of the last one
     before its last craft and in training; they stay on the device.
+
+    A model that loses the gradient of entries at a bound, as one that clamps its input may, is
+    noticed in the first batch and warned of once: from then on input gradients, and with them
+    craft_loss, are those of a copy with such entries moved inside. The loss is that of x_adv.
     """
 
     threat: ThreatModel
@@ -54,11 +59,13 @@ class CraftedStep:
     train_loss: torch.Tensor | None = field(init=False, default=None)
     _is_checked: bool = field(init=False, default=False)
     _draws: DeviceDraws | None = field(init=False, default=None)
+    _watch: InputWatch = field(init=False)
 
     def __post_init__(self) -> None:
         arguments.check_settings(self)
         arguments.check_modifiers(self.modifiers)
         arguments.check_bank(self.bank, self.threat)
+        self._watch = InputWatch(self.threat.bounds)
 
     def __repr__(self) -> str:
         return arguments.pasteable(self)
@@ -87,6 +94,7 @@ class CraftedStep:
         objective = modified(self._objective(), self.modifiers)
         with crafting.in_precision(self.precision, x.device):
             loss = objective(Reduced.of(model), batch)
+        self._watch.close()
         self.train_loss = loss.detach()
         self.batches += 1
         return loss
@@ -118,9 +126,12 @@ class CraftedStep:
             x_adv = self._start_iterates(x, ids, eps, x_init)
             self.craft_loss = self._ascend(asked, x_adv, x, y, eps).mean()
         self._is_checked = True
+        if not self.modifiers:  # which may differentiate the input as well
+            self._watch.close()
         if self.bank is not None:
             self.bank.put(ids, x_adv, x, eps=eps)
-        return Crafted(x, x_adv, y, eps, ids, self.draw, self.seed, self.threat)
+        watched = self._watch.gradient
+        return Crafted(x, x_adv, y, eps, ids, self.draw, self.seed, self.threat, watched)
 
     @property
     def effective_eps(self) -> float:
@@ -169,14 +180,20 @@ class CraftedStep:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: tensors and plain values, safe to load with weights_only."""
         bank = None if self.bank is None else self.bank.state_dict()
-        return {"method": type(self).__name__, "batches": self.batches, "bank": bank}
+        return {
+            "method": type(self).__name__,
+            "batches": self.batches,
+            "bank": bank,
+            "inset": self._watch.inset,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as the step that gave `state`; raises ValueError if it does not fit."""
-        arguments.check_state(state, ("method", "batches", "bank"))
+        arguments.check_state(state, ("method", "batches", "bank"), optional=("inset",))
         arguments.check_method(state, self)
         if (state["bank"] is None) != (self.bank is None):
             raise ValueError("state has a perturbation bank and this step none, or the reverse")
         if self.bank is not None:
             self.bank.load_state_dict(state["bank"])
         self.batches = int(state["batches"])
+        self._watch = InputWatch(self.threat.bounds, state.get("inset"))

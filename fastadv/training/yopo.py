@@ -1,6 +1,7 @@
 """YOPO: full passes fix the first layer's co-state, cheap attack steps go through that layer."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, start_point
 from fastadv.training import arguments, crafting
 from fastadv.training.draws import DeviceDraws, draw_of
+from fastadv.training.input_watch import InputWatch
 from fastadv.training.objectives import Reduced
 
 
@@ -26,7 +28,8 @@ class YOPO:
     mean over the passes of the weight gradients and, on top, of h's own at the last x_adv; the
     authors take the sum and divide the learning rate by `outer`. All of the input must go through
     h. 3 units a pass, and the first layer's own. Takes no modifiers and no bank; in fp16 gradients
-    underflow: use bf16. Other arguments as in `CraftedStep`.
+    underflow: use bf16. Other arguments as in `CraftedStep`; a model that clamps its input before
+    h, or as h, is noticed as there, and h's input gradient alone is taken inside the bounds.
 
     Example: `loss = fastadv.training.YOPO(threat, first_layer="conv1").loss(model, x, y)`.
     Source: Zhang et al. 2019, arXiv:1905.00877, algorithm 1.
@@ -46,9 +49,11 @@ class YOPO:
     train_loss: torch.Tensor | None = field(init=False, default=None)
     _is_checked: bool = field(init=False, default=False)
     _draws: DeviceDraws | None = field(init=False, default=None)
+    _watch: InputWatch = field(init=False)
 
     def __post_init__(self) -> None:
         arguments.check_settings(self)
+        self._watch = InputWatch(self.threat.bounds)
 
     def __repr__(self) -> str:
         return arguments.pasteable(self)
@@ -92,11 +97,15 @@ class YOPO:
         with crafting.in_precision(self.precision, x.device):
             for _ in range(self.outer):
                 costate = passes.full(x_adv, y)
+                gradient = functools.partial(
+                    passes.input_gradient, costate=costate, bounds=self.threat.bounds
+                )
                 for _ in range(self.inner):
-                    grad = passes.input_gradient(x_adv, costate, self.threat.bounds)
+                    grad = self._watch.gradient(gradient, x_adv, inner_model)
                     self.threat.step_(x_adv, grad, x, step_size=step, eps=eps)
                 passes.first_layer_again(x_adv, costate)
         self._is_checked = True
+        self._watch.close()
         self.batches += 1
         value = torch.stack(passes.losses).mean()
         self.train_loss = value
@@ -105,13 +114,14 @@ class YOPO:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"method": "YOPO", "batches": self.batches}
+        return {"method": "YOPO", "batches": self.batches, "inset": self._watch.inset}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as the step that gave `state`; raises ValueError if it does not fit."""
-        arguments.check_state(state, ("method", "batches"))
+        arguments.check_state(state, ("method", "batches"), optional=("inset",))
         arguments.check_method(state, self)
         self.batches = int(state["batches"])
+        self._watch = InputWatch(self.threat.bounds, state.get("inset"))
 
 
 class _Passes:

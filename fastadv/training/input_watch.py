@@ -1,0 +1,130 @@
+"""Where a training step differentiates its input: moved inside the bounds if the model clamps."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from fastadv import clamping, diagnostics
+from fastadv.isolation import Model, modules_behind, restored_generators
+from fastadv.threat_model import Bounds
+from fastadv.training.arguments import is_distributed
+from fastadv.training.crafting import FP16_SCALE, InputGradient, statistics_policy
+
+_LOOKED_AT = 64  # samples of the second look
+_UNDECIDED = -1.0  # less than every inset
+
+
+class InputWatch:
+    """Sees in the first batch of a step whether the model loses the gradient at the bounds.
+
+    inset: by how much entries that lie at a bound are moved inside wherever the input is
+    differentiated; 0.0 if the model keeps the gradient there; None, undecided, until the first
+    batch is done. See `fastadv.clamping`. bounds: None where there is nothing to look at. Once
+    decided, nothing is looked at and nothing synchronises.
+    """
+
+    def __init__(self, bounds: Bounds, inset: float | None = None) -> None:
+        self.bounds = bounds
+        self.inset = inset
+
+    @property
+    def is_open(self) -> bool:
+        """Whether gradients are still looked at."""
+        return self.inset is None and self.bounds is not None
+
+    def close(self) -> None:
+        """The first batch is done: what has not shown by now is not looked for."""
+        self.inset = self.inset or 0.0
+
+    def take_over(self, other: "InputWatch") -> None:
+        """Of the same model: what was found need not be found, and warned of, again."""
+        if other.inset and other.bounds == self.bounds:
+            self.inset = other.inset
+
+    def at(self, x: torch.Tensor) -> torch.Tensor:
+        """x, (B, ...), or where the model clamps a copy with entries at the bounds moved inside."""
+        if not self.inset or self.bounds is None:
+            return x
+        return clamping.moved_inside(x.detach(), self.bounds, self.inset)
+
+    def gradient(self, gradient: InputGradient, x: torch.Tensor, model: Model) -> torch.Tensor:
+        """gradient(x), or that of the moved x where the model clamps; a `Differentiate`.
+
+        While it is open it synchronises, and a gradient that shows the loss is taken again.
+        """
+        grad = gradient(self.at(x))
+        if self.is_open and self.look(grad, x, model):
+            with _unseen(model, "batch", x.device):
+                grad = gradient(self.at(x))
+        return grad
+
+    def may_tell(self, x: torch.Tensor, model: Model) -> bool:
+        """Whether a look at the gradient at x could decide anything; synchronises while open."""
+        if not self.is_open or self.bounds is None:
+            return False
+        low, high = self.bounds
+        return bool(_most(float(((x == low) | (x == high)).any()), model, x.device))
+
+    def look(self, grad: torch.Tensor, x: torch.Tensor, model: Model) -> bool:
+        """Decide by `grad`, an input gradient of the model at x, if it tells; whether an inset was
+        found, of which it warns. Synchronises."""
+        assert self.bounds is not None, "nothing lies at no bounds"
+        x = x.detach()
+        telling, lost = clamping.evidence(grad.detach(), x, self.bounds)
+        rows = lost.nonzero()[:_LOOKED_AT, 0]
+        known = 0.0 if bool(telling.any()) else _UNDECIDED
+        if len(rows):
+            with _in_range(x.device):
+                known = clamping.lost_at_bounds(probe(model), x.index_select(0, rows), self.bounds)
+        known = _most(known, model, x.device)
+        self.inset = None if known == _UNDECIDED else known
+        if self.inset:
+            diagnostics.warn("clamped_input", len(x), len(x))
+        return bool(self.inset)
+
+
+def probe(model: Model) -> InputGradient:
+    """x -> the input gradient of a weighted sum of the model's logits: in eval mode, without chance
+    and without a trace."""
+
+    def gradient(x: torch.Tensor) -> torch.Tensor:
+        leaf = x.detach().clone().requires_grad_()
+        with _unseen(model, "eval", x.device), torch.enable_grad():
+            logits = model(leaf)
+            half = logits.dtype == torch.float16
+            logits = logits.float() if half else logits
+        if not logits.requires_grad:
+            return torch.zeros_like(x)
+        return clamping.gradient_of(logits, leaf, scale=FP16_SCALE if half else 1.0)
+
+    return gradient
+
+
+@contextlib.contextmanager
+def _unseen(model: Model, bn: str, device: torch.device) -> Iterator[None]:
+    """A pass that no buffer and no random state keeps a trace of."""
+    with restored_generators(device, 0), statistics_policy(model, bn):
+        yield
+
+
+def _in_range(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """No autocast to float16: in eval mode a network that has learnt nothing may overflow there."""
+    kind = device.type
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
+        return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _most(value: float, model: Model, device: torch.device) -> float:
+    """The value, or the largest of all ranks where their passes wait for one another: with
+    SyncBatchNorm all must make as many. Other ranks decide for themselves."""
+    modules = [m for root in modules_behind(model) for m in root.modules()]
+    synced = [m for m in modules if isinstance(m, nn.SyncBatchNorm)]
+    if not synced or not is_distributed():
+        return value
+    most = torch.tensor(value, dtype=torch.float64, device=device)
+    group = synced[0].process_group
+    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX, group=group)
+    return most.item()
