@@ -1,9 +1,10 @@
-# Targets: demo, test, check, bench, gpu. Each makes .venv by itself; TORCH=... chooses the torch to install.
+# Targets: demo, test, check, bench, gpu. Each makes its environment by itself; TORCH=torch==2.14.1
+# chooses the torch to install, in an environment of its own, PYTHON=python3.13 the Python.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # for a torch that brings none; 3.6 to 3.9 work, 3.7.1 is the one whose machine code is checked
 TRITON ?= $(if $(filter Linux,$(shell uname)),triton==3.7.1,pip)
-VENV ?= .venv
+VENV ?= .venv$(if $(filter-out torch==2.13.0,$(TORCH)),-$(subst =,,$(TORCH)))
 BIN := $(VENV)/bin
 # peers are installed without their pins, which would drag torchvision and an old numpy in
 PEERS := torchattacks==3.5.1 foolbox==3.3.4 eagerpy==0.30.0 adversarial-robustness-toolbox==1.20.1
@@ -39,7 +40,7 @@ gpu: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.gpu --out gpu-output
 
 clean:
-	rm -rf $(VENV) build dist demo-output gpu-output
+	rm -rf .venv .venv-torch* build dist demo-output gpu-output
 
 $(VENV)/.torch:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "fastadv needs Python 3.11 or later: make PYTHON=python3.11"'

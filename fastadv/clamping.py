@@ -14,17 +14,17 @@ Gradient = Callable[[torch.Tensor], torch.Tensor]
 
 # of the range of the bounds: what lies as near lies at a bound, also after the round trip through
 # a normalisation, and no entry is moved further
-_MOST = 1e-6
+_MOST = 2.0**-20
 _FINEST = (torch.float64, torch.float32)
-_NEARLY_ALL = 10  # of so many entries inside at most one has no gradient
+_NEARLY_ALL = 10  # but for one in so many
 _FAINT = 1e-3  # of the mean inside: a gradient that grows with the distance from the bound is less
 
 
 class Evidence(NamedTuple):
-    """What the gradient of each sample says, (B,) bool.
+    """What the gradients of a batch say of its samples, (B,) bool.
 
-    telling: entries lie at a bound, and nearly all entries inside have a gradient. lost: of such a
-    sample no entry at one of the bounds has any.
+    lost: entries lie at a bound, nearly none of which has a gradient, and nearly all entries inside
+    have one. telling: so, or entries lie at a bound where the batch has its gradient.
     """
 
     telling: torch.Tensor
@@ -33,14 +33,22 @@ class Evidence(NamedTuple):
 
 def evidence(grad: torch.Tensor, x: torch.Tensor, bounds: Bounds) -> Evidence:
     """What `grad`, the input gradient at x, (B, ...), says of each sample; no synchronisation."""
-    is_zero = (grad == 0).reshape(len(x), -1)
+    has_gradient = (grad != 0).reshape(len(x), -1)
     sides = [side.reshape(len(x), -1) for side in _at_bounds(x, bounds, _MOST)]
     inside = ~(sides[0] | sides[1])
-    dense = (inside & is_zero).sum(1) * _NEARLY_ALL <= inside.sum(1)
-    lost = torch.zeros_like(dense)
+    is_dense = _nearly_none((inside & ~has_gradient).sum(1), inside.sum(1))
+    telling, lost = torch.zeros_like(is_dense), torch.zeros_like(is_dense)
     for side in sides:
-        lost |= side.any(1) & ~(side & ~is_zero).any(1)
-    return Evidence(dense & ~inside.all(1), dense & lost)
+        there, kept = side.sum(1), (side & has_gradient).sum(1)
+        # of the whole batch: a model that crops a border loses all that some samples have there
+        is_lost = _nearly_none(kept.sum(), there.sum())
+        telling |= (there > 0) & ~is_lost
+        lost |= (there > 0) & _nearly_none(kept, there) & is_dense & is_lost
+    return Evidence(telling | lost, lost)
+
+
+def _nearly_none(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    return part * _NEARLY_ALL <= whole
 
 
 def moved_inside(x: torch.Tensor, bounds: Bounds, amount: float) -> torch.Tensor:
@@ -61,7 +69,7 @@ def lost_at_bounds(gradient: Gradient, x: torch.Tensor, bounds: Bounds) -> float
     """The least amount by which entries at a bound must be moved inside to have a gradient.
 
     0.0: they have one, or moving them gives them none, so that the model does not clamp. Amounts
-    are tried from what the dtype of x resolves up to 1e-6 of the range. gradient: x -> the input
+    are tried from what the dtype of x resolves up to 2^-20 of the range. gradient: x -> the input
     gradient there; it is asked for at x and for each amount. Synchronises.
     """
     before = gradient(x)

@@ -15,5 +15,6 @@ FAULT_BAD_LABEL = 2
 FAULT_ZERO_GRADIENT = 4  # at the start iterate
 FAULT_NAN_GRADIENT = 8  # at the start iterate
 FAULT_OVERFLOW = 16  # of a gradient in half precision
-BOUNDS_TELL = 32  # in FAULT, though no fault: the gradient tells what becomes of it at the bounds
-BOUNDS_LOSE = 64  # in FAULT: no entry at a bound has a gradient, nearly all others have
+# no faults, see `fastadv.clamping.Evidence`
+BOUNDS_TELL = 32
+BOUNDS_LOSE = 64

@@ -18,8 +18,8 @@ class GradientLostError(Exception):
 class BoundsWatch:
     """Watches one call. is_open: nothing is decided yet.
 
-    Where the gradients of steps, or of their probes, show that no entry at a bound has one, a
-    second look decides it for this call; it is made only then.
+    The first gradients that tell anything decide. If they are lost at the bounds, a second look
+    says whether the model clamps; it is made only then.
     """
 
     def __init__(self, oracle: Oracle, inset: float | None) -> None:
@@ -43,4 +43,6 @@ class BoundsWatch:
             self._oracle.find_inset(iterates.detach().index_select(0, index))
             if self._oracle.inset:
                 raise GradientLostError
-        return not bool((marks & columns.BOUNDS_TELL).any())
+        elif bool((marks & columns.BOUNDS_TELL).any()):
+            self.is_open = False
+        return self.is_open

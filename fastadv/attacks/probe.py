@@ -1,4 +1,4 @@
-"""Looks at the first gradient of a sample: zero or NaN there, or at the bounds, is a bad sign."""
+"""Looks at the first gradient of a sample: zero, NaN, or lost at the bounds, it says something."""
 
 import torch
 
@@ -6,6 +6,10 @@ from fastadv import clamping
 from fastadv.engine.state import SlotState
 from fastadv.gradient import Oracle
 from fastadv.kernels import slots as columns
+
+# slots that tell for all whether the model clamps: all of 128 MNIST images would take a tenth of a
+# step on a CPU
+_ENOUGH = 32
 
 
 def probe(state: SlotState, grad: torch.Tensor, oracle: Oracle) -> None:
@@ -29,10 +33,11 @@ def probe_masked(state: SlotState, grad: torch.Tensor) -> None:
 
 
 def probe_bounds(state: SlotState, grad: torch.Tensor, oracle: Oracle) -> None:
-    """Mark samples whose gradient, at the iterate in `state`, tells what becomes of it at the
+    """Mark some samples whose gradient, at the iterate in `state`, tells what becomes of it at the
     bounds, and those where it is lost there."""
     if oracle.bounds is None or oracle.inset:
         return
-    telling, lost = clamping.evidence(grad, state.x_adv.detach(), oracle.bounds)
+    some = slice(_ENOUGH)
+    telling, lost = clamping.evidence(grad[some], state.x_adv.detach()[some], oracle.bounds)
     marks = telling * columns.BOUNDS_TELL + lost * columns.BOUNDS_LOSE
-    state.slots[:, columns.FAULT] |= marks.int()
+    state.slots[some, columns.FAULT] |= marks.int()
