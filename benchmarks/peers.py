@@ -25,7 +25,7 @@ from benchmarks.networks import Problem
 class Settings:
     """What is asked of every library. kind: "pgd", "fgsm" or "mifgsm".
 
-    One restart starts from x itself, several from random points.
+    One restart starts from x itself unless random_start says otherwise, several from random points.
     """
 
     kind: str
@@ -35,6 +35,11 @@ class Settings:
     steps: int
     restarts: int = 1
     seed: int = 0
+    random_start: bool = False
+
+    @property
+    def starts_randomly(self) -> bool:
+        return self.random_start or self.restarts > 1
 
 
 Attack = Callable[[], torch.Tensor]
@@ -75,7 +80,7 @@ def fastadv_compat(settings: Settings, problem: Problem) -> Attack:
 def _torchattacks_calls(library: Any, settings: Settings, problem: Problem) -> Attack:
     model, x, y = problem.model, problem.x, problem.y
     common = {"eps": settings.eps, "alpha": settings.step_size, "steps": settings.steps}
-    start = {"random_start": settings.restarts > 1}
+    start = {"random_start": settings.starts_randomly}
     with _quiet("torchattacks"):
         attack = {
             ("fgsm", "linf"): lambda: library.FGSM(model, eps=settings.eps),
@@ -114,7 +119,7 @@ def foolbox(settings: Settings, problem: Problem) -> Attack:
         attack = kind(
             abs_stepsize=settings.step_size,
             steps=settings.steps,
-            random_start=settings.restarts > 1,
+            random_start=settings.starts_randomly,
         )
     if settings.restarts > 1:
         attack = attack.repeat(settings.restarts)
@@ -158,7 +163,7 @@ def art(settings: Settings, problem: Problem) -> Attack:
     else:
         attack = evasion.ProjectedGradientDescentPyTorch(
             classifier, norm=np.inf, max_iter=settings.steps, verbose=False,
-            num_random_init=settings.restarts if settings.restarts > 1 else 0, **common,
+            num_random_init=settings.restarts if settings.starts_randomly else 0, **common,
         )  # fmt: skip
     labels = problem.y.cpu().numpy()
 

@@ -2,8 +2,9 @@
 
 A block `<!-- benchmark:NAME -->` ... `<!-- /benchmark -->` is rewritten from the newest run of its
 suite. NAME: first-screen, attacks, attacks-chart, ops, step-cost, training, mnist, autoattack,
-autoattack-attacks, autoattack-ops, execution, gpu-ops, gpu-ops-chart, gpu-attacks,
-gpu-attacks-chart, gpu-autoattack, gpu-training or gpu-steps, with @device for one device.
+autoattack-attacks, autoattack-ops, execution, clamping, clamping-forms, gpu-ops, gpu-ops-chart,
+gpu-attacks, gpu-attacks-chart, gpu-autoattack, gpu-training or gpu-steps, with @device for one
+device.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from benchmarks import (
     autoattack_tables,
+    clamping_tables,
     execution_tables,
     gpu_tables,
     schema,
@@ -43,6 +45,8 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
     "autoattack-attacks": ("autoattack", autoattack_tables.attacks),
     "autoattack-ops": ("autoattack", autoattack_tables.ops),
     "execution": ("execution", execution_tables.execution),
+    "clamping": ("clamping", clamping_tables.libraries),
+    "clamping-forms": ("clamping", clamping_tables.forms),
     "gpu-ops": ("gpu_ops", gpu_tables.ops),
     "gpu-attacks": ("gpu_attacks", gpu_tables.attacks),
     "gpu-autoattack": ("gpu_autoattack", gpu_tables.autoattack),
@@ -54,6 +58,8 @@ CHARTS: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
     "gpu-ops-chart": ("gpu_ops", gpu_tables.ops_chart),
     "gpu-attacks-chart": ("gpu_attacks", gpu_tables.attacks_chart),
 }
+# suites of which a table shows several runs; of the others the newest
+_CHOSEN = {"clamping": clamping_tables.newest}
 
 
 def render(text: str, results: Path, folder: Path) -> tuple[str, dict[Path, str]]:
@@ -70,7 +76,8 @@ def render(text: str, results: Path, folder: Path) -> tuple[str, dict[Path, str]
         if name not in known:
             raise ValueError(f"benchmark:{name} must be one of {', '.join(known)}")
         suite, write = known[name]
-        rows = schema.newest_run(schema.read_rows(suite, results, device))
+        choose = _CHOSEN.get(suite, schema.newest_run)
+        rows = choose(schema.read_rows(suite, results, device))
         if not rows:
             module = suite.partition("_")[0]  # one command makes all suites of a GPU
             raise ValueError(
