@@ -14,6 +14,7 @@ from fastadv.training.crafting import FP16_SCALE, InputGradient, statistics_poli
 
 _LOOKED_AT = 64  # samples of the second look
 _UNDECIDED = -1.0  # less than every inset
+_APART = 1e-5  # of the range of the bounds: nothing as far from a bound counts as at it
 
 
 class InputWatch:
@@ -61,7 +62,7 @@ class InputWatch:
         return grad
 
     def may_tell(self, x: torch.Tensor, model: Model) -> bool:
-        """Whether a look at the gradient at x could decide anything; synchronises while open."""
+        """Whether a look at the gradient at x may decide anything; synchronises while open."""
         if not self.is_open or self.bounds is None:
             return False
         low, high = self.bounds
@@ -71,7 +72,7 @@ class InputWatch:
         """Decide by `grad`, an input gradient of the model at x, if it tells; whether an inset was
         found, of which it warns. Synchronises."""
         assert self.bounds is not None, "nothing lies at no bounds"
-        x = x.detach()
+        x = _apart(x.detach(), self.bounds)
         telling, lost = clamping.evidence(grad.detach(), x, self.bounds)
         rows = lost.nonzero()[:_LOOKED_AT, 0]
         known = 0.0 if bool(telling.any()) else _UNDECIDED
@@ -83,6 +84,14 @@ class InputWatch:
         if self.inset:
             diagnostics.warn("clamped_input", len(x), len(x))
         return bool(self.inset)
+
+
+def _apart(x: torch.Tensor, bounds: tuple[float, float]) -> torch.Tensor:
+    """x, where only what is a bound exactly is near it: starts that are not clamped come near by
+    chance, and a clamp keeps the gradient of those that lie inside."""
+    low, high = bounds
+    margin = _APART * (high - low)
+    return torch.where((x == low) | (x == high), x, x.clamp(low + margin, high - margin))
 
 
 def probe(model: Model) -> InputGradient:

@@ -16,7 +16,7 @@ from clamping_problems import (
     problems,
     run,
 )
-from training_problems import CRAFTED, METHODS, sgd, train_batch
+from training_problems import CRAFTED, METHODS, sgd, train_batch, uniform
 
 import fastadv
 from benchmarks.clamp_rules import RULES, clamp_rule
@@ -78,6 +78,44 @@ def test_modifiers_train_as_under_the_old_rule(name, modifiers):
         _, expected, their_losses, _ = run(name, theirs, count=3, modifiers=modifiers)
     assert_same(iterates, expected)
     torch.testing.assert_close(losses, their_losses, rtol=1e-9, atol=0)
+    assert step._watch.inset > 0 and len(warned) == 1
+
+
+@pytest.mark.parametrize("background", ["black", "white"])
+@pytest.mark.parametrize("name", METHODS)
+def test_own_starts_train_as_under_the_old_rule(name, background):
+    """Outside the bounds, where most of them begin, a clamp has no gradient under either."""
+    net, _ = pair_of("number")
+    settings = {"clamp_start": False} if name in ("FastAT", "NFGSM", "PGDAT") else {}
+    runs = []
+    for rule, model in (("new", net), ("old", copy.deepcopy(net))):
+        step, optimizer = make_step(name, model, **settings), sgd(model)
+        with clamp_rule(rule), counted_warnings() as warned:
+            for x, y, _ in problems(name, 3):
+                x = x if background == "black" else 1 - x
+                train_batch(step, model, optimizer, x, y)
+        runs.append((step.threat.seen, len(warned)))
+    (iterates, warned), (expected, unwarned) = runs
+    assert_same(iterates, expected)
+    # of one step, none of whose starts lies at a bound, nothing is lost
+    alone = name in ("FastAT", "NFGSM")
+    assert (warned, unwarned) == (not alone, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["TRADES", "MART", "YOPO"])
+def test_starts_that_come_near_the_bounds_by_chance_hide_no_clamp(name, dtype):
+    net, _ = pair_of("hardtanh", dtype=dtype)
+    x, y, _ = problems(name, 1)[0]
+    x = x.to(dtype)
+    start = (x.double() + uniform(x.double(), 0.001, seed=0)).to(dtype)
+    ends = (x == 0).nonzero()
+    for i, at in enumerate(ends[: len(ends) // 4].tolist()):
+        start[tuple(at)] = 0.0 if i % 8 == 0 else 5e-7
+    step = make_step(name, net)
+    with counted_warnings() as warned:
+        for loss in step(net, x, y, x_init=start):
+            loss.backward()
     assert step._watch.inset > 0 and len(warned) == 1
 
 
