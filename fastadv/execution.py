@@ -24,8 +24,9 @@ class Execution:
 
     inset: what becomes of a model that clamps its input and so has no gradient at the bounds. None:
     it is noticed, and from then on the model is differentiated with the entries that lie at a bound
-    moved inside by the least amount that gives them one, at most 1e-6 of the range, while losses,
-    predictions and successes stay those of the iterate itself (one forward more a step). 0.0:
+    moved inside by the least amount that gives them one, at most 2^-20 of the range, while losses,
+    predictions and successes stay those of the iterate itself (one forward more a step). It is the
+    one case in which gradients are not taken where the papers' code takes them (contract C1). 0.0:
     nobody looks. Another number: move by that amount from the start.
 
     cuda_graph: "auto" captures a step once on a GPU and replays it, falling back to eager steps

