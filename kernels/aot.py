@@ -12,6 +12,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+from .compilation import options_for
+
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -64,7 +66,7 @@ def compile_case(case: AotCase, target: str) -> Resources:
     compiled = triton.compile(
         ASTSource(case.kernel, signature, constants, aligned),
         target=TARGETS[target],
-        options={"num_warps": case.num_warps, "enable_fp_fusion": False},
+        options={"num_warps": case.num_warps, **options_for(TARGETS[target].backend)},
     )
     long_products = len(re.findall(r"arith\.muli [^\n]*: i64", compiled.asm["ttir"]))
     if TARGETS[target].backend == "hip":

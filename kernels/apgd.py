@@ -5,6 +5,7 @@ import triton.language as tl
 
 from . import apgd_progress, slots
 from .aot import AotCase
+from .compilation import launch_options
 from .geometry import compute_dtype
 
 _STEP = tl.constexpr(slots.STEP)
@@ -89,7 +90,7 @@ def launch_apgd_check(progress, step_size, loss, best_loss, slot_state, checkpoi
         return
     apgd_check_kernel[(triton.cdiv(batch, _ROWS),)](
         progress, step_size, loss, best_loss, slot_state, checkpoints, rho, batch,
-        DTYPE=compute_dtype(progress), BLOCK=_ROWS, num_warps=_ROWS // 32, enable_fp_fusion=False,
+        DTYPE=compute_dtype(progress), BLOCK=_ROWS, num_warps=_ROWS // 32, **launch_options(),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import triton.language as tl
 from . import slots
 from .aot import AotCase
 from .apgd import is_active, misclassified
+from .compilation import launch_options
 from .geometry import compute_dtype, row_geometry
 from .rounding import divide
 
@@ -116,7 +117,7 @@ def launch_apgd_l1_check(
         x_adv, x_best, grad_best, grad, x, x_hit, step_size, sparsity, phase_eps, support, eps,
         best_loss, slot_state, plan, radius, correct, size,
         HIT=x_hit is not None, DTYPE=compute_dtype(x_adv), BLOCK=block, num_warps=warps,
-        enable_fp_fusion=False,
+        **launch_options(),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from .apgd_l2_long import (
     with_momentum,
 )
 from .apgd_linf import step_types
+from .compilation import launch_options
 from .geometry import compute_dtype, row_geometry
 from .rounding import clamp_keeping_nan, root
 
@@ -86,7 +87,7 @@ def launch_apgd_l2(
         x_adv, x_previous, x_best, grad_best, grad, x, x_hit, step_size, eps, slot_state,
         progress, correct, lo, hi, size,
         HIT=x_hit is not None, DTYPE=compute_dtype(x_adv), BLOCK=block, num_warps=warps,
-        enable_fp_fusion=False,
+        **launch_options(),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .aot import AotCase
 from .apgd import is_active, misclassified, turn_of
+from .compilation import launch_options
 from .geometry import compute_dtype, elementwise_geometry
 from .linf import step_and_project_linf
 from .rounding import clamp_keeping_nan
@@ -94,7 +95,7 @@ def launch_apgd_linf(
         x_adv, x_previous, x_best, grad_best, grad, x, x_hit, step_size, eps, slot_state,
         progress, correct, lo, hi, size,
         HIT=x_hit is not None, DTYPE=compute_dtype(x_adv), BLOCK=block, num_warps=warps,
-        enable_fp_fusion=False,
+        **launch_options(),
     )  # fmt: skip
 
 

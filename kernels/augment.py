@@ -6,6 +6,7 @@ import triton.language as tl
 from . import streams
 from .addressing import channel
 from .aot import AotCase
+from .compilation import launch_options
 from .geometry import elementwise_geometry
 from .philox import draw_words, uniforms
 from .rounding import divide
@@ -114,7 +115,7 @@ def launch_augment(
         start_draw, eps, lo, hi,
         CHANNELS=channels, HEIGHT=height, WIDTH=width, PAD=pad, REFLECT=reflect,
         FLIP=flip is not None, NORMALISE=mean is not None, START=start is not None,
-        CHANNELS_LAST=channels_last, BLOCK=block, num_warps=warps, enable_fp_fusion=False,
+        CHANNELS_LAST=channels_last, BLOCK=block, num_warps=warps, **launch_options(),
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .aot import AotCase
+from .compilation import launch_options
 from .fab_long import load_pair, search_row
 from .fab_projection import displacement, tied_share, weight_and_room
 from .geometry import compute_dtype, row_geometry
@@ -51,7 +52,7 @@ def launch_hyperplane_projection(out, points, w, b, *, lo, hi, norm):
     block, warps = row_geometry(size, _LIMIT)
     hyperplane_kernel[(batch,)](
         out, points, w, b, lo, hi, size, NORM=norm, DTYPE=compute_dtype(points), BLOCK=block,
-        num_warps=warps, enable_fp_fusion=False,
+        num_warps=warps, **launch_options(),
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .aot import AotCase
+from .compilation import launch_options
 from .fab_projection import finite_or_zero, joined, norm_of, norm_part
 from .geometry import ROW_BLOCK, compute_dtype, row_geometry
 from .rounding import divide
@@ -53,7 +54,7 @@ def launch_fab_nearest(
     fab_nearest_kernel[(batch,)](
         nearest, nearest_difference, ratio, grad, difference, labels, guard, candidate, size,
         DUAL=_DUAL[norm], DTYPE=compute_dtype(grad), BLOCK=block, num_warps=warps,
-        enable_fp_fusion=False,
+        **launch_options(),
     )  # fmt: skip
 
 

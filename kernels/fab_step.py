@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .aot import AotCase
+from .compilation import launch_options
 from .fab_projection import finite_or_zero, norm_of, norm_part, project_row
 from .fab_step_long import fab_step_long_kernel
 from .fab_verdict import (
@@ -92,7 +93,7 @@ def launch_fab_step(
         x_adv, closest, grad, x, difference, prediction, labels, distance, pulled_back, slot_state,
         eps, lo, hi, alpha_max, eta, beta, steps, size, NORM=norm, STOP_EARLY=stop_early,
         MOVES=grad is not None, DTYPE=compute_dtype(x_adv), BLOCK=block, num_warps=warps,
-        enable_fp_fusion=False,
+        **launch_options(),
     )  # fmt: skip
 
 

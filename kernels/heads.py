@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .aot import AotCase
+from .compilation import launch_options
 from .geometry import compute_dtype
 from .head_slots import advance_slot
 from .ranking import following, leading, load_chunk
@@ -222,7 +223,7 @@ def launch_loss_head(
         SMOOTH=kind == "cross_entropy" and parameter > 0.0, GRADIENT=grad is not None,
         SLOTTED=slot_state is not None, TRACK_BEST=best_loss is not None, STOP_EARLY=stop_early,
         ANY_ERROR=any_error, LOOP=classes > block, DTYPE=compute_dtype(logits), BLOCK=block,
-        num_warps=warps, enable_fp_fusion=False,
+        num_warps=warps, **launch_options(),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import triton.language as tl
 from . import slots
 from .addressing import load_grad, scalar_or_row, store_model_input
 from .aot import AotCase
+from .compilation import launch_options
 from .geometry import ROW_BLOCK, compute_dtype, row_geometry
 from .l1_long import l1_long_kernel
 from .l1_projection import (
@@ -111,7 +112,7 @@ def launch_l1(
         DTYPE=compute_dtype(x_adv),
         BLOCK=block,
         num_warps=warps,
-        enable_fp_fusion=False,
+        **launch_options(),
     )  # fmt: skip
 
 

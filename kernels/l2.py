@@ -6,6 +6,7 @@ import triton.language as tl
 from . import slots
 from .addressing import load_grad, scalar_or_row, store_model_input
 from .aot import AotCase
+from .compilation import launch_options
 from .geometry import compute_dtype, row_geometry
 from .l2_long import CHUNK, PARTS, l2_abs_kernel, l2_apply_kernel, l2_partials_kernel
 from .l2_projection import move_and_project_l2, step_factor, unit_scale
@@ -98,7 +99,7 @@ def launch_l2_step(
         CROSS=cross,
         CHANNELS_LAST=channels_last,
         DTYPE=compute_dtype(x_adv),
-        enable_fp_fusion=False,
+        **launch_options(),
     )
     options = layout | dict(
         PER_SAMPLE_STEP=step_rows is not None,

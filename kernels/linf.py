@@ -6,6 +6,7 @@ import triton.language as tl
 from . import slots
 from .addressing import load_grad, scalar_or_row, store_model_input
 from .aot import AotCase
+from .compilation import launch_options
 from .geometry import compute_dtype, elementwise_geometry, row_geometry
 from .momentum import updated_momentum
 from .rounding import clamp_keeping_nan
@@ -149,7 +150,7 @@ def launch_linf_step(
         CROSS=cross,
         CHANNELS_LAST=channels_last,
         DTYPE=compute_dtype(x_adv),
-        enable_fp_fusion=False,
+        **launch_options(),
     )
     if momentum is not None:
         block, warps = row_geometry(size)

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .aot import AotCase
+from .compilation import launch_options
 from .geometry import elementwise_geometry
 
 
@@ -37,7 +38,7 @@ def launch_select_rows(destination, source, flags):
     block, warps = elementwise_geometry(size)
     select_rows_kernel[(batch * triton.cdiv(size, block),)](
         destination, source, flags, size, flags.stride(0), BLOCK=block, num_warps=warps,
-        enable_fp_fusion=False,
+        **launch_options(),
     )  # fmt: skip
 
 

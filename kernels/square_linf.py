@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .addressing import scalar_or_row
 from .aot import AotCase
+from .compilation import launch_options
 from .geometry import compute_dtype
 from .rounding import clamp_keeping_nan
 from .square_accept import accept, is_active, schedule
@@ -150,7 +151,7 @@ def launch_square_linf(
         restarts, geometry, signs, eps_rows, eps, lo, hi, queries.shape[1], query_count, channels,
         height, width,
         PER_SAMPLE_EPS=eps_rows is not None, CHANNELS_LAST=channels_last,
-        DTYPE=compute_dtype(x_best), BLOCK=block, num_warps=warps, enable_fp_fusion=False,
+        DTYPE=compute_dtype(x_best), BLOCK=block, num_warps=warps, **launch_options(),
     )  # fmt: skip
 
 

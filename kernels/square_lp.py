@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .addressing import scalar_or_row
 from .aot import AotCase
+from .compilation import launch_options
 from .geometry import compute_dtype
 from .square_accept import accept, is_active, schedule
 from .square_pyramid import channel_signs, tile_offset, write_proposal
@@ -82,7 +83,7 @@ def launch_square_lp(
         queries.shape[1], query_count, channels, height, width,
         NORM=norm, PER_SAMPLE_EPS=eps_rows is not None, CHANNELS_LAST=channels_last,
         DTYPE=compute_dtype(x_best), CHANNELS=tile_channels, PIXELS=pixels, num_warps=warps,
-        enable_fp_fusion=False,
+        **launch_options(),
     )  # fmt: skip
 
 

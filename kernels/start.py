@@ -6,6 +6,7 @@ import triton.language as tl
 from . import streams
 from .addressing import other_layout, scalar_or_row
 from .aot import AotCase
+from .compilation import launch_options
 from .geometry import compute_dtype, elementwise_geometry, row_geometry
 from .l1_projection import l1_kept, l1_room, l1_search, l1_search_end, l1_search_start, l1_shrunk
 from .philox import normals, signed_exponentials, uniforms
@@ -202,7 +203,7 @@ def launch_random_start(
         eps, lo, hi, 0.0 if scale is None else scale, seed, size, inner,
         KIND=kind, PER_SAMPLE_EPS=eps_rows is not None, SCALE_IS_EPS=scale is None,
         CHANNELS_LAST=channels_last, DTYPE=compute_dtype(x), BLOCK=block, num_warps=warps,
-        enable_fp_fusion=False,
+        **launch_options(),
     )  # fmt: skip
 
 
