@@ -34,17 +34,15 @@ class Evidence(NamedTuple):
 def evidence(grad: torch.Tensor, x: torch.Tensor, bounds: Bounds) -> Evidence:
     """What `grad`, the input gradient at x, (B, ...), says of each sample; no synchronisation."""
     has_gradient = (grad != 0).reshape(len(x), -1)
-    sides = [side.reshape(len(x), -1) for side in _at_bounds(x, bounds, _MOST)]
-    inside = ~(sides[0] | sides[1])
-    is_dense = _nearly_none((inside & ~has_gradient).sum(1), inside.sum(1))
-    telling, lost = torch.zeros_like(is_dense), torch.zeros_like(is_dense)
-    for side in sides:
-        there, kept = side.sum(1), (side & has_gradient).sum(1)
-        # of the whole batch: a model that crops a border loses all that some samples have there
-        is_lost = _nearly_none(kept.sum(), there.sum())
-        telling |= (there > 0) & ~is_lost
-        lost |= (there > 0) & _nearly_none(kept, there) & is_dense & is_lost
-    return Evidence(telling | lost, lost)
+    at_bound = torch.stack(_at_bounds(x, bounds, _MOST)).reshape(2, len(x), -1)
+    there, kept = at_bound.sum(2), (at_bound & has_gradient).sum(2)  # (2, B): lower and upper
+    inside = has_gradient.shape[1] - there.sum(0)
+    is_dense = _nearly_none(inside - has_gradient.sum(1) + kept.sum(0), inside)
+    # of the whole batch: a model that crops a border loses all that some samples have there
+    is_lost = _nearly_none(kept.sum(1, keepdim=True), there.sum(1, keepdim=True))
+    is_there = there > 0
+    lost = (is_there & is_lost & is_dense & _nearly_none(kept, there)).any(0)
+    return Evidence((is_there & ~is_lost).any(0) | lost, lost)
 
 
 def _nearly_none(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:

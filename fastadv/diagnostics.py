@@ -32,11 +32,11 @@ _TEXTS = {
     "model's answers depend on the batch, or on chance; they count as robust, so robust accuracy "
     "may be overestimated",
     "clamped_input": "the model loses the gradient of entries that lie at a bound, as one that "
-    "clamps its input does (clamp since PyTorch 2.14, hardtanh and relu always). It was taken with "
-    "such entries moved inside, by at most 1e-6 of the range; losses and successes are of the "
-    "iterates themselves. To be rid of this, and of a forward pass a step: attack the model "
-    "without its clamp, as iterates stay in bounds anyway, or put it into "
-    "fastadv.BPDA(lambda x: x.clamp(0, 1))",
+    "clamps its input does (clamp since PyTorch 2.14, hardtanh and relu always). It is taken with "
+    "such entries moved inside, by at most 1e-6 of the range (in half precision by one rounding); "
+    "losses and successes are those of the iterates themselves. To be rid of this, and of the "
+    "further pass that it costs: leave the clamp out of the model, as iterates stay in bounds "
+    "anyway, or put it into fastadv.BPDA(lambda x: x.clamp(0, 1))",
     "randomised": "the model answers differently when asked again: one lucky draw may count as "
     "a success; use version='rand', which averages over draws",
     "dynamic": "the model computes gradients of its own in its forward pass, as defences that "
