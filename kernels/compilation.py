@@ -7,9 +7,9 @@ from typing import Any
 import triton
 
 # Registers a thread, at most: two blocks of 8 warps fit a multiprocessor. Left alone, the ptxas of
-# Triton 3.6.0, 3.8.0 and 3.9.0 keeps some kernels at 64 or below for the sake of occupancy and spills
-# (3, 15 and 20 of 528 compilations), although all do without a stack from 120 registers on. That of
-# 3.7.1 spills nowhere, and takes up to 47 registers less (square_l1) when it is left alone.
+# Triton 3.6.0, 3.8.0 and 3.9.0 keeps some kernels at 64 or below for the sake of occupancy, and
+# spills (3, 15 and 20 of 528 compilations), although none needs a stack from 120 registers on. That
+# of 3.7.1 spills nowhere, and takes up to 47 registers less (square_l1) where it is left alone.
 REGISTERS = 128
 _SPILLS = not triton.__version__.startswith("3.7.")
 
