@@ -29,6 +29,7 @@ check: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.report --check
 	$(BIN)/python -m benchmarks.report --check --readme docs/autoattack.md
 	$(BIN)/python -m benchmarks.report --check --readme docs/execution.md
+	$(BIN)/python -m benchmarks.report --check --readme docs/pytorch-versions.md
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks

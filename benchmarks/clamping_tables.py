@@ -42,22 +42,28 @@ def libraries(rows: Sequence[Row]) -> str:
 
 
 def forms(rows: Sequence[Row]) -> str:
-    """fastadv alone: one line a form and rule, one column an attack."""
+    """fastadv alone: one line for forms and rules that are alike."""
     rows = [row for row in rows if row.provider in (MENDED, UNMENDED)]
     attacks = formatting.distinct(formatting.attack_name(row) for row in rows)
     heads = ["network", "form", "rule", "kept", "warned", *attacks]
     lines = []
     for network in formatting.distinct(_network(row) for row in rows):
-        for form in FORMS:
+        alike: dict[tuple, list[str]] = {}  # the forms of which a line is the same
+        for form in FORMS[1:]:
+            told: dict[tuple[str, ...], list[str]] = {}  # the rules under which it is
             for rule in _RULES:
                 own = [r for r in _preferred(rows, rule) if _network(r) == network]
                 own = [r for r in own if f"{form}: robust" in r.extra]
-                if form != BARE and own:
-                    lines.append([network, form, rule, *_form(own, form, attacks)])
+                if own:
+                    told.setdefault(tuple(_form(own, form, attacks)), []).append(rule)
+            for cells, rules in told.items():
+                alike.setdefault((", ".join(rules), *cells), []).append(form)
+        lines += [[network, "; ".join(forms), *cells] for cells, forms in alike.items()]
     note = (
-        "Missed / beyond: samples that the same attack broke on the bare network and not here, and "
-        "the other way round; in brackets with `Execution(inset=0.0)`, which looks for no clamp. "
-        "Kept: what is left of the gradient of an entry at a bound, the least of both bounds. "
+        "Samples missed, that the same attack broke on the bare network and not here; behind a "
+        "slash those beyond, the other way round, where there are any; in brackets with "
+        "`Execution(inset=0.0)`, which looks for no clamp. Kept: what is left of the gradient of "
+        "an entry at a bound, the least of both bounds. "
         f"Warned: attacks that gave the warning `clamped_input`. {_cost(rows)} {_emulated(rows)}"
     )
     return "\n\n".join([formatting.table(heads, lines), note.rstrip()])
@@ -78,7 +84,8 @@ def _form(rows: Sequence[Row], form: str, attacks: Sequence[str]) -> list[str]:
 
 
 def _differing(row: Row, form: str) -> str:
-    return f"{row.extra[f'{form}: missed']:g} / {row.extra[f'{form}: beyond']:g}"
+    missed, beyond = row.extra[f"{form}: missed"], row.extra[f"{form}: beyond"]
+    return f"{missed:g} / {beyond:g}" if beyond else f"{missed:g}"
 
 
 def _counts(case: Sequence[Row], name: str) -> str:
