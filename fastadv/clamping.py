@@ -13,7 +13,7 @@ Bounds = tuple[float, float]
 Gradient = Callable[[torch.Tensor], torch.Tensor]
 
 # of the range of the bounds: what lies as near lies at a bound, also after the round trip through
-# a normalisation; no entry of a float32 or a float64 is moved further
+# a normalisation; nor is an entry moved further, where its dtype resolves as little
 _MOST = 2.0**-20
 _FINE = (torch.float64, torch.float32)
 _NEARLY_ALL = 10  # but for one in so many
@@ -21,13 +21,14 @@ _FAINT = 0.02  # of the mean inside: x^2 has less in half precision, one roundin
 
 
 class Evidence(NamedTuple):
-    """What the gradients of a batch say of its samples, (B,) bool.
+    """What the gradients of a batch say of the lower and the upper bound, (2, B) bool.
 
-    lost: entries lie at a bound, nearly none of which has a gradient, and nearly all entries inside
-    have one. telling: so, or entries lie at a bound where the batch has its gradient.
+    kept: entries of the sample lie there, where the batch has its gradient. lost: entries lie
+    there, nearly none of which has a gradient, here and in the whole batch, and nearly all entries
+    inside have one.
     """
 
-    telling: torch.Tensor
+    kept: torch.Tensor
     lost: torch.Tensor
 
 
@@ -41,8 +42,8 @@ def evidence(grad: torch.Tensor, x: torch.Tensor, bounds: Bounds) -> Evidence:
     # of the whole batch: a model that crops a border loses all that some samples have there
     is_lost = _nearly_none(kept.sum(1, keepdim=True), there.sum(1, keepdim=True))
     is_there = there > 0
-    lost = (is_there & is_lost & is_dense & _nearly_none(kept, there)).any(0)
-    return Evidence((is_there & ~is_lost).any(0) | lost, lost)
+    lost = is_there & is_lost & is_dense & _nearly_none(kept, there)
+    return Evidence(is_there & ~is_lost, lost)
 
 
 def _nearly_none(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
@@ -67,15 +68,15 @@ def lost_at_bounds(gradient: Gradient, x: torch.Tensor, bounds: Bounds) -> float
     """The least amount by which entries at a bound must be moved inside to have a gradient.
 
     0.0: they have one, or moving them gives them none, so that the model does not clamp. Amounts
-    are tried from what the dtype of x resolves up to 2^-20 of the range, which in half precision
-    nothing does: there one rounding, 2^-11 or 2^-8 of it. gradient: x -> the input gradient there;
-    it is asked for at x and for each amount. Synchronises.
+    are tried from one rounding of x at its bounds up to 2^-20 of the range; in half precision,
+    where that is nothing, one rounding, 2^-11 or 2^-8 of it. gradient: x -> the input gradient
+    there; it is asked for at x and for each amount. Synchronises.
     """
     before = gradient(x)
     rows = slice(None), *[None] * (x.ndim - 1)
     at_low, at_high = _at_bounds(x, bounds, _MOST)
     at_bound = at_low | at_high
-    lost = at_bound & (before == 0) & evidence(before, x, bounds).lost[rows]
+    lost = at_bound & (before == 0) & evidence(before, x, bounds).lost.any(0)[rows]
     inside = before.abs().masked_fill(at_bound, 0).reshape(len(x), -1).double()
     faint = (_FAINT * inside.sum(1) / (inside != 0).sum(1).clamp(min=1)).to(before.dtype)
     for amount in _amounts(x.dtype, bounds):
@@ -100,8 +101,8 @@ def _most(found: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:
 def _amounts(dtype: torch.dtype, bounds: Bounds) -> list[float]:
     """From the rounding of the dtype at the bounds up; a model may compute in float32 whatever its
     input is, or normalise first, which takes some bits away."""
-    width = bounds[1] - bounds[0]
+    size = max(bounds[1] - bounds[0], abs(bounds[0]), abs(bounds[1]))
     if dtype not in _FINE:
-        return [torch.finfo(dtype).eps / 2 * width]
+        return [torch.finfo(dtype).eps / 2 * size]
     kinds = {dtype, torch.float32}
-    return sorted(torch.finfo(kind).eps / 2 * 4**k * width for kind in kinds for k in range(3))
+    return sorted(torch.finfo(kind).eps / 2 * 4**k * size for kind in kinds for k in range(3))

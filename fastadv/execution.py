@@ -66,7 +66,8 @@ class Execution:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False; got {getattr(self, name)!r}")
         inset = self.inset
-        if inset is not None and not (isinstance(inset, float | int) and 0 <= inset < math.inf):
+        is_number = isinstance(inset, float | int) and not isinstance(inset, bool)
+        if inset is not None and not (is_number and 0 <= inset < math.inf):
             raise ValueError(f"inset must be None or a number of at least 0; got {inset!r}")
         size = self.batch_size
         if size is not None and not (isinstance(size, int) and size >= 1):

@@ -191,7 +191,15 @@ class Oracle:
                 self.own_backwards += len(x)
             return clamping.gradient_of(logits, leaf, scale=self._scale)
 
-        self.inset = clamping.lost_at_bounds(gradient, x_adv, self.bounds)
+        while True:
+            x_adv = x_adv[: self.room]
+            try:
+                self.inset = clamping.lost_at_bounds(gradient, x_adv, self.bounds)
+                return
+            except Exception as error:
+                if not memory.may_halve(error, len(x_adv), x_adv.device):
+                    raise
+            self._halve(len(x_adv), x_adv.device)
 
     def _pass(
         self, state: SlotState, loss: torch.Tensor, rules: Rules | None,

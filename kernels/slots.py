@@ -16,5 +16,7 @@ FAULT_ZERO_GRADIENT = 4  # at the start iterate
 FAULT_NAN_GRADIENT = 8  # at the start iterate
 FAULT_OVERFLOW = 16  # of a gradient in half precision
 # no faults, see `fastadv.clamping.Evidence`
-BOUNDS_TELL = 32
-BOUNDS_LOSE = 64
+KEPT_AT_LOW = 32
+KEPT_AT_HIGH = 64
+LOST_AT_LOW = 128
+LOST_AT_HIGH = 256

@@ -12,39 +12,46 @@ def _rows(*rows):
     return torch.tensor(rows)
 
 
+def _said(grad, x):
+    """(kept, lost) at the lower and the upper bound of the first sample."""
+    kept, lost = clamping.evidence(grad, x, UNIT)
+    return kept[:, 0].tolist(), lost[:, 0].tolist()
+
+
+NEITHER, BOTH = [False, False], [True, True]
+
+
 def test_a_sample_has_lost_it_if_its_entries_at_a_bound_lack_what_those_inside_have():
     x = _rows([0.0, 0.0, 0.5, 0.4, 1.0])
-    cases = {  # gradient -> (telling, lost)
-        (0.0, -0.0, 1.0, -2.0, 0.0): (True, True),
-        (0.0, 0.0, 1.0, -2.0, 3.0): (True, True),  # at the lower bound alone
-        (3.0, 3.0, 1.0, -2.0, 0.0): (True, True),  # at the upper bound alone
-        (0.0, 3.0, 1.0, -2.0, 1.0): (True, False),
-        (0.0, 0.0, 0.0, -2.0, 0.0): (False, False),  # half of those inside have none
-        (0.0, 0.0, 0.0, 0.0, 0.0): (False, False),
+    cases = {  # gradient -> (kept, lost), each at the lower and the upper bound
+        (0.0, -0.0, 1.0, -2.0, 0.0): (NEITHER, BOTH),
+        (0.0, 0.0, 1.0, -2.0, 3.0): ([False, True], [True, False]),
+        (3.0, 3.0, 1.0, -2.0, 0.0): ([True, False], [False, True]),
+        (0.0, 3.0, 1.0, -2.0, 1.0): (BOTH, NEITHER),
+        (0.0, 0.0, 0.0, -2.0, 0.0): (NEITHER, NEITHER),  # half of those inside have none
+        (0.0, 0.0, 0.0, 0.0, 0.0): (NEITHER, NEITHER),
     }
     for grad, expected in cases.items():
-        telling, lost = clamping.evidence(_rows(grad), x, UNIT)
-        assert (bool(telling), bool(lost)) == expected, grad
+        assert _said(_rows(grad), x) == expected, grad
 
 
 def test_without_entries_at_a_bound_nothing_is_told_and_without_any_inside_all_is_suspect():
     inside, outermost = _rows([0.2, 0.3, 0.9]), _rows([0.0, 0.0, 1.0])
-    assert not clamping.evidence(torch.ones(1, 3), inside, UNIT).telling
-    assert clamping.evidence(torch.zeros(1, 3), outermost, UNIT).lost
-    assert not clamping.evidence(torch.ones(1, 3), outermost, UNIT).lost
+    assert _said(torch.ones(1, 3), inside) == (NEITHER, NEITHER)
+    assert _said(torch.zeros(1, 3), outermost) == (NEITHER, BOTH)
+    assert _said(torch.ones(1, 3), outermost) == (BOTH, NEITHER)
 
 
 def test_what_some_samples_keep_at_a_bound_the_others_have_not_lost_by_a_clamp():
     """As behind a crop, where of some samples all that lies at a bound is cropped."""
     x = _rows([0.0, 0.5, 0.5], [0.0, 0.5, 0.5])
-    telling, lost = clamping.evidence(_rows([0.0, 1.0, 1.0], [2.0, 1.0, 1.0]), x, UNIT)
-    assert telling.tolist() == [True, True] and lost.tolist() == [False, False]
+    kept, lost = clamping.evidence(_rows([0.0, 1.0, 1.0], [2.0, 1.0, 1.0]), x, UNIT)
+    assert kept.tolist() == [[True, True], [False, False]] and not lost.any()
 
 
 def test_entries_outside_the_bounds_are_not_at_them():
     x, grad = _rows([-0.1, 0.5, 0.6, 1.2]), _rows([0.0, 1.0, 1.0, 0.0])
-    telling, lost = clamping.evidence(grad, x, UNIT)
-    assert lost.tolist() == [False] and telling.tolist() == [False]
+    assert _said(grad, x) == (NEITHER, NEITHER)
     assert torch.equal(clamping.moved_inside(x, UNIT, 0.25), x)
 
 

@@ -8,6 +8,8 @@ from fastadv.gradient import Oracle
 from fastadv.kernels import slots as columns
 
 _LOOKED_AT = 64  # samples of the second look
+_KEPT = (columns.KEPT_AT_LOW, columns.KEPT_AT_HIGH)
+_LOST = (columns.LOST_AT_LOW, columns.LOST_AT_HIGH)
 
 
 class GradientLostError(Exception):
@@ -18,12 +20,13 @@ class GradientLostError(Exception):
 class BoundsWatch:
     """Watches one call. is_open: nothing is decided yet.
 
-    The first gradients that tell anything decide. If they are lost at the bounds, a second look
-    says whether the model clamps; it is made only then.
+    A bound where gradients are kept is none that the model clamps at. The first gradients that are
+    lost at another call for a second look, which decides; it is made only then.
     """
 
     def __init__(self, oracle: Oracle, inset: float | None) -> None:
         self._oracle = oracle
+        self._kept = 0
         self.is_open = inset is None and oracle.bounds is not None
 
     @property
@@ -32,17 +35,20 @@ class BoundsWatch:
         return self._inspect if self.is_open else None
 
     def _inspect(self, iterates: torch.Tensor, faults: np.ndarray, rows: np.ndarray) -> bool:
-        """Whether no gradient so far has told anything. Raises GradientLostError."""
+        """Whether one of the bounds has not been heard of. Raises GradientLostError."""
         if not self.is_open:
             return False
         marks = faults[rows]
-        lost = rows[marks & columns.BOUNDS_LOSE != 0][:_LOOKED_AT]
+        self._kept |= int(np.bitwise_or.reduce(marks, initial=0))
+        bounds = zip(_KEPT, _LOST, strict=True)
+        suspect = sum(lost for kept, lost in bounds if not self._kept & kept)
+        lost = rows[marks & suspect != 0][:_LOOKED_AT]
         if len(lost):
             self.is_open = False
             index = torch.as_tensor(lost, device=iterates.device)
             self._oracle.find_inset(iterates.detach().index_select(0, index))
             if self._oracle.inset:
                 raise GradientLostError
-        elif bool((marks & columns.BOUNDS_TELL).any()):
-            self.is_open = False
+        heard = [bool(self._kept & kept) for kept in _KEPT]
+        self.is_open &= not all(heard)
         return self.is_open

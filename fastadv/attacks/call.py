@@ -94,7 +94,7 @@ class Call:
         aims = target is not None or attack.most_targets > 0
         self.oracle = Oracle(
             model, attack.resolved_loss, targeted=aims, passes=attack.passes,
-            bounds=attack.threat.bounds, inset=execution.inset or 0.0,
+            bounds=attack.threat.bounds, inset=inputs.check_inset(execution, attack.threat.bounds),
         )  # fmt: skip
 
     def result(self) -> AttackResult:
@@ -309,7 +309,8 @@ class Call:
         """Raise for labels out of range, warn of what weakened the attack."""
         self._check_labels(faults)
         warn_of_faults(faults)
-        diagnostics.warn("clamped_input", len(faults) if self.oracle.inset else 0, len(faults))
+        was_found = self.execution.inset is None and self.oracle.inset > 0
+        diagnostics.warn("clamped_input", len(faults) if was_found else 0, len(faults))
 
     def _check_labels(self, faults: np.ndarray) -> None:
         bad = int((faults & columns.FAULT_BAD_LABEL != 0).sum())

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from fastadv.execution import Execution
 from fastadv.isolation import Model, module_of
 from fastadv.threat_model import Bounds
 
@@ -116,6 +117,17 @@ def check_start(x_init: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | 
     if not bool(x_init.isfinite().all()):
         raise ValueError("x_init has NaN or infinite values")
     return x_init.detach()
+
+
+def check_inset(execution: Execution, bounds: Bounds) -> float:
+    """The inset to begin with: none where nothing lies at a bound."""
+    if not execution.inset or bounds is None:
+        return 0.0
+    if execution.inset >= (bounds[1] - bounds[0]) / 2:
+        raise ValueError(
+            f"inset must be less than half of the range of bounds {bounds}; got {execution.inset}"
+        )
+    return execution.inset
 
 
 def in_channels_last(

@@ -7,10 +7,6 @@ from fastadv.engine.state import SlotState
 from fastadv.gradient import Oracle
 from fastadv.kernels import slots as columns
 
-# slots that tell for all whether the model clamps: all of 128 MNIST images would take a tenth of a
-# step on a CPU
-_ENOUGH = 32
-
 
 def probe(state: SlotState, grad: torch.Tensor, oracle: Oracle) -> None:
     """Both looks, before the step is made with `grad`; once a load."""
@@ -33,11 +29,10 @@ def probe_masked(state: SlotState, grad: torch.Tensor) -> None:
 
 
 def probe_bounds(state: SlotState, grad: torch.Tensor, oracle: Oracle) -> None:
-    """Mark some samples whose gradient, at the iterate in `state`, tells what becomes of it at the
-    bounds, and those where it is lost there."""
+    """Mark what the gradient, at the iterate in `state`, says of each sample at either bound."""
     if oracle.bounds is None or oracle.inset:
         return
-    some = slice(_ENOUGH)
-    telling, lost = clamping.evidence(grad[some], state.x_adv.detach()[some], oracle.bounds)
-    marks = telling * columns.BOUNDS_TELL + lost * columns.BOUNDS_LOSE
-    state.slots[some, columns.FAULT] |= marks.int()
+    kept, lost = clamping.evidence(grad, state.x_adv.detach(), oracle.bounds)
+    marks = kept[0] * columns.KEPT_AT_LOW + kept[1] * columns.KEPT_AT_HIGH
+    marks += lost[0] * columns.LOST_AT_LOW + lost[1] * columns.LOST_AT_HIGH
+    state.slots[:, columns.FAULT] |= marks.int()

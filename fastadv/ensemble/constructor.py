@@ -116,7 +116,8 @@ class AutoAttack:
             on_stage=on_stage,
         )  # fmt: skip
         warn_of_faults(progress.faults.cpu().numpy())
-        diagnostics.warn("clamped_input", len(labels) if progress.inset else 0, len(labels))
+        was_found = execution.inset is None and progress.inset > 0
+        diagnostics.warn("clamped_input", len(labels) if was_found else 0, len(labels))
         behind = progress.stages[1:]
         broken = sum(stage.broken for stage in behind if stage.name == "SQUARE")
         checks.warn_of_square(broken, len(labels))

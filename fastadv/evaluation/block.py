@@ -77,6 +77,9 @@ class Task:
             if clean is None:  # keep="last" never looks at the clean samples
                 clean = self.clean_logits(x).argmax(1)
                 forwards += len(x)
+        found_counts = counts()
+        if result.inset and self.execution.inset is None:  # by this block or by one before it
+            found_counts["clamped_input"] = len(x)
         broken_by = result.broken_by
         if broken_by is None:
             broken_by = torch.where(result.success, 0, -1)
@@ -92,7 +95,7 @@ class Task:
         self.state.finish(
             Block(
                 columns, *self.share.place, forwards, result.backwards,
-                time.perf_counter() - began, _all_counts(before, counts()),
+                time.perf_counter() - began, _all_counts(before, found_counts),
                 [stage._asdict() for stage in result.stages], result.cost._asdict(),
             )
         )  # fmt: skip

@@ -17,6 +17,8 @@ from fastadv.execution import Execution
 from fastadv.isolation import Model
 from fastadv.threat_model import contains
 
+_OF_ALL_SAMPLES = ("square_gains", "clamped_input")  # counted at the end
+
 A = TypeVar("A", bound=Attack | AutoAttack)
 
 
@@ -49,6 +51,7 @@ class AtRadii:
             [0] * len(attacks) for _ in range(4)
         )
         self.warnings: dict[str, int] = {}
+        self.is_mended = False  # gradients are taken inside the bounds
 
     def attack_block(
         self, x: torch.Tensor, y: torch.Tensor, watch: Watch, expected: int | None
@@ -90,9 +93,9 @@ class AtRadii:
             result = self.attacks[k].run(
                 self.model, x, y, sample_ids=sample_ids, execution=self.execution
             )
-        if result.inset:  # holds for all attacks on this model
-            self.execution = replace(self.execution, inset=result.inset)
-        found = {code: count for code, count in counts().items() if code != "square_gains"}
+        if result.inset and self.execution.inset is None:  # holds for all attacks on this model
+            self.execution, self.is_mended = replace(self.execution, inset=result.inset), True
+        found = {code: n for code, n in counts().items() if code not in _OF_ALL_SAMPLES}
         self.warnings = added_counts(self.warnings, found)
         self.attacked[k] += len(x)
         self.forwards[k] += result.forwards
@@ -113,7 +116,8 @@ class AtRadii:
         return sum(int(block[:, -1].sum()) for block in self.robust)
 
     def all_warnings(self) -> dict[str, int]:
-        """With "square_gains", judged on all samples, of the radius where it is largest."""
+        """With those of all samples; "square_gains" of the radius where it is largest."""
         with collected() as counts:
             checks.warn_of_square(max(self.by_square), self.done)
-        return added_counts(self.warnings, counts())
+        mended = {"clamped_input": self.done} if self.is_mended else {}
+        return added_counts(self.warnings, counts() | mended)

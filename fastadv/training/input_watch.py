@@ -73,9 +73,9 @@ class InputWatch:
         found, of which it warns. Synchronises."""
         assert self.bounds is not None, "nothing lies at no bounds"
         x = _apart(x.detach(), self.bounds)
-        telling, lost = clamping.evidence(grad.detach(), x, self.bounds)
-        rows = lost.nonzero()[:_LOOKED_AT, 0]
-        known = 0.0 if bool(telling.any()) else _UNDECIDED
+        kept, lost = clamping.evidence(grad.detach(), x, self.bounds)
+        rows = lost.any(0).nonzero()[:_LOOKED_AT, 0]
+        known = 0.0 if bool(kept.any()) else _UNDECIDED
         if len(rows):
             with _in_range(x.device):
                 known = clamping.lost_at_bounds(probe(model), x.index_select(0, rows), self.bounds)

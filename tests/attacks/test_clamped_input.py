@@ -307,6 +307,74 @@ def test_the_result_does_not_depend_on_batches(clamp_rule_in_force):
         trained().float()
 
 
+@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd, last"])
+def test_samples_without_a_pixel_at_a_bound_do_not_speak_for_the_others(name):
+    x, y = _digits(96)
+    x = torch.cat([0.14 + 0.7 * x[:48], x[48:]])
+    model, _ = clamping("hardtanh", trained())
+    bare, _ = _run(ATTACKS[name], trained(), x, y)
+    for how in (dict(), dict(batch_size=16), dict(batch_size=16, batching="plain")):
+        result, codes = _run(ATTACKS[name], model, x, y, execution=fastadv.Execution(**how))
+        _assert_alike(result, codes, bare, True)
+
+
+def test_a_clamp_of_one_bound_is_found_when_its_samples_come():
+    x, y = _digits(64)
+    x = torch.cat([0.2 + 0.8 * x[:16], x[16:]])  # white pixels, but no black ones
+    model = Behind(torch.relu, trained())
+    bare, _ = _run(ATTACKS["bim"], trained(), x, y)
+    for size in (None, 8):
+        how = fastadv.Execution(batch_size=size)
+        result, codes = _run(ATTACKS["bim"], model, x, y, execution=how)
+        _assert_alike(result, codes, bare, True)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd, last"])
+def test_memory_that_runs_out_in_the_second_look_hides_no_clamp(name):
+    class Narrow(torch.nn.Module):
+        """Room for eight rows with a graph."""
+
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            if torch.is_grad_enabled() and x.requires_grad and len(x) > 8:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return self.model(x)
+
+    x, y = _digits(60)
+    bare, _ = _run(ATTACKS[name], trained(), x, y)
+    result, codes = _run(ATTACKS[name], Narrow(clamping("hardtanh", trained())[0]), x, y)
+    _assert_alike(result, codes, bare, True)
+
+
+def test_an_inset_that_makes_no_sense_is_refused_and_one_that_is_given_is_used():
+    x, y = _digits(20)
+    for value in (True, -1.0, float("inf"), "auto"):
+        with pytest.raises(ValueError, match="inset must be None or a number of at least 0; got"):
+            fastadv.Execution(inset=value)
+    with pytest.raises(ValueError, match="inset must be less than half of the range of bounds"):
+        ATTACKS["pgd"].run(trained(), x, y, execution=fastadv.Execution(inset=0.5))
+    given = fastadv.Execution(inset=1e-6)
+    model, _ = clamping("hardtanh", trained())
+    result, codes = _run(ATTACKS["pgd"], model, x, y, execution=given)
+    assert codes == [] and result.inset == 1e-6  # nothing was found: it was asked for
+    assert torch.equal(result.success, _run(ATTACKS["pgd"], trained(), x, y)[0].success)
+    free = fastadv.pgd(fastadv.Linf(0.12, bounds=None), **STEPS)
+    assert _run(free, trained(), x, y, execution=given)[0].inset == 0.0
+
+
+def test_a_curve_counts_each_sample_once():
+    x, y = _digits(40)
+    model, _ = clamping("hardtanh", trained())
+    with pytest.warns(AttackWarning, match="clamped_input: 40 of 40 samples") as caught:
+        curve = fastadv.robustness_curve(
+            model, (x, y), ATTACKS["pgd"], eps=[0.05, 0.12], batch_size=5, progress=False
+        )
+    assert curve.warnings == {"clamped_input": 40} and len(caught) == 1
+
+
 def test_targets_and_radii_of_samples_are_mended_too():
     x, y = _digits()
     model, _ = clamping("hardtanh", trained())
@@ -337,6 +405,16 @@ def test_other_bounds_and_none():
     assert 0 < result.inset <= 1e-6 * 255
     free = fastadv.pgd(fastadv.Linf(0.12, bounds=None), **STEPS)
     assert _run(free, clamping("hardtanh", trained())[0], x, y)[0].inset == 0.0
+
+
+def test_bounds_far_from_zero_are_moved_by_one_rounding_there():
+    x, y = _digits(90)
+    far = Behind(lambda z: z - 100, trained())
+    model = Behind(lambda z: torch.nn.functional.hardtanh(z, 100, 101), far)
+    attack = fastadv.pgd(fastadv.Linf(0.12, bounds=(100, 101)), **STEPS)
+    bare, _ = _run(attack, far, 100 + x, y)
+    result, codes = _run(attack, model, 100 + x, y)
+    _assert_alike(result, codes, bare, True)
 
 
 def test_an_evaluation_keeps_the_decision_with_its_checkpoint(tmp_path, looks):
