@@ -24,9 +24,9 @@ class Found(NamedTuple):
     attack: str
     n: int | None
     total: int | None
-    inset: float
     blocks: list[Block]
     begun: list[Begun]
+    inset: float = 0.0
 
 
 def found_in(asked: State, states: Iterable[State]) -> Found:
@@ -35,9 +35,9 @@ def found_in(asked: State, states: Iterable[State]) -> Found:
     totals = [state.total for state in states if state.total is not None]
     return Found(
         asked.model, asked.attack, asked.n, max(totals, default=None),
-        max((state.inset for state in states), default=0.0),
         [block for state in states for block in state.blocks],
         [Begun(part.ids, len(part.stages)) for state in states for part in state.unfinished],
+        max((state.inset for state in states), default=0.0),
     )  # fmt: skip
 
 
