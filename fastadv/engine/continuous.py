@@ -35,7 +35,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self.stepper, self.algorithm = stepper, stepper.algorithm
         self.work, self.ledger, self.confirm, self.inspect = work, ledger, confirm, inspect
-        self.look = False  # at the gradient of the step before the next harvest
+        self.look = False  # at the last gradient of a slot too
         count = sum(1 for _ in self._queue(pending))
         self.queue = self._queue(pending)
         batch = stepper.shape(count, batch_size) if count else 0
@@ -53,7 +53,8 @@ class _Run:
                 self.algorithm.stride, int((self.algorithm.steps - self.age[self.busy]).min())
             )
             began = time.perf_counter()
-            self.stepper.advance(self.state, rounds, look=self.look)
+            is_last = bool((self.age[self.busy] + rounds >= self.algorithm.steps).any())
+            self.stepper.advance(self.state, rounds, look=self.look and is_last)
             self.age += rounds
             self._harvest(began, rounds)
             self._refill()
