@@ -1,5 +1,6 @@
 """One test for each thing the foundation promises, used together as a newcomer would."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -42,14 +43,15 @@ def test_house_and_packaging():
 
 def test_kernels_and_references(task, either_backend):
     model, x, y = task
-    x, y = x[:4], y[:4]
+    # float64: how far float32's last bits of a gradient carry depends on the network, and so on the
+    # CPU that trained it
+    model, x, y = copy.deepcopy(model).double(), x[:4].double(), y[:4]
     for threat in (fastadv.Linf(EPS), fastadv.L2(0.8), fastadv.L1(3.0)):
         attack = fastadv.pgd(threat, steps=3)
         result = attack.run(model, x, y)
         with fastadv.ops.use_backend("reference"):
             expected = attack.run(model, x, y)
-        # L2 follows a gradient whose last bits differ: contract C1 gives it 1e-5 over 10 steps
-        torch.testing.assert_close(result.x_adv, expected.x_adv, rtol=0, atol=1e-5)
+        torch.testing.assert_close(result.x_adv, expected.x_adv, rtol=0, atol=1e-9)
         assert torch.equal(result.success, expected.success)
 
 
