@@ -26,15 +26,15 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest tests/test_floors.py
-	$(BIN)/python -m benchmarks.report --check
-	$(BIN)/python -m benchmarks.report --check --readme docs/autoattack.md
-	$(BIN)/python -m benchmarks.report --check --readme docs/execution.md
-	$(BIN)/python -m benchmarks.report --check --readme docs/pytorch-versions.md
+	$(BIN)/python -m benchmarks.harness.report --check
+	$(BIN)/python -m benchmarks.harness.report --check --readme docs/autoattack.md
+	$(BIN)/python -m benchmarks.harness.report --check --readme docs/execution.md
+	$(BIN)/python -m benchmarks.harness.report --check --readme docs/pytorch-versions.md
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks
 	$(BIN)/python -m benchmarks.attacks
-	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.harness.report
 
 # on a GPU machine, with the torch that is there: make gpu TORCH=torch
 gpu: $(VENV)/.dev

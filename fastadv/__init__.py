@@ -24,7 +24,7 @@ from fastadv.attacks import (
     rfgsm,
     square,
 )
-from fastadv.attacks.prepared import release
+from fastadv.attacks.call.prepared import release
 from fastadv.diagnostics import AttackWarning, ExecutionWarning
 from fastadv.ensemble import autoattack
 from fastadv.evaluation import Report, evaluate, robustness_curve

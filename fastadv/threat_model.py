@@ -6,7 +6,9 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from fastadv.ops import l1, l2, linf, reduction, start
+from fastadv.ops import reduction
+from fastadv.ops.noise import start
+from fastadv.ops.steps import l1, l2, linf
 
 Bounds = tuple[float, float] | None
 

@@ -15,7 +15,7 @@ FAULT_BAD_LABEL = 2
 FAULT_ZERO_GRADIENT = 4  # at the start iterate
 FAULT_NAN_GRADIENT = 8  # at the start iterate
 FAULT_OVERFLOW = 16  # of a gradient in half precision
-# no faults, see `fastadv.clamping.Evidence`
+# no faults, see `fastadv.oracle.clamping.Evidence`
 KEPT_AT_LOW = 32
 KEPT_AT_HIGH = 64
 LOST_AT_LOW = 128

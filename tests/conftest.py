@@ -16,7 +16,7 @@ _ROOT = str(Path(__file__).parents[1])
 if _ROOT not in sys.path:
     sys.path.append(_ROOT)  # where `benchmarks` lies
 
-from benchmarks.clamp_rules import RULES, clamp_rule  # noqa: E402
+from benchmarks.clamping.rules import RULES, clamp_rule  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

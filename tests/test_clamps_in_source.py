@@ -13,10 +13,10 @@ from clamp_watch import NAMES, ROOT
 # (file, function) that takes a gradient, and why no clamp is in what it differentiates; all of them
 # but the first are walked
 _ALLOWED = {
-    ("benchmarks/clamp_rules.py", "installed_rule"): "it is the clamp that is asked about",
+    ("benchmarks/clamping/rules.py", "installed_rule"): "it is the clamp that is asked about",
     ("fastadv/textbook.py", "pgd"): "a start, and a step after its gradient, both detached",
     ("fastadv/training/yopo.py", "input_gradient"): "before the leaf; outside it is masked",
-    ("benchmarks/networks.py", "_train"): "a step after its gradient, detached",
+    ("benchmarks/harness/networks.py", "_train"): "a step after its gradient, detached",
     ("benchmarks/reference/loops.py", "mifgsm"): "a step after its gradient, detached",
     ("benchmarks/reference/training.py", "fast_step"): "of a detached delta",
     ("benchmarks/reference/training.py", "free_replays"): "a step after its gradient, into .data",

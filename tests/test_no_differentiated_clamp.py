@@ -31,10 +31,15 @@ from training.training_problems import (
 )
 
 import fastadv
-from benchmarks import gpu_op_cases, networks, op_cases, reference
-from fastadv import demo_figures, demo_networks, textbook
+from benchmarks import reference
+from benchmarks.gpu import op_cases as gpu_op_cases
+from benchmarks.harness import networks
+from benchmarks.ops import cases as op_cases
+from fastadv import textbook
 from fastadv.compat import torchattacks
 from fastadv.data import DeviceLoader, load_digits
+from fastadv.demo import figures as demo_figures
+from fastadv.demo import networks as demo_networks
 from fastadv.models import digits_net
 from fastadv.recipes import train
 from fastadv.training import (

@@ -1,11 +1,11 @@
 """Attacks: slot algorithms, and the constructors that name them."""
 
 from fastadv.attacks.attack import Attack
-from fastadv.attacks.auto_pgd import apgd_ce, apgd_dlr, apgd_t
-from fastadv.attacks.boundary import fab, fab_t
-from fastadv.attacks.constructors import bim, fgsm, mifgsm, pgd, rfgsm
-from fastadv.attacks.result import AttackResult
-from fastadv.attacks.square_attack import square
+from fastadv.attacks.auto_pgd.attack import apgd_ce, apgd_dlr, apgd_t
+from fastadv.attacks.call.result import AttackResult
+from fastadv.attacks.gradient.named import bim, fgsm, mifgsm, pgd, rfgsm
+from fastadv.attacks.hyperplane.attack import fab, fab_t
+from fastadv.attacks.square_search.attack import square
 
 __all__ = [
     "Attack",

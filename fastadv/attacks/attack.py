@@ -7,12 +7,12 @@ from typing import Any, Protocol
 import torch
 
 from fastadv import losses
-from fastadv.attacks.call import Call
-from fastadv.attacks.result import AttackResult
+from fastadv.attacks.call.call import Call
+from fastadv.attacks.call.result import AttackResult
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.execution import Execution
-from fastadv.gradient import Oracle
 from fastadv.isolation import Model
+from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel, pasteable_value, same_value
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from fastadv.data.order import check_epoch, epoch_order
-from fastadv.ops import augment
+from fastadv.ops.augment import batch as augment
 
 
 class DeviceLoader:

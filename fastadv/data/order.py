@@ -2,8 +2,8 @@
 
 import torch
 
-from fastadv.kernels import streams
-from fastadv.ops import philox
+from fastadv.kernels.noise import streams
+from fastadv.ops.noise import philox
 
 
 def epoch_order(

@@ -7,11 +7,11 @@ import torch
 
 from fastadv import diagnostics
 from fastadv.attacks import Attack
-from fastadv.attacks.auto_pgd import AutoPGD
-from fastadv.attacks.call import Call
-from fastadv.attacks.result import Stage
-from fastadv.attacks.square_attack import SquareAttack
-from fastadv.attacks.verdict import Fallen, margin_of
+from fastadv.attacks.auto_pgd.attack import AutoPGD
+from fastadv.attacks.call.call import Call
+from fastadv.attacks.call.result import Stage
+from fastadv.attacks.call.verdict import Fallen, margin_of
+from fastadv.attacks.square_search.attack import SquareAttack
 from fastadv.ensemble.versions import fitted, name_of
 from fastadv.execution import Execution
 from fastadv.isolation import Model

@@ -8,11 +8,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from fastadv import diagnostics
-from fastadv.attacks import Attack, AttackResult, fgsm, inputs
-from fastadv.attacks.call import Call
-from fastadv.attacks.result import Cost
-from fastadv.attacks.square_attack import SquareAttack
-from fastadv.attacks.verdict import warn_of_faults
+from fastadv.attacks import Attack, AttackResult, fgsm
+from fastadv.attacks.call import inputs
+from fastadv.attacks.call.call import Call
+from fastadv.attacks.call.result import Cost
+from fastadv.attacks.call.verdict import warn_of_faults
+from fastadv.attacks.square_search.attack import SquareAttack
 from fastadv.ensemble import checks
 from fastadv.ensemble.cascade import Progress, run_cascade
 from fastadv.ensemble.versions import VERSIONS, attacks_of, reserved_of

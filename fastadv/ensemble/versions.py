@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from fastadv.attacks import Attack, apgd_ce, apgd_dlr, apgd_t, fab, fab_t, square
-from fastadv.attacks.auto_pgd import AutoPGD
+from fastadv.attacks.auto_pgd.attack import AutoPGD
 from fastadv.threat_model import ThreatModel
 
 VERSIONS = ("standard", "plus", "rand", "fast", "custom")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastadv import diagnostics
-from fastadv.attacks.result import Cost, Stage
+from fastadv.attacks.call.result import Cost, Stage
 from fastadv.ensemble import checks
 from fastadv.evaluation.block import SampleAttack, collected
 from fastadv.evaluation.clean import describe_model, logits_of, without_wrapper

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from fastadv import diagnostics
-from fastadv.attacks.result import AttackResult
+from fastadv.attacks.call.result import AttackResult
 from fastadv.ensemble.cascade import Progress
 from fastadv.ensemble.constructor import AutoAttack
 from fastadv.ensemble.versions import name_of, reserved_of

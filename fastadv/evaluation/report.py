@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fastadv import diagnostics
-from fastadv.attacks.result import Cost, Stage
+from fastadv.attacks.call.result import Cost, Stage
 from fastadv.evaluation import page, tables
 from fastadv.evaluation.checkpoint import write_atomically
 from fastadv.ops import backend

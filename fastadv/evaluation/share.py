@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastadv.attacks.result import Cost
+from fastadv.attacks.call.result import Cost
 from fastadv.evaluation.processes import Place
 from fastadv.evaluation.state import COLUMNS, Block, State, Unfinished, added, added_counts
 

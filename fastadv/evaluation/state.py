@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastadv.attacks.result import Cost, Stage
+from fastadv.attacks.call.result import Cost, Stage
 from fastadv.ensemble.cascade import Progress
 from fastadv.evaluation.checkpoint import write_atomically
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from fastadv.data import load_cifar10, load_digits, load_mnist
-from fastadv.ops.augment import check_images
+from fastadv.ops.augment.batch import check_images
 
 CLASSES = 10  # of all three data sets
 _LOADERS: dict[str, Callable[[str | os.PathLike[str]], tuple[torch.Tensor, torch.Tensor]]] = {

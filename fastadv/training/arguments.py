@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastadv.attacks import inputs
+from fastadv.attacks.call import inputs
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, check_fits, check_threat, same_value
 from fastadv.training.bank import PerturbationBank

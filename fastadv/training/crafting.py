@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fastadv.isolation import Model, modules_behind, restored_generators
-from fastadv.ops import heads
+from fastadv.ops.heads import loss_head as heads
 from fastadv.threat_model import ThreatModel
 
 BN_POLICIES = ("batch", "eval", "train")

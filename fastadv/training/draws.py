@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastadv.kernels import streams
+from fastadv.kernels.noise import streams
 
 
 class DeviceDraws(NamedTuple):

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from fastadv import clamping, diagnostics
+from fastadv import diagnostics
 from fastadv.isolation import Model, modules_behind, restored_generators
+from fastadv.oracle import clamping
 from fastadv.threat_model import Bounds
 from fastadv.training.arguments import is_distributed
 from fastadv.training.crafting import FP16_SCALE, InputGradient, statistics_policy
@@ -22,8 +23,8 @@ class InputWatch:
 
     inset: by how much entries that lie at a bound are moved inside wherever the input is
     differentiated; 0.0 if the model keeps the gradient there; None, undecided, until the first
-    batch is done. See `fastadv.clamping`. bounds: None where there is nothing to look at. Once
-    decided, nothing is looked at and nothing synchronises.
+    batch is done. See `fastadv.oracle.clamping`. bounds: None where there is nothing to look at.
+    Once decided, nothing is looked at and nothing synchronises.
     """
 
     def __init__(self, bounds: Bounds, inset: float | None = None) -> None:

@@ -6,7 +6,8 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 
 from fastadv.isolation import Model
-from fastadv.ops import layout, start
+from fastadv.ops import layout
+from fastadv.ops.noise import start
 from fastadv.training.crafting import ascend
 from fastadv.training.objectives import Objective, mart, trades
 from fastadv.training.step import CraftedStep

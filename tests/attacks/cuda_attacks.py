@@ -6,7 +6,7 @@ from torch import nn
 from toy_models import Problem
 
 import fastadv
-from fastadv.attacks import prepared
+from fastadv.attacks.call import prepared
 from fastadv.graphs.planner import StepGraphs
 
 BATCHING = ("continuous", "plain")

@@ -11,7 +11,7 @@ from torch import nn
 from toy_models import NORMS, RESULT_TENSORS, differing_fields, mixed_problem, threat_of
 
 import fastadv
-from fastadv.attacks import prepared
+from fastadv.attacks.call import prepared
 from fastadv.diagnostics import ExecutionWarning
 from fastadv.ops import backend
 

@@ -11,11 +11,11 @@ from clamping_models import FORMS, Behind, Cropped, clamping, trained
 from toy_models import Counting, differing_fields, rows_of, same_bits
 
 import fastadv
-from fastadv import clamping as vocabulary
-from fastadv.attacks import prepared
+from fastadv.attacks.call import prepared
 from fastadv.data import load_digits
 from fastadv.diagnostics import AttackWarning
 from fastadv.evaluation import evaluate
+from fastadv.oracle import clamping as vocabulary
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "graphs"))
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_models import NORMS, Counting, SpyLinear, assert_mixed, mixed_problem, threat_of
 
 import fastadv
-from fastadv.attacks.projected_gradient import ProjectedGradient
+from fastadv.attacks.gradient.slots import ProjectedGradient
 from fastadv.engine import continuous
 
 STEPS = 6

@@ -17,7 +17,7 @@ from torch import nn
 from toy_models import NORMS, differing_fields, mixed_problem, threat_of
 
 import fastadv
-from fastadv.attacks import prepared
+from fastadv.attacks.call import prepared
 from fastadv.diagnostics import ExecutionWarning
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "graphs"))

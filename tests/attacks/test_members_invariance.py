@@ -8,7 +8,7 @@ from members import MEMBERS, assert_varied, member, member_problem
 from toy_models import NORMS, differing_fields, joined, rows_of, same_bits
 
 import fastadv
-from fastadv.attacks import square_slots
+from fastadv.attacks.square_search import slots as square_slots
 
 SAMPLES = 39
 

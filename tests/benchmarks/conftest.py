@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from benchmarks import schema
+from benchmarks.harness import schema
 
 
 @pytest.fixture

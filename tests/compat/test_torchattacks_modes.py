@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastadv.compat.torchattacks as compat
-from fastadv.attacks import targets
+from fastadv.attacks.call import targets
 
 TARGETED = ["FGSM", "FFGSM", "RFGSM", "BIM", "PGD", "PGDL2", "EOTPGD", "MIFGSM"]
 

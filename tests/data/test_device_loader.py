@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fastadv.data import DeviceLoader, epoch_order, to_unit_interval
-from fastadv.kernels import streams
-from fastadv.ops import augment_batch, philox, random_start
+from fastadv.kernels.noise import streams
+from fastadv.ops import augment_batch, random_start
+from fastadv.ops.noise import philox
 from fastadv.wrappers import Normalized
 
 SAMPLES = 23

@@ -18,8 +18,8 @@ from toy_models import (
 )
 
 import fastadv
-from fastadv.attacks import square_slots
-from fastadv.attacks.result import Stage
+from fastadv.attacks.call.result import Stage
+from fastadv.attacks.square_search import slots as square_slots
 
 SAMPLES = 40
 _SCALE = {"linf": 0.6, "l2": 0.6, "l1": 0.8}

@@ -10,7 +10,7 @@ from torch import nn
 from toy_models import mixed_problem, threat_of
 
 import fastadv
-from fastadv.attacks.result import Cost, Stage
+from fastadv.attacks.call.result import Cost, Stage
 from fastadv.evaluation import evaluate
 from fastadv.evaluation.report import wilson_interval
 

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from fastadv.attacks.result import Cost
+from fastadv.attacks.call.result import Cost
 from fastadv.evaluation.processes import Place, files_of, path_of
 from fastadv.evaluation.share import Begun, Found, Share, disjoint, joined_columns, joined_sums
 from fastadv.evaluation.state import COLUMNS, Block, State, Unfinished

@@ -11,8 +11,8 @@ from golden.tiny_model import TinyModel
 from fastadv import L1, L2, Linf
 from fastadv.attacks import Attack
 from fastadv.engine.work import Work
-from fastadv.gradient import Oracle
 from fastadv.isolation import isolated
+from fastadv.oracle.gradient import Oracle
 
 _FOLDER = Path(__file__).parent
 THREATS = {"linf": Linf, "l2": L2, "l1": L1}

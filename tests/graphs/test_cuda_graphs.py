@@ -7,7 +7,8 @@ from torch import nn
 from fastadv.graphs.cuda import CudaGraphs, backend_for
 from fastadv.graphs.planner import StepGraphs
 from fastadv.graphs.unrecordable import Unrecordable
-from fastadv.ops import heads, linf
+from fastadv.ops.heads import loss_head as heads
+from fastadv.ops.steps import linf
 
 _CPU = torch.device("cpu")
 _GENERATOR = 2 << 20  # the smallest block: seed and offset of a recorded generator lie in one

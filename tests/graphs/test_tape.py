@@ -7,7 +7,8 @@ import torch
 from tape import Tape
 from torch import nn
 
-from fastadv.ops import heads, linf
+from fastadv.ops.heads import loss_head as heads
+from fastadv.ops.steps import linf
 
 
 def _net() -> nn.Sequential:

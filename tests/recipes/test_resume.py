@@ -100,7 +100,7 @@ def rows_of(path: Path) -> int:
 
 
 def test_kill_nine_at_random_moments_and_resume_equals_uninterrupted(tmp_path):
-    commands = pytest.importorskip("fastadv.commands", reason="needs typer and rich")
+    commands = pytest.importorskip("fastadv.cli.app", reason="needs typer and rich")
     out, chance = tmp_path / "killed", random.Random(0)
     log = out / "log.jsonl"
     for wanted in (1, 4, 8):  # rows in the log: the header first, before any checkpoint

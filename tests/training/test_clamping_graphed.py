@@ -9,7 +9,7 @@ from graphed_pair import Pair
 from torch import nn
 from training_problems import METHODS, THREAT, batches, conv_net
 
-from benchmarks.clamp_rules import RULES, clamp_rule
+from benchmarks.clamping.rules import RULES, clamp_rule
 from fastadv import training
 from fastadv.training import GradAlign
 

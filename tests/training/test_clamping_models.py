@@ -19,8 +19,8 @@ from clamping_problems import (
 from training_problems import CRAFTED, METHODS, sgd, train_batch, uniform
 
 import fastadv
-from benchmarks.clamp_rules import RULES, clamp_rule
-from fastadv import clamping
+from benchmarks.clamping.rules import RULES, clamp_rule
+from fastadv.oracle import clamping
 from fastadv.training import AWP, CleanMixing, GradAlign
 
 

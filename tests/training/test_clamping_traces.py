@@ -8,7 +8,7 @@ from clamping_problems import Clamp, counted_warnings, make_step, pair_of, probl
 from torch import nn
 from training_problems import CRAFTED, METHODS, conv_net, sgd, trace_of, train_batch
 
-from fastadv import clamping
+from fastadv.oracle import clamping
 from fastadv.training import GradAlign
 
 

@@ -25,11 +25,12 @@ from training_problems import (
     train_batch,
 )
 
-from benchmarks.clamp_rules import clamp_rule
-from benchmarks.tally import Tally
-from benchmarks.work_units import WorkUnits, count_units
-from fastadv import clamping, training
+from benchmarks.clamping.rules import clamp_rule
+from benchmarks.harness.tally import Tally
+from benchmarks.training.work_units import WorkUnits, count_units
+from fastadv import training
 from fastadv.diagnostics import AttackWarning
+from fastadv.oracle import clamping
 from fastadv.training import GradAlign
 
 

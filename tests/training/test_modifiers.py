@@ -115,7 +115,7 @@ def test_grad_align_is_one_minus_the_mean_cosine_of_the_two_input_gradients():
     plain, step = training.FastAT(THREAT, seed=5), training.FastAT(
         THREAT, seed=5, modifiers=[GradAlign(0.3)]
     )  # fmt: skip
-    near = fastadv.ops.start.random_start(x, eps=0.1, seed=6, bounds=None)
+    near = fastadv.ops.noise.start.random_start(x, eps=0.1, seed=6, bounds=None)
     assert 0.09 < (near - x).abs().max() <= 0.1
 
     def gradient(at):

@@ -21,7 +21,7 @@ from training_problems import (
 import fastadv
 from benchmarks import reference
 from fastadv import training
-from fastadv.ops.start import random_start
+from fastadv.ops.noise.start import random_start
 from fastadv.training import crafting
 
 STEPS = 20  # optimizer steps

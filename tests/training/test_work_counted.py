@@ -24,9 +24,9 @@ from training_problems import (
 )
 
 from benchmarks import reference
-from benchmarks.counts import count_step
-from benchmarks.tally import Tally
-from benchmarks.work_units import WorkUnits, count_units
+from benchmarks.attacks.counts import count_step
+from benchmarks.harness.tally import Tally
+from benchmarks.training.work_units import WorkUnits, count_units
 from fastadv import training
 
 

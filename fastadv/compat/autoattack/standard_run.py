@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import fastadv
-from fastadv.attacks.call import Call
+from fastadv.attacks.call.call import Call
 from fastadv.compat.autoattack import checks
 from fastadv.compat.autoattack.relay import relayed
 from fastadv.compat.autoattack.state import EvaluationState

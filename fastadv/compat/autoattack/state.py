@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastadv.attacks.result import Stage
+from fastadv.attacks.call.result import Stage
 from fastadv.ensemble.cascade import Progress
 from fastadv.evaluation.checkpoint import write_atomically
 

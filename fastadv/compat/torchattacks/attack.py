@@ -9,11 +9,11 @@ from torch.utils.data import DataLoader
 
 import fastadv
 from fastadv import losses
-from fastadv.attacks import inputs as checks
-from fastadv.attacks import targets
+from fastadv.attacks.call import inputs as checks
+from fastadv.attacks.call import targets
 from fastadv.compat.torchattacks import normalization, saving
-from fastadv.gradient import Oracle
 from fastadv.isolation import Model, isolated, module_of
+from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel
 
 TargetFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -5,8 +5,9 @@ import torch
 import fastadv
 from fastadv.compat.torchattacks.attack import Attack
 from fastadv.isolation import Model
-from fastadv.kernels import streams
-from fastadv.ops import linf, philox, start
+from fastadv.kernels.noise import streams
+from fastadv.ops.noise import philox, start
+from fastadv.ops.steps import linf
 from fastadv.threat_model import ThreatModel
 
 _TPGD_DEVIATION = 0.001  # of the start of TPGD: the gradient of KL at x itself is zero

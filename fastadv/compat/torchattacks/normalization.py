@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fastadv.attacks import inputs as checks
+from fastadv.attacks.call import inputs as checks
 from fastadv.isolation import Model
 from fastadv.wrappers import Normalized
 

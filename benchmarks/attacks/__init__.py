@@ -1,0 +1,1 @@
+"""Whole attacks against every peer, timed and counted."""

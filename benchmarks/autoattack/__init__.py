@@ -1,0 +1,1 @@
+"""AutoAttack against its authors' code."""

@@ -1,0 +1,1 @@
+"""Half precision, folding, layouts and recorded graphs."""

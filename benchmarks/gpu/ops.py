@@ -1,0 +1,134 @@
+"""Section "ops": every op against the copy bandwidth of the run, and the host's time of a call."""
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.autoattack import parties as autoattack_parties
+from benchmarks.autoattack.entrants import AUTHORS
+from benchmarks.gpu import op_autoattack as gpu_op_autoattack
+from benchmarks.gpu import op_cases as gpu_op_cases
+from benchmarks.gpu.session import Session
+from benchmarks.harness import harness
+from benchmarks.ops import cases as op_cases
+from benchmarks.ops.cases import OpCase
+from fastadv.ops import backend
+
+SUITE = "gpu_ops"
+_CALLS = 200  # of one timing of the host
+_TIMED = "one call; on a GPU by events, the L2 cache overwritten before each"
+_HOST = f"the host's time of a call, the mean of {_CALLS} that nobody waits for"
+_NOT_TIMED = "allocation of inputs, first call, compilation"
+
+IMAGE_OPS = op_cases.IMAGE_OPS | gpu_op_cases.IMAGE_OPS | gpu_op_autoattack.IMAGE_OPS
+HEAD_OPS = op_cases.HEAD_OPS | gpu_op_cases.HEAD_OPS
+# whose eager chain is plain torch, which torch.compile can fuse; in the first two shapes
+_COMPILED = {"linf_step", "l2_step", "ce_head", "margin_head", "dlr_head"}
+# whose tables of windows would take minutes at 224x224
+_SMALL_ONLY = {"square_l2", "square_l1"}
+
+# the most telling first: what the time does not suffice for is the end of this list
+IMAGES = ((1024, 3, 32, 32), (256, 3, 224, 224), (128, 3, 32, 32), (64, 3, 224, 224))
+LOGITS = ((4096, 1000), (4096, 21000), (128, 10))
+_TINY = ((5, 3, 9, 11),), ((5, 7),)
+
+
+def main(session: Session) -> None:
+    elements = 10**5 if session.tiny else 2**28
+    copied = harness.copy_bandwidth(session.device, elements=elements, flush=session.on_gpu)
+    print(f"  copy {copied:.1f} GB/s")
+    with session.guarded("host time"):
+        _host_times(session)
+    for label, name, shape, dtype, compiled in _cases(session):
+        if session.may_begin(label):
+            with session.guarded(label):
+                builders = HEAD_OPS if len(shape) == 2 else IMAGE_OPS
+                case = builders[name](shape, dtype, session.device)
+                _measure(session, case, copied, compiled)
+
+
+def _cases(
+    session: Session,
+) -> Iterator[tuple[str, str, tuple[int, ...], torch.dtype, bool]]:
+    """(label, op, shape, dtype, whether to compile the chain), shape by shape, fp32 first."""
+    images, logits = _TINY if session.tiny else (IMAGES, LOGITS)
+    for dtype in (torch.float32, torch.bfloat16):
+        for index in range(max(len(images), len(logits))):
+            for builders, shapes in ((HEAD_OPS, logits), (IMAGE_OPS, images)):
+                for name in builders if index < len(shapes) else ():
+                    shape = shapes[index]
+                    if name in _SMALL_ONLY and shape[-1] > 64:
+                        continue
+                    compiled = name in _COMPILED and index < 2 and not session.tiny
+                    label = f"{name} {'x'.join(map(str, shape))} {_name(dtype)}"
+                    yield label, name, shape, dtype, compiled and dtype == torch.float32
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _measure(session: Session, case: OpCase, copied: float, compiled: bool) -> None:
+    description = harness.Case(
+        suite=SUITE, name=case.name, shape=case.shape, dtype=_name(case.dtype), n=case.shape[0],
+        timed=_TIMED, not_timed=_NOT_TIMED, baseline="eager chain", unit="us",
+        bytes_moved=case.floor_bytes,
+    )  # fmt: skip
+    runs = op_cases.providers(case, device=session.device, compiled=compiled)
+    if case.name == "project_l1" and case.dtype == torch.float32:
+        with session.guarded(f"{case.name}, {AUTHORS}"):
+            runs[AUTHORS] = _authors_project_l1(session, case.shape)
+    print(f"{case.name} {case.shape} {description.dtype}")
+    session.add(
+        session.measure(
+            description, runs, case.check, rounds=2 if session.tiny else 40, warmup=3,
+            seconds=0.05 if session.tiny else 0.4, copy_gb_s=copied, flush=session.on_gpu,
+        )
+    )  # fmt: skip
+
+
+def _authors_project_l1(session: Session, shape: tuple[int, ...]) -> harness.Run:
+    folder = session.plan.authors
+    module = autoattack_parties.authors_package(None if folder is None else Path(folder))
+    base = importlib.import_module(f"{module.__name__}.autopgd_base")
+    return gpu_op_cases.authors_project_l1(base.L1_projection, shape, session.device)
+
+
+def _host_times(session: Session) -> None:
+    """What a call of two ops costs the host, on tensors too small to keep a device busy."""
+    for name, builders, shape in (
+        ("linf_step", IMAGE_OPS, (8, 3, 8, 8)), ("ce_head", HEAD_OPS, (8, 10)),
+    ):  # fmt: skip
+        case = builders[name](shape, torch.float32, session.device)
+        runs = op_cases.providers(case, device=session.device, compiled=False)
+        description = harness.Case(
+            suite=SUITE, name=f"{case.name}, host time", shape=shape, dtype="float32", n=shape[0],
+            timed=_HOST, not_timed=_NOT_TIMED, baseline="eager chain", unit="us",
+        )  # fmt: skip
+        print(description.name)
+        clock = harness.host_clock(session.device, calls=5 if session.tiny else _CALLS)
+        session.add(
+            session.measure(
+                description, runs, case.check, rounds=2 if session.tiny else 11, clock=clock
+            )
+        )
+
+
+def exercise(device: torch.device) -> None:
+    """Every op once on small odd shapes, its result compared: what compute-sanitizer watches.
+
+    Raises ValueError for the first wrong result.
+    """
+    print(*backend.explain(device), sep=": ")
+    images, logits = _TINY
+    for builders, shape in ((HEAD_OPS, logits[0]), (IMAGE_OPS, images[0])):
+        for name, build in builders.items():
+            print(name, flush=True)
+            case = build(shape, torch.float32, device)
+            case.check("fastadv", case.fused())
+
+
+if __name__ == "__main__":
+    exercise(torch.device("cuda" if torch.cuda.is_available() else "cpu"))

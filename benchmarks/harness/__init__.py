@@ -1,0 +1,1 @@
+"""What every suite shares: rows, timing, peers, tables, report."""

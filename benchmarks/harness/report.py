@@ -1,0 +1,134 @@
+"""Writes tables and charts from rows into README.md: `python -m benchmarks.harness.report --help`.
+
+A block `<!-- benchmark:NAME -->` ... `<!-- /benchmark -->` is rewritten from the newest run of its
+suite. NAME: first-screen, attacks, attacks-chart, ops, step-cost, training, mnist, autoattack,
+autoattack-attacks, autoattack-ops, execution, clamping, clamping-forms, gpu-ops, gpu-ops-chart,
+gpu-attacks, gpu-attacks-chart, gpu-autoattack, gpu-training or gpu-steps, with @device for one
+device.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.autoattack import tables as autoattack_tables
+from benchmarks.clamping import tables as clamping_tables
+from benchmarks.execution import tables as execution_tables
+from benchmarks.gpu import tables as gpu_tables
+from benchmarks.harness import schema, tables
+from benchmarks.training import tables as training_tables
+
+_ROOT = Path(__file__).resolve().parents[2]
+_BLOCK = re.compile(
+    r"(?P<open><!-- benchmark:(?P<name>[\w-]+)(?:@(?P<device>[\w-]+))? -->\n)"
+    r".*?(?P<close><!-- /benchmark -->)",
+    re.DOTALL,
+)
+_MARKER = re.compile(r"<!-- /?benchmark\b")
+
+
+# name -> (suite, what writes it)
+TABLES: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
+    "first-screen": ("attacks", tables.first_screen),
+    "attacks": ("attacks", tables.attacks),
+    "ops": ("ops", tables.ops),
+    "step-cost": ("counts", tables.step_cost),
+    "training": ("training", training_tables.training),
+    "mnist": ("mnist", training_tables.mnist),
+    "autoattack": ("autoattack", autoattack_tables.totals),
+    "autoattack-attacks": ("autoattack", autoattack_tables.attacks),
+    "autoattack-ops": ("autoattack", autoattack_tables.ops),
+    "execution": ("execution", execution_tables.execution),
+    "clamping": ("clamping", clamping_tables.libraries),
+    "clamping-forms": ("clamping", clamping_tables.forms),
+    "gpu-ops": ("gpu_ops", gpu_tables.ops),
+    "gpu-attacks": ("gpu_attacks", gpu_tables.attacks),
+    "gpu-autoattack": ("gpu_autoattack", gpu_tables.autoattack),
+    "gpu-training": ("gpu_training", gpu_tables.training),
+    "gpu-steps": ("gpu_steps", gpu_tables.steps),
+}
+CHARTS: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
+    "attacks-chart": ("attacks", tables.attacks_chart),
+    "gpu-ops-chart": ("gpu_ops", gpu_tables.ops_chart),
+    "gpu-attacks-chart": ("gpu_attacks", gpu_tables.attacks_chart),
+}
+# suites of which a table shows several runs; of the others the newest
+_CHOSEN = {"clamping": clamping_tables.newest}
+
+
+def render(text: str, results: Path, folder: Path) -> tuple[str, dict[Path, str]]:
+    """(text with every block rewritten, charts by path); folder: where the text's file lies.
+
+    Raises ValueError for an unknown name, a block left open, no rows, or a row that is not valid:
+    one without an equality error above all.
+    """
+    charts: dict[Path, str] = {}
+
+    def block(match: re.Match[str]) -> str:
+        name, device = match["name"], match["device"]
+        known = TABLES | CHARTS
+        if name not in known:
+            raise ValueError(f"benchmark:{name} must be one of {', '.join(known)}")
+        suite, write = known[name]
+        choose = _CHOSEN.get(suite, schema.newest_run)
+        rows = choose(schema.read_rows(suite, results, device))
+        if not rows:
+            module = suite.partition("_")[0]  # one command makes all suites of a GPU
+            raise ValueError(
+                f"benchmark:{name} has no rows: run `python -m benchmarks.{module}` first"
+            )
+        content = write(rows)
+        if name in CHARTS:
+            path = results / rows[0].environment.device / f"{name}.svg"
+            charts[path] = content
+            link = os.path.relpath(path, folder).replace(os.sep, "/")
+            content = f"![{name.replace('-', ' ')}]({link})"
+        return f"{match['open']}{content}\n{match['close']}"
+
+    rewritten, blocks = _BLOCK.subn(block, text)
+    if len(_MARKER.findall(text)) != 2 * blocks:
+        raise ValueError(
+            "every `<!-- benchmark:NAME -->` must stand on a line of its own and be closed by "
+            "`<!-- /benchmark -->`"
+        )
+    return rewritten, charts
+
+
+def stale(readme: Path, results: Path) -> dict[Path, str]:
+    """The files whose content is not what the rows say, with what it should be."""
+    text, wanted = render(readme.read_text(), results, readme.parent)
+    wanted[readme] = text
+    return {
+        path: content
+        for path, content in wanted.items()
+        if not path.exists() or path.read_text() != content
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.harness.report", description=__doc__
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
+    parser.add_argument("--readme", type=Path, default=_ROOT / "README.md")
+    parser.add_argument("--results", type=Path, default=schema.RESULTS)
+    options = parser.parse_args(arguments)
+    try:
+        files = stale(options.readme, options.results)
+    except ValueError as error:
+        sys.exit(f"benchmarks.harness.report: {error}")
+    for path, content in files.items():
+        if options.check:
+            print(f"{path.name} differs from the rows: run `python -m benchmarks.harness.report`")
+        else:
+            path.write_text(content)
+            print(f"wrote {path.name}")
+    if options.check and files:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

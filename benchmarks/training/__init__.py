@@ -1,0 +1,1 @@
+"""Training steps, epochs and whole runs."""

@@ -1,0 +1,1 @@
+"""APGD: step sizes that adapt, in three norms."""

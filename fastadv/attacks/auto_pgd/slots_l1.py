@@ -1,0 +1,103 @@
+"""APGD in L1 as a slot algorithm: the sparsity of the step follows the best perturbation's."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fastadv.attacks.auto_pgd.slots import AscentSlots
+from fastadv.attacks.call.probe import probe
+from fastadv.engine.state import ExtendedState, SlotState, put_rows
+from fastadv.engine.work import Work
+from fastadv.ops.apgd.l1 import apgd_l1_step_
+from fastadv.ops.apgd.schedule import GIVEN_START, RANDOM_START, apgd_l1_plan
+from fastadv.ops.noise.start import random_start
+from fastadv.oracle.gradient import Oracle, Rules
+from fastadv.threat_model import ThreatModel
+
+
+@dataclass
+class AutoPGDL1State(ExtendedState):
+    """B slots of L1-APGD. common: what every gradient attack has, x_best included.
+
+    grad_best: the gradient at x_best. sparsity, phase_eps, support: (B,), kept by the step. x_hit:
+    the last misclassified iterate, where it is wanted.
+    """
+
+    common: SlotState
+    grad_best: torch.Tensor
+    sparsity: torch.Tensor
+    phase_eps: torch.Tensor
+    support: torch.Tensor
+    x_hit: torch.Tensor | None
+
+
+class AutoPGDL1Slots(AscentSlots):
+    """Sparse sign steps that adapt to each slot's progress; see `fastadv.apgd_ce`.
+
+    targets: classes aimed at in turn, each from `restarts` starts; 0: none, or the one of `work`.
+    """
+
+    stride = 4
+
+    def __init__(
+        self, oracle: Oracle, threat: ThreatModel, *, steps: int, restarts: int, targets: int,
+        large_radii: bool, seed: int, keep: str, first_step: int,
+    ) -> None:  # fmt: skip
+        self.oracle = oracle
+        self.threat = threat
+        self.restarts = restarts
+        self.seed = seed
+        self.keep = keep
+        plan, radius = apgd_l1_plan(steps, large_radii=large_radii)
+        self.steps = len(plan) - 1  # moves, and projections between phases
+        self.items = max(targets, 1) * restarts
+        self.first_radius = radius[0]
+        last_phase = max(t for t, entry in enumerate(plan) if entry in (GIVEN_START, RANDOM_START))
+        self.rules = Rules(
+            self.steps, max(first_step, last_phase), keep == "first_success", best_from=0,
+            any_error=targets > 0,
+        )  # fmt: skip
+        self._plan = torch.tensor(plan, dtype=torch.int32)
+        self._radius = torch.tensor(radius)
+
+    def allocate(self, work: Work, batch: int) -> AutoPGDL1State:
+        self._plan, self._radius = self._plan.to(work.x.device), self._radius.to(work.x.device)
+        common = SlotState.empty(work, batch, keep_best=True, momentum=False, model_input=False)
+        return AutoPGDL1State(
+            common=common,
+            grad_best=torch.empty_like(common.x),
+            # a slot whose start fools the model never sets them, and the step asks for numbers
+            sparsity=torch.zeros_like(common.eps),
+            phase_eps=torch.zeros_like(common.eps),
+            support=torch.zeros_like(common.eps),
+            x_hit=torch.empty_like(common.x) if self.keep == "authors" else None,
+        )
+
+    def start(
+        self, state: AutoPGDL1State, rows: torch.Tensor | None, work: Work, items: torch.Tensor
+    ) -> None:
+        work = work.aimed(items // self.restarts)
+        start = work.x_init
+        if start is None:
+            start = random_start(
+                work.x, eps=work.eps * self.first_radius, seed=self.seed,
+                sample_ids=work.sample_ids, draw=items, kind="l1_gaussian",
+                bounds=self.threat.bounds, scale=1.0,
+            )  # fmt: skip
+        state.common.load(rows, work, start, best=start)
+        if state.x_hit is not None:
+            put_rows(state.x_hit, rows, start)
+
+    def step(self, state: AutoPGDL1State) -> None:
+        common = state.common
+        assert common.best_loss is not None and common.x_best is not None
+        grad = self.oracle.gradient(common, self.rules)
+        if common.unprobed:
+            probe(common, grad, self.oracle)
+        apgd_l1_step_(
+            common.x_adv.detach(), common.x_best, state.grad_best, grad, common.x,
+            step_size=common.step_size, sparsity=state.sparsity, phase_eps=state.phase_eps,
+            support=state.support, eps=common.eps, bounds=self.threat.bounds,
+            best_loss=common.best_loss, slots=common.slots, plan=self._plan, radius=self._radius,
+            correct=None if state.x_hit is None else common.correct, x_hit=state.x_hit,
+        )  # fmt: skip

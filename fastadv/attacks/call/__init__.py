@@ -1,0 +1,1 @@
+"""What every call of an attack does: check, search, verify, account."""

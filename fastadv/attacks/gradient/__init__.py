@@ -1,0 +1,1 @@
+"""Projected gradient ascent: FGSM, R-FGSM, BIM, PGD, MI-FGSM."""

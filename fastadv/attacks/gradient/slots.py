@@ -1,0 +1,134 @@
+"""Projected gradient ascent as a slot algorithm: FGSM, BIM, PGD and MI-FGSM are cases of it."""
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+
+from fastadv.attacks.call.probe import probe
+from fastadv.engine.state import SlotState
+from fastadv.engine.work import Work
+from fastadv.kernels import slots as columns
+from fastadv.ops.noise import start
+from fastadv.ops.steps import linf, select
+from fastadv.oracle.gradient import Oracle, Rules
+from fastadv.threat_model import Linf, ThreatModel, start_point
+
+
+class ProjectedGradient:
+    """Ascend the loss by fused steps from a start point; see `fastadv.pgd` for the arguments."""
+
+    stride = 4
+
+    def __init__(
+        self, oracle: Oracle, threat: ThreatModel, *, steps: int, restarts: int, seed: int,
+        start_kind: str | None, clamp_start: bool, first_step: int, momentum_decay: float | None,
+        stop_early: bool, keep_best: bool, step_options: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self.oracle = oracle
+        self.threat = threat
+        self.steps = steps
+        self.items = restarts
+        self.seed = seed
+        self.start_kind = start_kind
+        self.clamp_start = clamp_start
+        self.momentum_decay = momentum_decay
+        self.rules = Rules(steps, first_step, stop_early, best_from=first_step, any_error=False)
+        self.keep_best = keep_best
+        self.step_options = step_options
+
+    @property
+    def needs_last(self) -> bool:
+        return self.items > 1 or self.keep_best
+
+    def allocate(self, work: Work, batch: int) -> SlotState:
+        return SlotState.empty(
+            work,
+            batch,
+            keep_best=self.keep_best,
+            momentum=self.momentum_decay is not None,
+            model_input=self.oracle.takes_model_input(work.x),
+        )
+
+    def start(
+        self, state: SlotState, rows: torch.Tensor | None, work: Work, items: torch.Tensor
+    ) -> None:
+        start = self._start_iterates(work, items)
+        # a start that may not be returned is not the best iterate either
+        state.load(rows, work, start, best=work.x if self.rules.first_step else start)
+        if state.model_input is not None:
+            normalised = self.oracle.model.normalize(state.x_adv.detach())  # type: ignore[union-attr]
+            with torch.no_grad():
+                state.model_input.copy_(normalised)
+
+    def _start_iterates(self, work: Work, restarts: torch.Tensor) -> torch.Tensor:
+        if work.x_init is not None:
+            return work.x_init
+        if self.start_kind is None:
+            return work.x
+        if self.start_kind == "sign":
+            return self._sign_start(work, restarts)
+        return start_point(
+            self.threat, work.x, seed=self.seed, sample_ids=work.sample_ids, draw=restarts,
+            kind=self.start_kind, clamp_start=self.clamp_start, eps=work.eps,
+        )  # fmt: skip
+
+    def _sign_start(self, work: Work, restarts: torch.Tensor) -> torch.Tensor:
+        """x + step_size * (a random sign for each element), in the ball (R-FGSM)."""
+        noise = start.random_start(
+            torch.zeros_like(work.x), eps=1.0, seed=self.seed, sample_ids=work.sample_ids,
+            draw=restarts, kind="linf_uniform", bounds=None,
+        )  # fmt: skip
+        bounds = self.threat.bounds if self.clamp_start else None
+        return linf.linf_step(
+            work.x, noise, work.x, step_size=work.step_size, eps=work.eps, bounds=bounds
+        )
+
+    def step(self, state: SlotState) -> None:
+        grad = self.oracle.gradient(state, self.rules)
+        if state.unprobed:
+            probe(state, grad, self.oracle)
+        if state.x_best is not None:
+            select.select_rows_(state.x_best, state.x_adv, state.slots[:, columns.IMPROVED])
+        self._move(state, grad)
+
+    def _move(self, state: SlotState, grad: torch.Tensor) -> None:
+        options = dict(self.step_options)
+        if state.momentum is not None:
+            options.update(momentum=state.momentum, decay=self.momentum_decay)
+        if state.model_input is not None:
+            model = self.oracle.model
+            options.update(model_input=state.model_input, mean=model.mean, std=model.std)  # type: ignore[union-attr]
+        self.threat.step_(
+            state.x_adv, grad, state.x, step_size=state.step_size, eps=state.eps,
+            slots=state.slots, **options,
+        )  # fmt: skip
+
+    def variant(self, state: SlotState) -> Hashable:
+        return state.unprobed
+
+    def go_on(self, state: SlotState) -> None:
+        state.revive()
+        with self.oracle.by_own_model():
+            self.step(state)
+
+    def renew(self, state: SlotState) -> None:
+        """Loading writes all that a step reads."""
+
+    def evaluate(self, state: SlotState) -> None:
+        logits = self.oracle.logits(state.x_adv.detach())
+        self.oracle.track(state, logits, self.rules)
+        if state.x_best is not None:
+            select.select_rows_(state.x_best, state.x_adv, state.slots[:, columns.IMPROVED])
+
+    def outcome(self, state: SlotState) -> tuple[torch.Tensor, torch.Tensor]:
+        if state.x_best is not None and state.best_loss is not None:
+            return state.x_best, state.best_loss
+        return state.x_adv.detach(), state.loss
+
+
+def start_kinds(threat: ThreatModel) -> tuple[str, ...]:
+    """The random starts of a threat model; the first is the default."""
+    if isinstance(threat, Linf):
+        return ("uniform", "gaussian", "sign")
+    return ("uniform", "sphere", "gaussian") if threat.norm == "l2" else ("uniform", "gaussian")

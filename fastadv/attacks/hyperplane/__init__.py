@@ -1,0 +1,1 @@
+"""FAB: the nearest point of a linearised decision boundary."""

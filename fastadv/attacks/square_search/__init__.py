@@ -1,0 +1,1 @@
+"""Square: random search that asks for logits only."""

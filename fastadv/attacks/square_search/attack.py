@@ -1,0 +1,81 @@
+"""The Square Attack's object: settings, checks, and its constructor."""
+
+from dataclasses import dataclass
+
+from fastadv import losses
+from fastadv.attacks.attack import Attack, check_choices, check_counts
+from fastadv.attacks.square_search.slots import SquareSlots
+from fastadv.engine.algorithm import SlotAlgorithm
+from fastadv.oracle.gradient import Oracle
+from fastadv.threat_model import ThreatModel, check_threat
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class SquareAttack(Attack):
+    """The Square Attack; see `fastadv.square` for the settings."""
+
+    constructor: str
+    threat: ThreatModel
+    queries: int
+    restarts: int
+    p_init: float
+    rescale: bool
+    seed: int = 0
+    keep: str = "first_success"
+
+    def __post_init__(self) -> None:
+        check_threat(self.threat)
+        check_counts(self, "queries", "restarts")
+        check_choices(self, ("first_success",))
+        if not 0 < self.p_init <= 1:
+            raise ValueError(f"p_init must be in (0, 1]; got {self.p_init}")
+
+    @property
+    def steps(self) -> int:
+        return self.queries
+
+    @property
+    def resolved_loss(self) -> losses.Loss:
+        return losses.Loss("margin")
+
+    @property
+    def reported_loss(self) -> losses.Loss:
+        return losses.Loss("margin", float("inf"))
+
+    @property
+    def effective_step_size(self) -> float:
+        return 0.0  # its moves come from a table
+
+    def algorithm(
+        self, oracle: Oracle, *, targets: int, first_step: int, room: int
+    ) -> SlotAlgorithm:
+        if oracle.targeted:
+            raise ValueError("square lowers the margin of the label and takes no target=")
+        return SquareSlots(
+            oracle, self.threat, queries=self.queries, restarts=self.restarts, p_init=self.p_init,
+            rescale=self.rescale, seed=self.seed, first_step=first_step, room=room,
+        )  # fmt: skip
+
+
+def square(
+    threat: ThreatModel,
+    *,
+    queries: int = 5000,
+    restarts: int = 1,
+    p_init: float = 0.8,
+    rescale: bool = False,
+    seed: int = 0,
+) -> SquareAttack:
+    """Square Attack: random search by squares, min(max(x_best + 2 eps sign, x - eps), x + eps) in a
+    window, kept where it lowers the margin z_y - max_{j != y} z_j; no gradient is used.
+
+    threat: `Linf`, `L2` or `L1`. x: images (B, C, H, W); in L2 and L1 at least 5 x 5. queries: of
+    each restart, after its start. p_init: share of the pixels that the first squares cover; it is
+    halved after 10, 50, 200, 500, 1000, 2000 and 4000 queries, with rescale after as many of
+    10,000. Windows are drawn once for all samples; a sample ends at its first success. A query that
+    would change nothing is passed over, which cannot change the result. Needs no targets.
+
+    Example: `fastadv.square(fastadv.Linf(8 / 255), queries=1000)(model, x, y)`.
+    Source: Andriushchenko et al. 2020, arXiv:1912.00049.
+    """
+    return SquareAttack("square", threat, queries, restarts, p_init, rescale, seed=seed)

@@ -1,0 +1,276 @@
+"""The Square Attack as a slot algorithm: random search, several proposals at a time."""
+
+import itertools
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fastadv.engine.state import put_fields, put_rows, same_shapes, take_fields
+from fastadv.engine.work import Work
+from fastadv.kernels import slots as columns
+from fastadv.ops import layout
+from fastadv.ops.heads import loss_head as heads
+from fastadv.ops.square import linf as square
+from fastadv.ops.square import lp as square_lp
+from fastadv.ops.square.start import square_start
+from fastadv.ops.square.table import SquareTable, square_table
+from fastadv.oracle.gradient import Oracle
+from fastadv.threat_model import ThreatModel
+
+_MOVES = {
+    "linf": square.square_linf_,
+    "l2": square_lp.square_l2_,
+    "l1": square_lp.square_l1_,
+}
+_SETTLED = 1000  # queries after which few proposals are accepted, so that looking ahead pays
+_REVIEW = 64  # steps between two looks at whether there is room to look ahead
+_CPU_ROOM = 32  # rows below which a CPU's forward is mostly overhead
+_CPU_AHEAD = 4  # proposals of a slot that share the cost of a step beside the model
+
+_GENERATION = itertools.count(1)
+
+
+@dataclass
+class SquareState:
+    """B slots with K proposals each. x_new: (B * K, C, H, W), row b * K + k is for slot b.
+
+    queries: (B, K) int32, which query each proposal is. restarts, wasted: (B,) int32, the latter
+    since the last `outcome`. labels_new: (B * K,) the labels again. age: steps made. generation: a
+    number of its own for every set of proposal tensors. single: those for one proposal a slot,
+    while others are in their place. The rest as in `fastadv.ops.square.linf.square_linf_`.
+    """
+
+    x: torch.Tensor
+    x_best: torch.Tensor
+    labels: torch.Tensor
+    eps: torch.Tensor
+    sample_ids: torch.Tensor
+    best_loss: torch.Tensor
+    restarts: torch.Tensor
+    wasted: torch.Tensor
+    slots: torch.Tensor
+    queries: torch.Tensor
+    x_new: torch.Tensor
+    labels_new: torch.Tensor
+    age: int = 0
+    is_over: bool = False  # no slot is active
+    generation: int = 0
+    single: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def lookahead(self) -> int:
+        return self.queries.shape[1]
+
+    def take(self, rows: torch.Tensor) -> "SquareState":
+        proposals = self.proposals(rows)
+        alike = replace(self, x_new=self.x, labels_new=self.labels)  # one row a slot
+        return replace(
+            take_fields(alike, rows), x_new=layout.gather_rows(self.x_new, proposals),
+            labels_new=self.labels_new[proposals], single=None, generation=next(_GENERATION),
+        )  # fmt: skip
+
+    def put(self, rows: torch.Tensor, state: "SquareState") -> None:
+        """Write the slots of `state` into `rows`: what `take` gave, back."""
+        alike = replace(state, x_new=state.x, labels_new=state.labels)
+        put_fields(replace(self, x_new=self.x, labels_new=self.labels), rows, alike)
+        proposals = self.proposals(rows)
+        self.x_new.index_copy_(0, proposals, state.x_new)
+        self.labels_new.index_copy_(0, proposals, state.labels_new)
+
+    def accepts(self, state: "SquareState") -> bool:
+        return same_shapes(self, state)
+
+    def look_again(self) -> None:
+        """There is no gradient to look at."""
+
+    def read(self) -> tuple[int, ...]:
+        return self.age, int(self.is_over)
+
+    def write(self, values: tuple[int, ...]) -> None:
+        self.age, self.is_over = values[0], bool(values[1])
+
+    def proposals(self, rows: torch.Tensor) -> torch.Tensor:
+        """Which rows of x_new are those of the slots `rows`."""
+        ahead = torch.arange(self.lookahead, device=rows.device)
+        return (rows[:, None] * self.lookahead + ahead).flatten()
+
+    def replace_proposals(
+        self, queries: torch.Tensor, x_new: torch.Tensor, labels_new: torch.Tensor
+    ) -> None:
+        if self.single is None and self.lookahead == 1:
+            self.single = self.queries, self.x_new, self.labels_new
+        self.queries, self.x_new, self.labels_new = queries, x_new, labels_new
+        self.generation = next(_GENERATION)
+
+
+class SquareSlots:
+    """Accept what raises the margin loss; see `fastadv.square`. room: rows that a batch may have.
+
+    A proposal depends on outcomes only through the accepted ones before it. So K of them may be
+    evaluated at once where the batch has room: what follows an accepted one is discarded, and
+    counted in `oracle.discarded`; and those that change nothing need no forward at all.
+    """
+
+    stride = 16  # of thousands
+    needs_last = False
+
+    def __init__(
+        self, oracle: Oracle, threat: ThreatModel, *, queries: int, restarts: int, p_init: float,
+        rescale: bool, seed: int, first_step: int, room: int,
+    ) -> None:  # fmt: skip
+        self.oracle = oracle
+        self.threat = threat
+        self.queries = queries
+        self.steps = queries + 1
+        self.items = restarts
+        self.p_init = p_init
+        self.rescale = rescale
+        self.seed = seed
+        self.first_step = first_step
+        self.room = room
+        self._table: SquareTable | None = None
+
+    def allocate(self, work: Work, batch: int) -> SquareState:
+        x, device = work.x, work.x.device
+        if self.first_step > 0:
+            raise ValueError(
+                "the Square Attack moves windows only, so that x_init must lie in the ball and in "
+                "bounds: project it first"
+            )
+        if self._table is None:
+            self._table = square_table(
+                self.queries, x.shape[1:], norm=self.threat.norm, p_init=self.p_init,
+                seed=self.seed, restarts=self.items, rescale=self.rescale, device=device,
+            )  # fmt: skip
+
+        def vector(dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(batch, dtype=dtype, device=device)
+
+        return SquareState(
+            x=layout.dense_like(x, batch), x_best=layout.dense_like(x, batch),
+            labels=vector(torch.int64), eps=vector(work.eps.dtype),
+            sample_ids=vector(torch.int64), best_loss=vector(work.eps.dtype),
+            restarts=vector(torch.int32), wasted=vector(torch.int32),
+            slots=torch.zeros(batch, columns.WIDTH, dtype=torch.int32, device=device),
+            queries=torch.zeros(batch, 1, dtype=torch.int32, device=device),
+            x_new=layout.dense_like(x, batch), labels_new=vector(torch.int64),
+        )  # fmt: skip
+
+    def start(
+        self, state: SquareState, rows: torch.Tensor | None, work: Work, items: torch.Tensor
+    ) -> None:
+        start = work.x_init
+        if start is None:
+            start = square_start(
+                work.x, eps=work.eps, bounds=self.threat.bounds, norm=self.threat.norm,
+                seed=self.seed, sample_ids=work.sample_ids, draw=items,
+            )  # fmt: skip
+        put_rows(state.x, rows, work.x)
+        put_rows(state.x_best, rows, start)
+        put_rows(state.labels, rows, work.labels)
+        put_rows(state.eps, rows, work.eps)
+        put_rows(state.sample_ids, rows, work.sample_ids)
+        put_rows(state.best_loss, rows, torch.full_like(work.eps, -torch.inf))
+        put_rows(state.restarts, rows, items.int())
+        fresh = state.slots.new_zeros(len(work), columns.WIDTH)
+        fresh[:, columns.SUCCESS_STEP], fresh[:, columns.ACTIVE] = -1, 1
+        put_rows(state.slots, rows, fresh)
+        waiting = state.queries.new_full((len(work), state.lookahead), self.queries)
+        waiting[:, 0] = -1  # the start itself
+        put_rows(state.queries, rows, waiting)
+        if rows is None:
+            rows = torch.arange(len(state), device=work.x.device)
+        proposals = state.proposals(rows)
+        state.x_new.index_copy_(0, proposals, start.repeat_interleave(state.lookahead, 0))
+        state.labels_new[proposals] = work.labels.repeat_interleave(state.lookahead)
+        state.is_over = False
+
+    def step(self, state: SquareState) -> None:
+        state.age += 1
+        if state.age % _REVIEW == 0:
+            self._review_sync(state)
+        if state.is_over:
+            return
+        parts = [self.oracle.search_logits(part) for part in state.x_new.split(self.room)]
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
+        rows = len(state.x_new)
+        loss = state.best_loss.new_empty(rows)
+        prediction = torch.empty_like(state.labels_new)
+        correct = torch.empty_like(state.labels_new, dtype=torch.bool)
+        heads.loss_head_(
+            logits, state.labels_new, None, None, loss, None, prediction, correct, None, None,
+            "margin", 0.0, 0, 0, False, 0, False,
+        )  # fmt: skip
+        self._move(state, loss, prediction)
+
+    def _move(self, state: SquareState, loss: torch.Tensor, prediction: torch.Tensor) -> None:
+        assert self._table is not None
+        options: dict[str, Any] = dict(
+            loss=loss, prediction=prediction, labels=state.labels, best_loss=state.best_loss,
+            queries=state.queries, wasted=state.wasted, slots=state.slots,
+            restarts=state.restarts, table=self._table, eps=state.eps, bounds=self.threat.bounds,
+        )  # fmt: skip
+        if self.threat.norm != "linf":
+            options.update(sample_ids=state.sample_ids, seed=self.seed)
+        _MOVES[self.threat.norm](state.x_new, state.x_best, state.x, **options)
+
+    def _review_sync(self, state: SquareState) -> None:
+        """Evaluate more proposals of each slot at a time, if the batch has room for them; none
+        where every slot has ended, which the plain loop does not see."""
+        active = state.slots[:, columns.ACTIVE] != 0
+        state.is_over = not bool(active.any())
+        if state.is_over:
+            return
+        count = self.room // len(state)
+        if state.x.device.type == "cpu":
+            count = max(min(self.room, _CPU_ROOM) // len(state), _CPU_AHEAD)
+        if count < 2 * state.lookahead:
+            return
+        if bool((active & (state.slots[:, columns.STEP] < _SETTLED)).any()):
+            return
+        state.replace_proposals(
+            state.queries.new_empty(len(state), count),
+            layout.dense_like(state.x, len(state) * count),
+            state.labels.repeat_interleave(count),
+        )
+        self._propose(state)
+
+    def _propose(self, state: SquareState) -> None:
+        """Make the proposals from query STEP on, as if those before it had just been rejected."""
+        state.queries.fill_(self.queries)
+        state.queries[:, 0] = state.slots[:, columns.STEP] - 1
+        state.x_new.copy_(state.x_best.repeat_interleave(state.lookahead, 0))
+        worst = state.best_loss.new_full((len(state.x_new),), -torch.inf)
+        self._move(state, worst, state.labels_new)
+
+    def variant(self, state: SquareState) -> Hashable | None:
+        looks = (state.age + 1) % _REVIEW == 0 or state.is_over
+        return None if looks else state.generation
+
+    def go_on(self, state: SquareState) -> None:
+        """From the denied point, which stays the best: what is accepted next is worth more still,
+        until the user's model agrees."""
+        state.slots[:, columns.SUCCESS_STEP] = -1
+        state.slots[:, columns.ACTIVE] = 1
+        self._propose(state)
+
+    def renew(self, state: SquareState) -> None:
+        """One proposal a slot again."""
+        if state.single is not None:
+            state.queries, state.x_new, state.labels_new = state.single
+            state.single, state.generation = None, 0
+        state.wasted.zero_()
+        state.age, state.is_over = 0, False
+
+    def evaluate(self, state: SquareState) -> None:
+        raise AssertionError("every proposal is evaluated before its slot ends")
+
+    def outcome(self, state: SquareState) -> tuple[torch.Tensor, torch.Tensor]:
+        self.oracle.discarded = self.oracle.discarded + state.wasted.sum()
+        state.wasted.zero_()
+        return state.x_best, state.best_loss

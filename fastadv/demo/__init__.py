@@ -1,0 +1,1 @@
+"""A standard and a robust network under attack, in pictures."""

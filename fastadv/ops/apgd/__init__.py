@@ -1,0 +1,1 @@
+"""APGD's steps in three norms, and its schedule."""

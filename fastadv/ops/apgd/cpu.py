@@ -1,0 +1,97 @@
+"""APGD on CPUs: the check and the L-infinity step on rows, with copies of flagged rows only."""
+
+import numpy as np
+import torch
+
+from fastadv.kernels import slots
+from fastadv.kernels.apgd import progress as apgd_progress
+
+_TILE = 1 << 16  # elements whose buffers stay in the cache from one operation to the next
+
+
+def check(
+    progress: np.ndarray, step_size: np.ndarray, loss: np.ndarray, best_loss: np.ndarray,
+    slot_state: np.ndarray, checkpoints: np.ndarray, rho: float,
+) -> None:  # fmt: skip
+    """`apgd_check_` on arrays, in place."""
+    step = slot_state[:, slots.STEP]  # the head has advanced it already
+    active = slot_state[:, slots.ACTIVE] != 0
+    period = checkpoints.take(step - 1, mode="clip")
+    columns = progress.T
+    increases = columns[apgd_progress.INCREASES]
+    first = active & (step == 1)
+    starts = bool(first.any())
+    later = active & ~first if starts else active
+    np.add(increases, loss > columns[apgd_progress.PREVIOUS_LOSS], out=increases, where=later)
+    np.copyto(columns[apgd_progress.PREVIOUS_LOSS], loss, where=later)
+    np.copyto(columns[apgd_progress.RESTORE], 0.0, where=active)
+    if starts:
+        for column, value in (
+            (apgd_progress.PREVIOUS_LOSS, 0.0), (apgd_progress.INCREASES, 0.0),
+            (apgd_progress.REDUCED, 1.0),
+        ):  # fmt: skip
+            columns[column][first] = value
+        columns[apgd_progress.CHECKED_BEST][first] = best_loss[first]
+    checks = later & (period > 0)
+    if not checks.any():
+        return
+    fails = increases <= (period * rho).astype(progress.dtype)
+    stuck = columns[apgd_progress.CHECKED_BEST] >= best_loss
+    halves = checks & (fails | (stuck & (columns[apgd_progress.REDUCED] == 0)))
+    for column in (apgd_progress.REDUCED, apgd_progress.RESTORE):
+        np.copyto(columns[column], halves, where=checks)
+    np.copyto(columns[apgd_progress.CHECKED_BEST], best_loss, where=checks)
+    np.copyto(increases, 0.0, where=checks)
+    step_size[halves] *= 0.5
+
+
+def linf_step(
+    images: list[torch.Tensor], step_size: torch.Tensor, eps: torch.Tensor, lo: float, hi: float,
+    slot_state: np.ndarray, progress: np.ndarray, hits: np.ndarray | None,
+    x_hit: torch.Tensor | None,
+) -> None:  # fmt: skip
+    """`apgd_linf_step_` on (B, D) rows of x_adv, x_previous, x_best, grad_best, grad and x."""
+    x_adv, x_previous, x_best, grad_best, grad, x = images
+    active = slot_state[:, slots.ACTIVE] != 0
+    first = active & (slot_state[:, slots.STEP] == 1)  # the head has advanced it already
+    restores = np.flatnonzero(active & (progress[:, apgd_progress.RESTORE] != 0))
+    improved = np.flatnonzero(active & (slot_state[:, slots.IMPROVED] != 0))
+    _copy(x_best, x_adv, improved)
+    _copy(grad_best, grad, improved)
+    if hits is not None and x_hit is not None:
+        _copy(x_hit, x_adv, np.flatnonzero(active & hits))
+    _copy(x_adv, x_best, restores)
+    _copy(x_previous, x_adv, np.flatnonzero(first))  # undefined before: no inertia yet
+    if len(restores):
+        grad = grad.clone()
+        _copy(grad, grad_best, restores)
+    share = torch.from_numpy(np.where(first, 1.0, 0.75)).to(x.dtype)[:, None]
+    moving = np.flatnonzero(active)
+    size = x.shape[1]
+    for part in np.array_split(moving, max(1, len(moving) * size // _TILE)):
+        if len(part) == 0:
+            continue
+        whole = part[-1] - part[0] + 1 == len(part)
+        rows = slice(part[0], part[-1] + 1) if whole else torch.from_numpy(part)
+        _move(x_adv, x_previous, grad[rows], x[rows], rows, step_size, eps, lo, hi, share)
+
+
+def _move(x_adv, x_previous, grad, x, rows, step_size, eps, lo, hi, share) -> None:
+    z, inertia = x_adv[rows], x_previous[rows]
+    radius = eps[rows, None]
+    # clamped bounds give the same bits as a clamp after them: both are monotonous
+    lower, upper = (x - radius).clamp_(lo, hi), (x + radius).clamp_(lo, hi)
+    # one rounding or two in the sum: the product is exact; sign(NaN) = 0
+    moved = torch.addcmul(z, grad.sign(), step_size[rows, None])
+    torch.clamp(moved, lower, upper, out=moved).sub_(z).mul_(share[rows]).add_(z)
+    moved.add_(torch.sub(z, inertia).mul_(0.25))
+    torch.clamp(moved, lower, upper, out=moved)
+    x_previous[rows] = z
+    x_adv[rows] = moved
+
+
+def _copy(destination: torch.Tensor, source: torch.Tensor, rows: np.ndarray) -> None:
+    if len(rows) == len(destination):
+        destination.copy_(source)
+    elif len(rows):
+        destination.numpy()[rows] = source.numpy()[rows]

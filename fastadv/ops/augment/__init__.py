@@ -1,0 +1,1 @@
+"""A training batch from bytes: gather, crop, flip, scale, cast, random start."""

@@ -1,0 +1,1 @@
+"""FAB's projection onto a hyperplane in the box, step, and nearest point."""

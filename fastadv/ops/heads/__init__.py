@@ -1,0 +1,1 @@
+"""Loss, gradient to the logits and prediction in one op."""

@@ -1,0 +1,285 @@
+"""Loss heads as ops: the loss an attack ascends, dL/dlogits, the prediction and the slot state."""
+
+from typing import NamedTuple
+
+import torch
+
+from fastadv.ops import layout, registry
+from fastadv.ops.heads import reference as head_reference
+
+_KINDS = {"ce": "cross_entropy", "margin": "margin", "dlr": "dlr"}
+_KINDS |= {"difference": "difference", "kl": "kl"}
+
+
+def _launch(
+    logits, labels, targets, reference, loss, grad, prediction, correct, slots, best_loss,
+    kind, parameter, steps, first_step, stop_early, best_from, any_error,
+) -> None:  # fmt: skip
+    from fastadv.kernels.heads.loss_head import launch_loss_head
+
+    launch_loss_head(
+        logits, labels, targets, reference, loss, grad, prediction, correct, slots,
+        best_loss if slots is not None else None, kind=kind, parameter=parameter, steps=steps,
+        first_step=first_step, stop_early=stop_early, best_from=best_from,
+        any_error=any_error,
+    )  # fmt: skip
+
+
+_LOSS_HEAD = registry.register(
+    "loss_head_(Tensor logits, Tensor labels, Tensor? targets, Tensor? reference, "
+    "Tensor(a!) loss, Tensor(b!)? grad, Tensor(c!) prediction, Tensor(d!) correct, "
+    "Tensor(e!)? slots, Tensor(f!)? best_loss, str kind, float parameter, int steps, "
+    "int first_step, bool stop_early, int best_from, "
+    "bool any_error) -> ()",
+    reference=head_reference.loss_head_in_place,
+    launch=_launch,
+)
+
+
+class HeadOutput(NamedTuple):
+    """What a model's logits are worth to an attack.
+
+    loss: (B,) float32 (float64 for float64 logits), what the attack ascends. grad: (B, C) in the
+    logits' dtype, d loss / d logits. prediction: (B,) int64, the first of the largest logits.
+    correct: (B,) bool, prediction == labels.
+    """
+
+    loss: torch.Tensor
+    grad: torch.Tensor
+    prediction: torch.Tensor
+    correct: torch.Tensor
+
+
+def loss_head(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    loss: str = "ce",
+    targets: torch.Tensor | None = None,
+    reference: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    kappa: float = 0.0,
+) -> HeadOutput:
+    """Loss, d loss / d logits, prediction and correctness of every row of logits, in one launch.
+
+    An attack ascends the loss. With z a row of logits, y its label, t its target, pi the columns by
+    descending z and m_k = max_{j != k} z_j:
+
+    - "ce": -log softmax(z)_y; targeted log softmax(z)_t (label_smoothing as in torch)
+    - "margin": -max(z_y - m_y, -kappa); targeted -max(m_t - z_t, -kappa); no gradient beyond kappa
+    - "dlr": -(z_y - m_y) / (z_pi1 - z_pi3 + 1e-12);
+      targeted -(z_y - z_t) / (z_pi1 - (z_pi3 + z_pi4) / 2 + 1e-12)
+    - "difference": z_t - z_y, targeted only: the cross-entropy of y minus that of t
+    - "kl": KL(reference || softmax(z)), untargeted only
+
+    logits: (B, C), C >= 2, any float dtype. labels, targets: (B,) int64 or int32. reference:
+    (B, C) probabilities that sum to one. Computed in float32 (float64 for float64 logits) and
+    rounded once. Equal logits rank by ascending column; any order gives the same loss. A row with a
+    NaN has loss NaN, a label outside [0, C) loss 0, both a zero gradient; so has every gradient
+    that is not finite, and float16 gradients saturate at 65504. Nothing is recorded by autograd:
+    continue with `logits.backward(output.grad)`. Raises ValueError if shapes, dtypes or devices do
+    not fit, or if DLR has too few classes: three, targeted four.
+
+    Example: `loss, grad, prediction, correct = fastadv.ops.loss_head(logits, y, loss="dlr")`.
+    Source: Carlini and Wagner 2017, arXiv:1608.04644 (margin); Croce and Hein 2020,
+    arXiv:2003.01690 (DLR); Zhang et al. 2019, arXiv:1901.08573 (KL).
+    """
+    logits, labels, targets, reference, kind, parameter = _checked(
+        logits, labels, loss, targets, reference, label_smoothing, kappa
+    )
+    output = _empty_output(logits)
+    _LOSS_HEAD(
+        logits,
+        labels,
+        targets,
+        reference,
+        *output,
+        None,
+        None,
+        kind,
+        parameter,
+        0,
+        0,
+        False,
+        0,
+        False,
+    )
+    return output
+
+
+def loss_head_reference(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    loss: str = "ce",
+    targets: torch.Tensor | None = None,
+    reference: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    kappa: float = 0.0,
+) -> HeadOutput:
+    """The eager twin of `loss_head`: it defines the result."""
+    logits, labels, targets, reference, kind, parameter = _checked(
+        logits.detach(), labels, loss, targets, reference, label_smoothing, kappa
+    )
+    output = _empty_output(logits)
+    head_reference.loss_head_in_place(
+        logits,
+        labels,
+        targets,
+        reference,
+        *output,
+        None,
+        None,
+        kind,
+        parameter,
+        0,
+        0,
+        False,
+        0,
+        False,
+    )
+    return output
+
+
+def loss_head_(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    targets: torch.Tensor | None,
+    reference: torch.Tensor | None,
+    loss: torch.Tensor,
+    grad: torch.Tensor | None,
+    prediction: torch.Tensor,
+    correct: torch.Tensor,
+    slots: torch.Tensor | None,
+    best_loss: torch.Tensor | None,
+    kind: str,
+    parameter: float,
+    steps: int,
+    first_step: int,
+    stop_early: bool,
+    best_from: int,
+    any_error: bool,
+) -> None:
+    """`loss_head` into tensors of the engine, which also advances the slots: one launch.
+
+    The op's own arguments in its order, called every step: only what is cheap is checked. kind:
+    "cross_entropy", "margin", "dlr", "difference", "kl" (targets decide success only), or "none",
+    where `loss` is an input and no gradient is written. parameter: label smoothing or kappa.
+    labels, targets: (B,) int64, contiguous. reference: (B, C), unit column stride. grad: (B, C) in
+    the logits' dtype; None evaluates only. slots: (B, 5) int32, contiguous, columns of
+    `fastadv.kernels.slots`; best_loss: (B,) in the dtype of loss, ignored without slots.
+
+    An active slot that fools the model (margin: by kappa or more; with targets: hits its own, or
+    makes any error with any_error) at STEP >= first_step for the
+    first time records SUCCESS_STEP; it goes on, STEP + 1, unless STEP is `steps` or stop_early and
+    it has succeeded. A higher loss than best_loss at STEP >= best_from sets IMPROVED, which is
+    written only with best_loss. A finished slot keeps its state, loss and best_loss; its gradient
+    and prediction are written but mean nothing. A NaN or a label outside [0, C) sets FAULT and is
+    never a success.
+
+    Example: `loss_head_(logits, y, None, None, loss, grad, prediction, correct, slots, None, "dlr",
+    0.0, steps, 0, True, 0, False)`.
+    """
+    _check_classes(kind, logits.shape[1], targets is not None)
+    if grad is not None and (grad.dtype != logits.dtype or grad.stride(1) != 1):
+        raise ValueError(
+            f"grad must have the logits' dtype {logits.dtype} and unit column stride; got "
+            f"{grad.dtype} with strides {grad.stride()}"
+        )
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    _LOSS_HEAD(
+        logits, labels, targets, reference, loss, grad, prediction, correct, slots, best_loss,
+        kind, parameter, steps, first_step, stop_early, best_from, any_error,
+    )  # fmt: skip
+
+
+def _empty_output(logits: torch.Tensor) -> HeadOutput:
+    rows = logits.shape[:1]
+    device = logits.device
+    return HeadOutput(
+        torch.empty(rows, dtype=layout.compute_dtype(logits), device=device),
+        torch.empty(logits.shape, dtype=logits.dtype, device=device),
+        torch.empty(rows, dtype=torch.int64, device=device),
+        torch.empty(rows, dtype=torch.bool, device=device),
+    )
+
+
+def _check_classes(kind: str, classes: int, targeted: bool) -> None:
+    if kind == "dlr" and classes < (4 if targeted else 3):
+        form, needed = ("targeted DLR loss", "four") if targeted else ("DLR loss", "three")
+        raise ValueError(
+            f"the {form} needs at least {needed} classes; got logits of {classes}. Use the margin "
+            'loss (loss="margin") instead.'
+        )
+
+
+def _checked(
+    logits: torch.Tensor, labels: torch.Tensor, loss: str, targets: torch.Tensor | None,
+    reference: torch.Tensor | None, label_smoothing: float, kappa: float,
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, str, float
+]:  # fmt: skip
+    """The op's logits, labels, targets, reference, kind and parameter; raises ValueError."""
+    kind = _KINDS.get(loss)
+    if kind is None:
+        raise ValueError(f"loss must be one of {tuple(_KINDS)}; got {loss!r}")
+    if logits.ndim != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
+        raise ValueError(
+            f"logits must be (B, C) with C >= 2, floating-point; got {tuple(logits.shape)} "
+            f"{logits.dtype}"
+        )
+    _check_classes(kind, logits.shape[1], targets is not None)
+    labels = _checked_classes("labels", labels, logits)
+    if targets is not None:
+        if kind == "kl":
+            raise ValueError('loss="kl" has no targeted form; leave targets out')
+        targets = _checked_classes("targets", targets, logits)
+    elif kind == "difference":
+        raise ValueError('loss="difference" is z_target - z_label: pass targets, (B,)')
+    if kind == "kl":
+        reference = _checked_reference(reference, logits)
+    elif reference is not None:
+        raise ValueError(f'reference belongs to loss="kl"; got it with loss={loss!r}')
+    if not 0.0 <= label_smoothing <= 1.0 or (label_smoothing and kind != "cross_entropy"):
+        raise ValueError(
+            f'label_smoothing must lie in [0, 1], and 0 unless loss="ce"; got {label_smoothing} '
+            f"with loss={loss!r}"
+        )
+    if not kappa >= 0.0 or (kappa and kind != "margin"):
+        raise ValueError(
+            f'kappa must be at least 0, and 0 unless loss="margin"; got {kappa} with loss={loss!r}'
+        )
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    parameter = label_smoothing if kind == "cross_entropy" else kappa
+    return logits, labels, targets, reference, kind, float(parameter)
+
+
+def _checked_classes(name: str, classes: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    if (
+        classes.shape != logits.shape[:1]
+        or classes.dtype not in (torch.int64, torch.int32)
+        or classes.device != logits.device
+    ):
+        raise ValueError(
+            f"{name} must be ({logits.shape[0]},) int64 or int32 on {logits.device}; got "
+            f"{tuple(classes.shape)} {classes.dtype} on {classes.device}"
+        )
+    return classes.to(torch.int64).contiguous()
+
+
+def _checked_reference(reference: torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor:
+    if reference is None:
+        raise ValueError(
+            'loss="kl" compares with clean probabilities: pass reference, (B, C), for example '
+            "model(x).softmax(1)"
+        )
+    if (reference.shape, reference.device) != (logits.shape, logits.device) or (
+        not reference.is_floating_point()
+    ):
+        raise ValueError(
+            f"reference must be {tuple(logits.shape)}, floating-point, on {logits.device}; got "
+            f"{tuple(reference.shape)} {reference.dtype} on {reference.device}"
+        )
+    return reference.detach().to(layout.compute_dtype(logits)).contiguous()

@@ -1,0 +1,1 @@
+"""Counter-based randomness, and random starts made of it."""

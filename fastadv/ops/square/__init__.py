@@ -1,0 +1,1 @@
+"""Square's proposals in three norms, and their acceptance."""

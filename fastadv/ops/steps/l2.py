@@ -1,0 +1,166 @@
+"""The L2 PGD step as an op: ascent along grad / ||grad||_2, eps-ball, pixel clamp; momentum."""
+
+import torch
+
+from fastadv.ops import layout, reduction, registry
+from fastadv.ops.steps import arguments as step_arguments
+
+# of fp32 and fp64: integer twin, exponent bits, bits of 2^max, bits of the least normal number
+_BITS = {
+    torch.float32: (torch.int32, 0x7F800000, 0x7F000000, 0x00800000),
+    torch.float64: (torch.int64, 0x7FF0000000000000, 0x7FE0000000000000, 0x0010000000000000),
+}
+
+
+def _unit_scale(largest: torch.Tensor) -> torch.Tensor:
+    """The power of two that brings `largest` into [1, 4): scaling by it rounds nothing."""
+    integer, exponent, top, least = _BITS[largest.dtype]
+    return (top - (largest.view(integer) & exponent)).clamp(min=least).view(largest.dtype)
+
+
+def _norm(rows: torch.Tensor) -> torch.Tensor:
+    # torch's fp32 root is not correctly rounded on CPUs
+    square = reduction.tree_sum(rows * rows)
+    return square.double().sqrt().to(rows.dtype).unsqueeze(1)
+
+
+def _moved(
+    x_adv, direction, x, step_size, step_rows, eps, eps_rows, lo, hi, guard
+) -> torch.Tensor:  # fmt: skip
+    dtype = layout.compute_dtype(x_adv)
+    if x_adv.numel() == 0:
+        return x_adv.to(dtype)
+    x_adv, x, d = (t.to(dtype).contiguous().view(len(x), -1) for t in (x_adv, x, direction))
+    step = x.new_full((len(x),), step_size) if step_rows is None else step_rows.to(dtype)
+    radius = x.new_full((len(x),), eps) if eps_rows is None else eps_rows.to(dtype)
+    step, radius = step.unsqueeze(1), radius.unsqueeze(1)
+    largest = d.abs().amax(1, keepdim=True)
+    scale = _unit_scale(largest)
+    d = torch.where(largest.isfinite(), d * scale, 0.0)
+    length = _norm(d) + x.new_full((), guard) * scale
+    move = d * torch.where(length > 0, step / length, 0.0)
+    u = x_adv - x + move
+    norm = _norm(u)
+    moved = torch.where(norm > radius, x + u * (radius / norm), x_adv + move)
+    return moved.clamp(lo, hi).view(direction.shape)
+
+
+def _step_inplace_reference(
+    x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi,
+    slots, momentum, decay, model_input, mean, std, guard,
+) -> None:  # fmt: skip
+    direction = step_arguments.reference_grad(grad, x_adv, model_input, std)
+    if momentum is not None:
+        direction = momentum_direction(momentum, direction, decay, slots)
+    moved = _moved(x_adv, direction, x, step_size, step_rows, eps, eps_rows, lo, hi, guard)
+    step_arguments.reference_store(x_adv, moved, slots, model_input, mean, std)
+
+
+def momentum_direction(
+    momentum: torch.Tensor, grad: torch.Tensor, decay: float, slots: torch.Tensor | None
+) -> torch.Tensor:
+    """Update `momentum` to decay * momentum + grad / mean|grad| and return it unrounded."""
+    rows = grad.contiguous().view(len(grad), -1) if grad.numel() else grad.new_zeros(len(grad), 1)
+    mean_abs = reduction.tree_sum(rows.abs()) / rows.shape[1]
+    return step_arguments.reference_momentum(momentum, grad, mean_abs, decay, slots)
+
+
+def _launch_step_inplace(
+    x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi,
+    slots, momentum, decay, model_input, mean, std, guard,
+) -> None:  # fmt: skip
+    from fastadv.kernels.steps.l2 import launch_l2_step, workspace_shape
+
+    size = x_adv[0].numel() if len(x_adv) else 0
+    partials = workspace_shape(len(x_adv), size)
+    workspace = None
+    if partials is not None:
+        workspace = torch.empty(partials, dtype=layout.compute_dtype(x_adv), device=x_adv.device)
+    launch_l2_step(
+        x_adv, grad, x, step_size=step_size, step_rows=step_rows, eps=eps, eps_rows=eps_rows,
+        lo=lo, hi=hi, slot_state=slots, momentum=momentum, decay=decay, model_input=model_input,
+        mean=mean, std=std, guard=guard, workspace=workspace,
+        **step_arguments.launch_layout(x_adv, model_input),
+    )  # fmt: skip
+
+
+_STEP_INPLACE = registry.register(
+    f"l2_step_(Tensor(a!) x_adv, Tensor grad, Tensor x, {step_arguments.STEP_SCHEMA}, "
+    "float guard) -> ()",
+    reference=_step_inplace_reference,
+    launch=_launch_step_inplace,
+)
+
+
+def l2_step_(
+    x_adv: torch.Tensor,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    *,
+    step_size: float | torch.Tensor,
+    eps: float | torch.Tensor,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    guard: float = 0.0,
+    slots: torch.Tensor | None = None,
+    momentum: torch.Tensor | None = None,
+    decay: float = 1.0,
+    model_input: torch.Tensor | None = None,
+    mean: torch.Tensor | None = None,
+    std: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One L2 PGD step, in place: u = x_adv - x + step_size * grad / (||grad||_2 + guard), then
+    x_adv = clip(x + u * min(1, eps / ||u||_2)) to bounds.
+
+    x_adv, grad, x: (B, ...), same shape, dtype and device; norms are per sample. step_size, eps: in
+    input units (0.5 for images in [0, 1]); floats or (B,). A negative step_size descends. A NaN
+    gradient counts as 0; a sample whose gradient is 0 or infinite takes no step, and one whose
+    gradient is tiny (1e-30) a full one. guard: what peers add to the norm (1e-10 in torchattacks).
+    bounds=None clamps nothing. momentum, model_input, mean, std, slots: as in `linf_step_`; the
+    momentum's direction is m / ||m||_2. Returns x_adv. Raises ValueError if shapes, dtypes or
+    devices differ.
+
+    Example: `fastadv.ops.l2_step_(x_adv, grad, x, step_size=0.1, eps=0.5)`.
+    Source: Madry et al. 2018, arXiv:1706.06083; PGDL2 of torchattacks. Unlike there, a point inside
+    the ball is x_adv + step, not x + (x_adv + step - x): a zero step changes no bit.
+    """
+    return step_arguments.step_in_place(
+        _STEP_INPLACE, x_adv, grad, x, step_size, eps, bounds, slots, momentum, decay,
+        model_input, mean, std, guard,
+    )  # fmt: skip
+
+
+def l2_step(
+    x_adv: torch.Tensor,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    *,
+    step_size: float | torch.Tensor,
+    eps: float | torch.Tensor,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    guard: float = 0.0,
+) -> torch.Tensor:
+    """`l2_step_` on a copy of x_adv.
+
+    Example: `x_adv = fastadv.ops.l2_step(x_adv, grad, x, step_size=0.1, eps=0.5)`.
+    """
+    memory_format = layout.dense_format(x_adv) or torch.contiguous_format
+    out = x_adv.detach().clone(memory_format=memory_format)
+    return l2_step_(out, grad, x, step_size=step_size, eps=eps, bounds=bounds, guard=guard)
+
+
+def l2_step_reference(
+    x_adv: torch.Tensor,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    *,
+    step_size: float | torch.Tensor,
+    eps: float | torch.Tensor,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    guard: float = 0.0,
+) -> torch.Tensor:
+    """The eager twin of `l2_step`: it defines the result up to rounding (contract C1)."""
+    lo, hi = step_arguments.check_bounds(bounds)
+    step = step_arguments.scalar_or_rows("step_size", step_size, x)
+    radius = step_arguments.scalar_or_rows("eps", eps, x)
+    direction = step_arguments.reference_grad(grad, x_adv, None, None)
+    return _moved(x_adv, direction, x, *step, *radius, lo, hi, guard).to(x_adv.dtype)

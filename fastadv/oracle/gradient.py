@@ -1,0 +1,375 @@
+"""The oracle: loss, prediction and input gradient of a model at the iterates of a slot state."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from fastadv import losses, memory
+from fastadv.engine.state import SlotState
+from fastadv.isolation import Model
+from fastadv.kernels import slots as columns
+from fastadv.ops.heads import loss_head as heads
+from fastadv.oracle import clamping
+from fastadv.oracle.shadow.search_model import SearchModel
+from fastadv.wrappers import Normalized
+
+UNLIMITED = 2**62
+_IN_PLACE = "the model modifies its input in place: make its first operation out of place"
+
+
+class Rules(NamedTuple):
+    """When a slot is finished: after `steps`, or at a success not before `first_step`.
+
+    best_from: the first step whose iterate may be the best one. any_error: with targets, any
+    misclassification is a success, not the target alone.
+    """
+
+    steps: int
+    first_step: int
+    stop_early: bool
+    best_from: int
+    any_error: bool
+
+
+class _Judged(NamedTuple):
+    """Logits, detached, and dL/dlogits of rows whose slots are tracked; (B, C) each."""
+
+    logits: torch.Tensor
+    grad_logits: torch.Tensor
+
+
+class Oracle:
+    """Forward, loss head, backward to the input: no weight gradients, no synchronisation.
+
+    Must be used inside `isolated(model)`. passes: gradients, and the logits that decide, are
+    averaged over as many forward passes (EOT, Athalye et al. 2018, arXiv:1707.07397). bounds: of
+    the pixels. inset: by how much entries at them are moved inside wherever the model is
+    differentiated, 0.0 if it keeps its gradient there: see `fastadv.oracle.clamping`. search: what
+    is differentiated in place of the model, None for the model itself. forwards and backwards count
+    samples times passes, own_forwards and own_backwards those of the model itself; seconds is the
+    host's time in them. room: the most rows of a pass, halved when memory runs out: then the rows
+    are passed in parts, and none twice. Raises ValueError if the output cannot be attacked.
+    """
+
+    def __init__(
+        self, model: Model, loss: losses.Loss, *, targeted: bool, passes: int = 1,
+        bounds: clamping.Bounds | None = None, inset: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.model = model
+        self.bounds = bounds
+        self.inset = inset
+        self.search: SearchModel | None = None
+        self.loss = loss
+        self.targeted = targeted
+        self.passes = passes
+        self.room = UNLIMITED
+        self.classes = 0  # known after the first forward
+        self.largest_label = -1  # set where a callable loss would see labels before any check
+        self.forwards = 0
+        self.backwards = 0
+        self.own_forwards = 0
+        self.own_backwards = 0
+        self.seconds = 0.0
+        self.discarded: int | torch.Tensor = 0  # forwards of proposals that came too late
+
+    def read(self) -> tuple[int, ...]:
+        """The counts that a replayed step must repeat, for `fastadv.graphs`."""
+        return self.forwards, self.backwards, self.own_forwards, self.own_backwards
+
+    def write(self, values: tuple[int, ...]) -> None:
+        self.forwards, self.backwards, self.own_forwards, self.own_backwards = values
+
+    @contextlib.contextmanager
+    def by_own_model(self) -> Iterator[None]:
+        """Inside, the user's model is differentiated itself."""
+        search, self.search = self.search, None
+        try:
+            yield
+        finally:
+            self.search = search
+
+    def takes_model_input(self, x: torch.Tensor) -> bool:
+        """True if the fused steps can write the model's normalised input themselves."""
+        return (
+            not self.inset
+            and type(self.model) is Normalized
+            and x.ndim >= 2
+            and x.dtype in (torch.float32, torch.float64)
+            and self.model.mean.device == x.device
+            and not any(
+                getattr(self.model, f"_{hooks}")
+                for hooks in (
+                    "forward_hooks",
+                    "forward_pre_hooks",
+                    "backward_hooks",
+                    "backward_pre_hooks",
+                )
+            )
+        )
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C) logits of the user's own model at x, without a gradient; the mean over passes."""
+        before = self.forwards
+        try:
+            return self._plain_logits(self.model, x)
+        finally:
+            self.own_forwards += self.forwards - before
+
+    def search_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The same of the model that is searched."""
+        return self.logits(x) if self.search is None else self._plain_logits(self.search.forward, x)
+
+    def _plain_logits(self, model: Model, x: torch.Tensor) -> torch.Tensor:
+        parts = [self._mean_logits(model, part) for part in x.split(self.room)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _mean_logits(self, model: Model, x: torch.Tensor) -> torch.Tensor:
+        try:
+            with torch.no_grad():
+                total = self._forward(model, x)
+                for _ in range(self.passes - 1):
+                    total = total + self._forward(model, x)
+            return total / self.passes if self.passes > 1 else total
+        except Exception as error:
+            if not memory.may_halve(error, len(x), x.device):
+                raise
+        self._halve(len(x), x.device)
+        return self._plain_logits(model, x)
+
+    def _halve(self, rows: int, device: torch.device) -> None:
+        self.room = (rows + 1) // 2
+        memory.free_cached(device)
+
+    def track(self, state: SlotState, logits: torch.Tensor, rules: Rules | None) -> None:
+        """Loss, prediction and slot state of `logits`, without a gradient."""
+        if self.loss.function is None:
+            self._head(logits, state, state.loss, None, self.loss.kind, rules)
+            return
+        state.loss.copy_(self.custom_loss(logits, state.labels, state.targets))
+        self._head(logits, state, state.loss, None, "none", rules)
+
+    def gradient(self, state: SlotState, rules: Rules | None) -> torch.Tensor:
+        """The input gradient at the current iterates, which the same launch tracks by `rules`; an
+        inset takes one more forward."""
+        at = self.differentiable(state)
+        if self.passes == 1 and at is state:
+            return self._pass(state, state.loss, rules)[0]
+        scratch = torch.empty_like(state.loss)
+        total, mean_logits = self._pass(at, scratch, None)
+        for _ in range(self.passes - 1):
+            grad, logits = self._pass(at, scratch, None)
+            total, mean_logits = total + grad, mean_logits + logits
+        mean_logits = mean_logits / self.passes
+        if at is not state:
+            mean_logits = self.search_logits(state.x_adv.detach())
+        self.track(state, mean_logits, rules)
+        return total / self.passes
+
+    def differentiable(self, state: SlotState) -> SlotState:
+        """`state`, or where the model clamps the same slots with iterates moved inside."""
+        if not self.inset:
+            return state
+        assert self.bounds is not None, "nothing lies at no bounds"
+        x_adv = clamping.moved_inside(state.x_adv.detach(), self.bounds, self.inset)
+        return replace(state, x_adv=x_adv)
+
+    def find_inset(self, x_adv: torch.Tensor) -> None:
+        """Look whether the model loses the gradient at bounds, and set `inset`; synchronises."""
+        assert self.bounds is not None, "nothing lies at no bounds"
+        model = self.model if self.search is None else self.search.forward
+
+        def gradient(x: torch.Tensor) -> torch.Tensor:
+            leaf = x.detach().clone().requires_grad_()
+            with torch.enable_grad():
+                logits = self._forward(model, leaf)
+            self.backwards += len(x)
+            if self.search is None:
+                self.own_forwards += len(x)
+                self.own_backwards += len(x)
+            return clamping.gradient_of(logits, leaf, scale=self._scale)
+
+        while True:
+            x_adv = x_adv[: self.room]
+            try:
+                self.inset = clamping.lost_at_bounds(gradient, x_adv, self.bounds)
+                return
+            except Exception as error:
+                if not memory.may_halve(error, len(x_adv), x_adv.device):
+                    raise
+            self._halve(len(x_adv), x_adv.device)
+
+    def _pass(
+        self, state: SlotState, loss: torch.Tensor, rules: Rules | None,
+        judged: _Judged | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """(input gradient, logits) of one forward and backward; judged: these rows are tracked."""
+        if len(state) <= self.room:
+            seen = [judged]
+            try:
+                return self._whole_pass(state, loss, rules, seen)
+            except Exception as error:
+                if not memory.may_halve(error, len(state), state.x.device):
+                    raise
+            judged = seen[-1]
+            self._halve(len(state), state.x.device)
+        grads, logits = [], []
+        for first in range(0, len(state), room := self.room):
+            part = slice(first, first + room)
+            known = None if judged is None else _Judged(*(rows[part] for rows in judged))
+            grad, own = self._pass(state.rows(part), loss[part], rules, known)
+            grads.append(grad)
+            logits.append(own)
+        return torch.cat(grads), torch.cat(logits)
+
+    def _whole_pass(
+        self, state: SlotState, loss: torch.Tensor, rules: Rules | None, seen: list[_Judged | None]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Leaves in `seen` what it knows as soon as the rows are tracked: a slot counts its steps,
+        and must not be tracked again if memory runs out on the way back."""
+        logits = self.graph(state)
+        judged = seen[-1]
+        if judged is None:
+            judged = _Judged(logits.detach(), self._judge(logits.detach(), state, loss, rules))
+            seen.append(judged)
+        return self.backward(logits, state, judged.grad_logits), judged.logits
+
+    def _judge(
+        self, logits: torch.Tensor, state: SlotState, loss: torch.Tensor, rules: Rules | None
+    ) -> torch.Tensor:
+        """dL/dlogits; the loss, and by `rules` the slot state, are written on the way."""
+        if self.loss.function is None:
+            grad_logits = grad_buffer(state, logits)
+            self._head(logits, state, loss, grad_logits, self.loss.kind, rules)
+            return grad_logits
+        leaf = logits.requires_grad_()
+        with torch.enable_grad():
+            objective = self.custom_loss(leaf, state.labels, state.targets)
+        if not objective.requires_grad:
+            raise ValueError(
+                "the loss has no gradient: it is detached, or its value does not depend on the "
+                "logits differentiably"
+            )
+        (grad_logits,) = torch.autograd.grad(objective, leaf, torch.ones_like(objective))
+        loss.copy_(objective.detach())
+        if rules is not None:
+            self._head(logits.detach(), state, loss, None, "none", rules)
+        return grad_logits
+
+    def _head(
+        self, logits: torch.Tensor, state: SlotState, loss: torch.Tensor,
+        grad: torch.Tensor | None, kind: str, rules: Rules | None,
+    ) -> None:  # fmt: skip
+        tracked = (None, None) if rules is None else (state.slots, state.best_loss)
+        heads.loss_head_(
+            logits, state.labels, state.targets, state.reference, loss, grad,
+            state.prediction, state.correct, *tracked, kind, self.loss.parameter,
+            *(rules or Rules(0, 0, False, 0, False)),
+        )  # fmt: skip
+
+    def graph(self, state: SlotState) -> torch.Tensor:
+        """(B, C) logits at the current iterates, with the graph of a backward pass."""
+        model: Model = self.model if self.search is None else self.search.forward
+        if state.model_input is not None:
+            assert isinstance(self.model, Normalized)
+            model = self.model.model if self.search is None else self.search.forward_inner
+        with torch.enable_grad():
+            logits = self._forward(model, state.leaf.requires_grad_())
+            self.own_forwards += len(state) if self.search is None else 0
+            if self._scale != 1.0:
+                logits = logits.float()  # the loss head's gradient would be rounded before scaling
+        if not logits.requires_grad:
+            raise ValueError(
+                "the model's output has no gradient: it is detached, computed under no_grad, or "
+                "made of integers; wrap the part that blocks it in fastadv.BPDA"
+            )
+        return logits
+
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self.search is None else self.search.scale
+
+    def _forward(self, model: Model, x: torch.Tensor) -> torch.Tensor:
+        version = x._version
+        began = time.perf_counter()
+        try:
+            logits = model(x)
+        except RuntimeError as error:
+            if x._version == version and "in-place operation" not in str(error):
+                raise
+            raise ValueError(_IN_PLACE) from error
+        self.seconds += time.perf_counter() - began
+        self.forwards += len(x)
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x):
+            got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise ValueError(
+                f"the model must return (B, C) logits, here ({len(x)}, C); got {got}. Wrap it to "
+                "return its logits alone"
+            )
+        if logits.shape[1] != self.classes:
+            losses.check_classes(self.loss, logits.shape[1], targeted=self.targeted)
+            self.classes = logits.shape[1]
+            if self.largest_label >= self.classes:
+                raise ValueError(
+                    f"y or target must lie in [0, {self.classes}), the classes of the model; got "
+                    f"{self.largest_label}"
+                )
+        if x._version != version:
+            raise ValueError(_IN_PLACE)
+        return logits
+
+    def backward(
+        self, output: torch.Tensor, state: SlotState, grad_output: torch.Tensor | None,
+        *, keep_graph: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        """The input gradient of an output of `graph`; keep_graph: another one will follow."""
+        scale = self._scale
+        if scale != 1.0:
+            grad_output = torch.full_like(output, scale) if grad_output is None else (
+                grad_output * scale
+            )  # fmt: skip
+        began = time.perf_counter()
+        (grad,) = torch.autograd.grad(
+            output, state.leaf, grad_output, retain_graph=keep_graph, allow_unused=True
+        )
+        self.seconds += time.perf_counter() - began
+        self.backwards += len(state)
+        self.own_backwards += len(state) if self.search is None else 0
+        if grad is None:
+            raise ValueError(
+                "the model's output does not depend on its input (a detached copy?): no gradient "
+                "flows to it; wrap the part that blocks it in fastadv.BPDA"
+            )
+        return grad if scale == 1.0 else self._unscaled(grad, state)
+
+    def _unscaled(self, grad: torch.Tensor, state: SlotState) -> torch.Tensor:
+        """Divided by the scale again, exactly; slots whose gradient overflowed are marked."""
+        is_finite = grad.isfinite().reshape(len(grad), -1).all(1)
+        state.slots[:, columns.FAULT] |= ~is_finite * columns.FAULT_OVERFLOW
+        return grad.mul_(1 / self._scale)
+
+    def custom_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The objective of a callable loss: what the attack ascends, (B,)."""
+        assert self.loss.function is not None
+        rows = self.loss.function(logits, labels if targets is None else targets)
+        if not isinstance(rows, torch.Tensor) or rows.shape != logits.shape[:1]:
+            got = tuple(rows.shape) if isinstance(rows, torch.Tensor) else type(rows).__name__
+            raise ValueError(
+                f"loss must map (logits, y) to one value a sample, ({len(logits)},); got {got}. "
+                "Use reduction='none'"
+            )
+        return -rows if self.targeted else rows
+
+
+def grad_buffer(state: SlotState, logits: torch.Tensor) -> torch.Tensor:
+    """The buffer of dL/dlogits, made once the shape and dtype of the logits are known."""
+    buffer = state.grad_logits
+    if buffer is None or (buffer.shape, buffer.dtype) != (logits.shape, logits.dtype):
+        buffer = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        state.grad_logits = buffer
+    return buffer

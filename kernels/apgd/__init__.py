@@ -1,0 +1,1 @@
+"""Device code of APGD's steps in three norms."""

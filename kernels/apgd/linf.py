@@ -1,0 +1,125 @@
+"""APGD's L-infinity step: bookkeeping of best and hit, two projections, momentum; one launch."""
+
+import triton
+import triton.language as tl
+
+from ..aot import AotCase
+from ..compilation import launch_options
+from ..geometry import compute_dtype, elementwise_geometry
+from ..rounding import clamp_keeping_nan
+from ..steps.linf import step_and_project_linf
+from .progress_step import is_active, misclassified, turn_of
+
+
+@triton.jit
+def apgd_linf_block(
+    x_adv_ptr, x_previous_ptr, x_best_ptr, grad_best_ptr, grad_ptr, x_ptr, x_hit_ptr,
+    offset, mask, first, improved, restore, hit, step, radius, lo, hi,
+    HIT: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The elements at `offset` of one row."""
+    evaluated = tl.load(x_adv_ptr + offset, mask=mask)
+    g = tl.load(grad_ptr + offset, mask=mask)
+    x = tl.load(x_ptr + offset, mask=mask).to(DTYPE)
+    previous = tl.load(x_previous_ptr + offset, mask=mask).to(DTYPE)
+    z = evaluated
+    if improved:
+        tl.store(x_best_ptr + offset, evaluated, mask=mask)
+        tl.store(grad_best_ptr + offset, g, mask=mask)
+    if HIT:
+        if hit:
+            tl.store(x_hit_ptr + offset, evaluated, mask=mask)
+    if restore:
+        z = tl.load(x_best_ptr + offset, mask=mask)
+        g = tl.load(grad_best_ptr + offset, mask=mask)
+    tl.store(x_previous_ptr + offset, z, mask=mask)
+    z = z.to(DTYPE)
+    ascended = step_and_project_linf(z, g.to(DTYPE), x, step, radius, lo, hi)
+    share = tl.where(first, 1.0, 0.75).to(DTYPE)
+    inertia = tl.where(first, 0.0, (z - previous) * 0.25)  # of the start iterate: undefined
+    moved = z + (ascended - z) * share + inertia
+    moved = clamp_keeping_nan(clamp_keeping_nan(moved, x - radius, x + radius), lo, hi)
+    tl.store(x_adv_ptr + offset, moved.to(x_adv_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def apgd_linf_kernel(
+    x_adv_ptr, x_previous_ptr, x_best_ptr, grad_best_ptr, grad_ptr, x_ptr, x_hit_ptr,
+    step_size_ptr, eps_ptr, slots_ptr, progress_ptr, correct_ptr,
+    lo: "fp64", hi: "fp64", D,  # noqa: F821
+    HIT: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One block of one row."""
+    blocks = tl.cdiv(D, BLOCK)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    start = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK
+    # 64-bit base, 32-bit offsets: more than 2^31 elements and still 128-bit accesses
+    base = row * D + start
+    offset = tl.arange(0, BLOCK)
+    if is_active(slots_ptr, row):
+        first, improved, restore = turn_of(slots_ptr, progress_ptr, row)
+        hit = first
+        if HIT:
+            hit = misclassified(correct_ptr, row)
+            x_hit_ptr += base
+        step = tl.load(step_size_ptr + row).to(DTYPE)
+        radius = tl.load(eps_ptr + row).to(DTYPE)
+        low = tl.full([], lo, DTYPE)
+        high = tl.full([], hi, DTYPE)
+        if start + BLOCK <= D:
+            # full blocks unmasked: with D not divisible by 16 a mask forces 32-bit accesses
+            apgd_linf_block(
+                x_adv_ptr + base, x_previous_ptr + base, x_best_ptr + base, grad_best_ptr + base,
+                grad_ptr + base, x_ptr + base, x_hit_ptr, offset, None,
+                first, improved, restore, hit, step, radius, low, high, HIT, DTYPE,
+            )  # fmt: skip
+        else:
+            apgd_linf_block(
+                x_adv_ptr + base, x_previous_ptr + base, x_best_ptr + base, grad_best_ptr + base,
+                grad_ptr + base, x_ptr + base, x_hit_ptr, offset, start + offset < D,
+                first, improved, restore, hit, step, radius, low, high, HIT, DTYPE,
+            )  # fmt: skip
+
+
+def launch_apgd_linf(
+    x_adv, x_previous, x_best, grad_best, grad, x, *, step_size, eps, lo, hi, slot_state,
+    progress, correct, x_hit,
+):  # fmt: skip
+    """Launch over dense rows that share a layout; one launch."""
+    if x_adv.numel() == 0:
+        return
+    batch = x_adv.shape[0]
+    size = x_adv.numel() // batch
+    block, warps = elementwise_geometry(size)
+    apgd_linf_kernel[(batch * triton.cdiv(size, block),)](
+        x_adv, x_previous, x_best, grad_best, grad, x, x_hit, step_size, eps, slot_state,
+        progress, correct, lo, hi, size,
+        HIT=x_hit is not None, DTYPE=compute_dtype(x_adv), BLOCK=block, num_warps=warps,
+        **launch_options(),
+    )  # fmt: skip
+
+
+def step_types():
+    """Argument types of the APGD steps of both norms."""
+    tensors = (
+        "x_adv_ptr", "x_previous_ptr", "x_best_ptr", "grad_best_ptr", "grad_ptr", "x_ptr",
+        "x_hit_ptr",
+    )  # fmt: skip
+    types = {n: "*fp32" for n in (*tensors, "step_size_ptr", "eps_ptr", "progress_ptr")}
+    types |= dict(slots_ptr="*i32", correct_ptr="*u1", lo="fp64", hi="fp64", D="i32")
+    return types, types | {n: "*bf16" for n in tensors}
+
+
+def aot_cases():
+    """With and without hits, half precision, and rows that 16 does not divide."""
+    types, half = step_types()
+    block, warps = elementwise_geometry(3072)
+    plain = dict(HIT=False, DTYPE=tl.float32, BLOCK=block)
+    hits = plain | dict(HIT=True)
+    kernel = apgd_linf_kernel
+    return [
+        AotCase("apgd_linf", kernel, types, plain, warps, vectorised=True),
+        AotCase("apgd_linf_hit", kernel, types, hits, warps, vectorised=True),
+        AotCase("apgd_linf_hit_bf16", kernel, half, hits, warps, vectorised=True),
+        AotCase("apgd_linf_unaligned", kernel, types, hits, warps, unaligned=("D",)),
+    ]

@@ -1,0 +1,1 @@
+"""Device code that makes a training batch from bytes."""

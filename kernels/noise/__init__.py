@@ -1,0 +1,1 @@
+"""Device code of counter-based randomness, and of random starts."""

@@ -1,0 +1,1 @@
+"""Device code of Square's proposals and their acceptance."""

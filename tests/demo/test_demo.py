@@ -1,0 +1,94 @@
+"""The demo, run once for real: its two claims, its agreement with the textbook, its figures."""
+
+import io
+
+import pytest
+import torch
+
+import fastadv
+
+pytest.importorskip("matplotlib", reason="needs matplotlib")
+pytest.importorskip("rich", reason="needs rich")
+
+from rich.console import Console  # noqa: E402
+
+from fastadv.demo import run as demo  # noqa: E402
+from fastadv.demo.figures import losses_of_restarts  # noqa: E402
+from fastadv.demo.networks import EPS  # noqa: E402
+from fastadv.models import digits_net  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    console = Console(file=io.StringIO(), width=80)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    result = demo.run_demo(tmp_path_factory.mktemp("demo"), repeats=1, console=console)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+    return result, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_pgd_50_10_leaves_the_standard_network_at_most_five_percent(finished):
+    assert finished[0].robust_accuracy("standard", "PGD-50-10") <= 0.05
+
+
+def test_pgd_50_10_leaves_the_fast_at_network_at_least_sixty_percent(finished):
+    assert finished[0].robust_accuracy("Fast-AT", "PGD-50-10") >= 0.60
+
+
+def test_both_networks_are_accurate_on_clean_digits(finished):
+    assert all(row.report.clean_accuracy > 0.95 and row.report.n == 360 for row in finished[0].rows)
+
+
+def test_fastadv_is_at_least_as_strong_as_the_textbook(finished):
+    """To 2 %: random starts differ, and a saturated softmax rounds differently."""
+    for row in finished[0].rows:
+        assert row.report.robust_accuracy <= row.textbook_accuracy + 0.02
+
+
+def test_from_the_same_starts_nearly_all_samples_agree_bit_for_bit(finished):
+    """All do but those whose gradient is lost in a saturated softmax on the way."""
+    assert [(a.network, a.equal >= 0.9 * a.n) for a in finished[0].agreements] == [
+        ("standard", True),
+        ("Fast-AT", True),
+    ]
+
+
+def test_the_table_states_what_defines_its_numbers(finished):
+    result, text = finished
+    for part in ("n = 360", f"eps = {EPS:g}", "seed 0", "50 steps and 10 restarts", "median of 1"):
+        assert part in " ".join(text.split())
+    row = result.rows[-1]
+    line = [line for line in text.splitlines() if line.startswith(" Fast-AT")][-1]
+    assert f"{100 * row.report.robust_accuracy:.1f}" in line
+    assert f"{row.ratio:.1f}x" in line
+    assert "\u2026" not in text  # nothing is cut off at 80 columns
+
+
+def test_the_figures_open_and_are_not_blank(finished):
+    import matplotlib.image
+
+    paths = finished[0].figures
+    assert [path.name for path in paths] == ["accuracy_vs_eps.png", "examples.png", "restarts.png"]
+    for path in paths:
+        image = torch.from_numpy(matplotlib.image.imread(path)).float()
+        assert min(image.shape[:2]) > 400
+        ink = (image[..., :3] < 0.9).any(-1)
+        # ink in every quarter of the picture
+        for half in ink.chunk(2, 0):
+            for quarter in half.chunk(2, 1):
+                assert 0.002 < float(quarter.float().mean()) < 0.9
+
+
+def test_losses_of_restarts_follow_pgd(finished):
+    """The loss after the last step is that of fastadv.pgd from the same start."""
+    x, y = fastadv.data.load_digits("test")
+    net, threat = digits_net(2), fastadv.Linf(EPS)
+    runs = losses_of_restarts(net, x[5], int(y[5]), seed=3, steps=4, restarts=3)
+    rows, ids = x[5:6].expand(3, -1, -1, -1).contiguous(), torch.zeros(3, dtype=torch.int64)
+    draws = torch.arange(3, dtype=torch.int32)
+    x_init = fastadv.start_point(threat, rows, seed=3, sample_ids=ids, draw=draws)
+    attack = fastadv.pgd(threat, steps=4, step_size=EPS / 20, keep="last", seed=3)
+    expected = attack.run(net, rows, y[5:6].expand(3), x_init=x_init)
+    assert runs.shape == (3, 5)
+    torch.testing.assert_close(runs[:, -1], expected.loss)

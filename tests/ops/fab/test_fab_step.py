@@ -1,0 +1,299 @@
+"""FAB's step: its rules row by row against a simulation in float64, for every implementation."""
+
+import pytest
+import torch
+from fab_oracle import exact_projection, implementation, problem
+
+from fastadv.kernels import slots as columns
+from fastadv.ops import backend
+from fastadv.ops.fab.step import fab_step_
+
+NORMS = ("linf", "l2", "l1")
+STEPS = 7
+INF, NAN = float("inf"), float("nan")
+
+implementation = implementation  # the fixture
+
+# name: (STEP, SUCCESS_STEP, ACTIVE, pulled_back, adversarial, difference, distance, within eps)
+ROWS = {
+    "loaded, adversarial as it is": (0, -1, 1, False, True, -0.7, INF, False),
+    "moved, not adversarial": (3, -1, 1, False, False, -0.4, INF, False),
+    "moved, adversarial, far": (3, -1, 1, False, True, 0.3, INF, False),
+    "moved, adversarial, within eps": (3, -1, 1, False, True, 0.3, INF, True),
+    "moved, adversarial, no nearer": (4, 2, 1, False, True, 0.3, 0.0, True),
+    "pulled back": (3, 3, 1, True, True, 0.2, 0.5, False),
+    "last, adversarial": (STEPS, -1, 1, False, True, 0.3, 90.0, True),
+    "last, adversarial, far": (STEPS, -1, 1, False, True, 0.3, 90.0, False),
+    "last, not adversarial": (STEPS, -1, 1, False, False, -0.2, INF, True),
+    "finished": (5, 5, 0, True, True, 0.3, 0.1, True),
+    "difference is NaN": (3, -1, 1, False, True, NAN, INF, True),
+    "difference is NaN, last": (STEPS, -1, 1, False, True, NAN, INF, True),
+}
+
+
+class State:
+    """The tensors of a step; one row of the batch for each of ROWS."""
+
+    def __init__(self, size, device, dtype=torch.float32, seed=0):
+        step, success, active, pulled, fooled, difference, distance, within = zip(
+            *ROWS.values(), strict=True
+        )
+        batch = len(ROWS)
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        self.x, grad, _ = problem(batch, size, "bounds", seed)
+        noise = torch.rand(batch, size, generator=torch.Generator().manual_seed(9))
+        self.x_adv = (self.x + 0.1 * (noise - 0.5)).clamp(0, 1)
+        self.grad = grad / size * 3
+        self.closest = torch.full_like(self.x, NAN)
+        for name in ("x", "x_adv", "grad", "closest"):
+            setattr(self, name, getattr(self, name).to(device, dtype))
+        self.difference = torch.tensor(difference, dtype=compute, device=device)
+        self.labels = torch.arange(batch, device=device) % 3
+        self.prediction = (self.labels + torch.tensor(fooled, device=device)) % 3
+        self.distance = torch.tensor(distance, dtype=compute, device=device)
+        self.pulled_back = torch.tensor(pulled, device=device)
+        self.slots = torch.zeros(batch, columns.WIDTH, dtype=torch.int32, device=device)
+        for column, values in (
+            (columns.STEP, step), (columns.SUCCESS_STEP, success), (columns.ACTIVE, active)
+        ):  # fmt: skip
+            self.slots[:, column] = torch.tensor(values, dtype=torch.int32)
+        self.eps = torch.where(torch.tensor(within), 1e3, 1e-3).to(device)
+
+    def clone(self):
+        other = object.__new__(State)
+        other.__dict__ = {k: v.clone() for k, v in self.__dict__.items()}
+        return other
+
+    def step(self, norm, stop_early, *, looks=False, **options):
+        images = ("x", "x_adv", "grad", "closest")
+        named = {k: v for k, v in vars(self).items() if k not in images}
+        fab_step_(
+            self.x_adv, self.closest, None if looks else self.grad, self.x, **named, norm=norm,
+            steps=STEPS, stop_early=stop_early, **options,
+        )  # fmt: skip
+        return self
+
+    def rows(self, rows):
+        other = object.__new__(State)
+        other.__dict__ = {k: v[rows].clone() for k, v in self.__dict__.items()}
+        return other
+
+
+def length(d, norm):
+    return float(torch.linalg.vector_norm(d.double(), {"linf": INF, "l2": 2, "l1": 1}[norm]))
+
+
+def simulate(s, norm, stop_early, *, looks=False, alpha_max=0.1, eta=1.05, beta=0.9):
+    """The rules in float64, one row after another, written into the state `s`."""
+    for i in range(len(s.x)):
+        slot = s.slots[i]
+        if slot[columns.ACTIVE] == 0:
+            continue
+        x_adv, x, w = (t[i].double() for t in (s.x_adv, s.x, s.grad))
+        value = s.difference[i].double()
+        if value.isnan():
+            slot[columns.FAULT] |= columns.FAULT_NAN_LOGITS
+        fooled = slot[columns.STEP] > 0 and not s.pulled_back[i] and not value.isnan()
+        if fooled and s.prediction[i] != s.labels[i]:
+            d = length(x_adv - x, norm)
+            if d < s.distance[i]:
+                s.closest[i], s.distance[i] = s.x_adv[i], d
+            if d <= s.eps[i] and slot[columns.SUCCESS_STEP] < 0:
+                slot[columns.SUCCESS_STEP] = slot[columns.STEP]
+            if (stop_early and d <= s.eps[i]) or slot[columns.STEP] == STEPS:
+                slot[columns.ACTIVE] = 0
+            else:
+                s.x_adv[i] = x + beta * (x_adv - x)
+                s.pulled_back[i] = True
+        elif slot[columns.STEP] == STEPS:
+            slot[columns.ACTIVE] = 0
+        elif not looks:
+            w, value = (w * 0, value * 0 + 0) if value.isnan() else (w, value)
+            value = value.nan_to_num(0.0)
+            b = -value + w @ x_adv
+            pair = torch.stack([x_adv, x])
+            offset = torch.stack([value, w @ x - b])
+            d1, d2 = exact_projection(pair, torch.stack([w, w]), offset, norm)
+            a1, a2 = max(length(d1, norm), 1e-8), max(length(d2, norm), 1e-8)
+            alpha = min(a1 / (a1 + a2), alpha_max)
+            moved = (x_adv + eta * d1) * (1 - alpha) + (x + eta * d2) * alpha
+            s.x_adv[i] = moved.clamp(0, 1)
+            s.pulled_back[i] = False
+            slot[columns.STEP] += 1
+    return s
+
+
+def assert_agree(got, expected, tolerance):
+    for name in ("slots", "pulled_back"):
+        assert torch.equal(getattr(got, name), getattr(expected, name)), name
+    assert torch.equal(got.closest.isnan(), expected.closest.isnan())
+    for name in ("x_adv", "closest", "distance"):
+        a, b = getattr(got, name).double(), getattr(expected, name).double()
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=1e-6, equal_nan=True, msg=name)
+
+
+# 1e-6: 16 ulp of values below 1. Where L1's last coordinate is partly filled, d = rest / |w|
+# carries the rounding of sums of about 3 over |w| of about 3 / size: 2 ulp times the size
+def tolerance(norm, size):
+    return 1e-6 if norm != "l1" else max(1e-6, 2**-22 * size)
+
+
+@pytest.mark.parametrize("stop_early", [True, False])
+@pytest.mark.parametrize("size", [5, 75, 784, 3072, 5000])
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_rule(norm, size, stop_early, implementation, device):
+    state = State(size, device)
+    expected = simulate(state.clone(), norm, stop_early)
+    got = state.clone().step(norm, stop_early)
+    assert_agree(got, expected, tolerance(norm, size))
+    for name in ("x", "grad", "difference", "labels", "prediction", "eps"):
+        assert torch.equal(getattr(got, name).nan_to_num(7.0), getattr(state, name).nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("stop_early", [True, False])
+@pytest.mark.parametrize("size", [75, 5000])
+@pytest.mark.parametrize("norm", NORMS)
+def test_without_a_gradient_points_are_only_looked_at(
+    norm, size, stop_early, implementation, device
+):
+    state = State(size, device)
+    expected = simulate(state.clone(), norm, stop_early, looks=True)
+    got = state.clone().step(norm, stop_early, looks=True)
+    assert_agree(got, expected, tolerance(norm, size))
+    still = [i for i, name in enumerate(ROWS) if name in ("pulled back", "difference is NaN")]
+    assert torch.equal(got.x_adv[still], state.x_adv[still])
+
+
+@pytest.mark.parametrize("size", [75, 5000])
+def test_ties_in_l1_go_to_the_first_coordinates(size, implementation, device):
+    state = State(size, device)
+    # ties are spread over the row; thousands in a row would show the rounding of their sums
+    state.grad = state.grad.sign() * (1 + torch.arange(size, device=device) % 20) / (20 * size)
+    expected = simulate(state.clone(), "l1", True)
+    assert_agree(state.step("l1", True), expected, tolerance("l1", size))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_finished_rows_keep_every_bit(norm, implementation, device):
+    state = State(75, device)
+    state.slots[:, columns.ACTIVE] = 0
+    state.x_adv[1] = NAN
+    got = state.clone().step(norm, True)
+    for name, value in vars(state).items():
+        assert torch.equal(getattr(got, name).nan_to_num(7.0), value.nan_to_num(7.0)), name
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_other_constants(norm, implementation, device):
+    state = State(75, device)
+    options = dict(alpha_max=0.3, eta=1.2, beta=0.5)
+    expected = simulate(state.clone(), norm, True, **options)
+    assert_agree(state.clone().step(norm, True, **options), expected, tolerance(norm, 75))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_float64(norm, implementation, device):
+    state = State(784, device, torch.float64)
+    expected = simulate(state.clone(), norm, True)
+    got = state.clone().step(norm, True)
+    # eps is fp32 here and there
+    assert_agree(got, expected, 1e-12)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_half_precision_rounds_once(norm, either_backend, device):
+    state = State(75, device, torch.bfloat16)
+    full = state.clone()
+    for name in ("x", "x_adv", "grad", "closest"):
+        setattr(full, name, getattr(full, name).float())
+    got, full = state.clone().step(norm, True), full.step(norm, True)
+    assert torch.equal(got.slots, full.slots)
+    # one ulp of bfloat16 below 1, where a sum's last bit decides the rounding
+    torch.testing.assert_close(got.x_adv.float(), full.x_adv, atol=2**-8, rtol=0)
+    assert torch.equal(got.closest.float().nan_to_num(7.0), full.closest.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF], ids=str)
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_row_becomes_nan(norm, bad, implementation, device):
+    state = State(75, device)
+    state.grad[:, ::3] = bad
+    clean = state.clone()
+    clean.grad[:, ::3] = 0.0
+    got, expected = state.step(norm, True), clean.step(norm, True)
+    assert got.x_adv.isfinite().all()
+    assert torch.equal(got.x_adv, expected.x_adv)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_zero_gradient_mixes_in_the_clean_point(norm, implementation, device):
+    state = State(75, device)
+    before = state.clone()
+    state.grad.zero_()
+    state.step(norm, True)
+    # d1 = d2 = 0, a1 = a2 and alpha = alpha_max
+    expected = before.x_adv[1] * 0.9 + before.x[1] * 0.1
+    torch.testing.assert_close(state.x_adv[1], expected, atol=2e-7, rtol=0)
+
+
+@pytest.mark.parametrize("size", [5, 75, 784, 3072, 4097])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("implementation", ["numpy", "eager"], indirect=True)
+def test_a_row_does_not_depend_on_its_batch(norm, size, implementation):
+    few = State(size, "cpu")
+    many = few.rows(torch.arange(64) % len(ROWS))
+    many.x_adv += 0.01 * torch.rand(64, 1, generator=torch.Generator().manual_seed(3))
+    many.x_adv.clamp_(0, 1)
+    together = many.clone().step(norm, True)
+    for rows in (slice(1, 2), slice(5, 6), slice(20, 27)):
+        alone = many.rows(rows).step(norm, True)
+        for name, value in vars(alone).items():
+            assert torch.equal(value.nan_to_num(7.0), getattr(together, name)[rows].nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_channels_last(norm, implementation, device):
+    state = State(75, device)
+    expected = state.clone().step(norm, True)
+    for name in ("x", "x_adv", "grad", "closest"):
+        image = getattr(state, name).view(-1, 3, 5, 5)
+        # grad comes in the other layout
+        form = torch.contiguous_format if name == "grad" else torch.channels_last
+        setattr(state, name, image.contiguous(memory_format=form))
+    state.step(norm, True)
+    assert state.x_adv.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(
+        state.x_adv.reshape(-1, 75), expected.x_adv, atol=tolerance(norm, 75), rtol=0
+    )
+    assert torch.equal(state.slots, expected.slots)
+
+
+def test_an_empty_batch_is_left_alone(implementation, device):
+    State(75, device).rows(slice(0, 0)).step("linf", True)
+
+
+@pytest.mark.parametrize(("size", "kernel"), [(75, "fab_step_kernel"),
+                                              (5000, "fab_step_long_kernel")])  # fmt: skip
+def test_one_launch(size, kernel, count_launches, device):
+    with backend.use_backend("triton"), count_launches() as launches:
+        State(size, device).step("l2", True)
+    assert launches == [kernel]
+
+
+def test_versions_are_bumped(implementation, device):
+    state = State(75, device)
+    written = ("x_adv", "closest", "distance", "pulled_back", "slots")
+    before = [getattr(state, name)._version for name in written]
+    state.step("linf", True)
+    after = [getattr(state, name)._version for name in written]
+    assert all(a > b for a, b in zip(after, before, strict=True))
+
+
+def test_the_op_keeps_the_dispatchers_rules(device):
+    state = State(75, device)
+    arguments = (
+        state.x_adv, state.closest, state.grad, state.x, state.difference, state.prediction,
+        state.labels, state.distance, state.pulled_back, state.slots, state.eps,
+        0.0, 1.0, "linf", STEPS, True, 0.1, 1.05, 0.9,
+    )  # fmt: skip
+    torch.library.opcheck(torch.ops.fastadv.fab_step_.default, arguments)
