@@ -82,9 +82,13 @@ def main() -> None:
     )
     module = FreeModule() if arguments.method == "free" else RobustModule()
     trainer = lightning.Trainer(
-        max_epochs=arguments.epochs, devices=arguments.devices, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+        max_epochs=arguments.epochs,
+        devices=arguments.devices,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     trainer.fit(module, loader)
 
     if trainer.is_global_zero:

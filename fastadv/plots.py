@@ -25,10 +25,14 @@ _RIGHT, _WRONG = "#00704D", "#B3261E"
 
 
 def accuracy_against_eps(
-    eps: Sequence[float], accuracies: Mapping[str, Sequence[float]], *, title: str,
+    eps: Sequence[float],
+    accuracies: Mapping[str, Sequence[float]],
+    *,
+    title: str,
     intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None,
-    norm: str = "L-infinity", mark: float | None = None,
-) -> Figure:  # fmt: skip
+    norm: str = "L-infinity",
+    mark: float | None = None,
+) -> Figure:
     """Robust accuracy of each named network against the radius; eps = 0 is clean accuracy.
 
     accuracies, intervals: in [0, 1], one value or (low, high) for each eps. mark: a radius to point
@@ -43,16 +47,28 @@ def accuracy_against_eps(
         colour = _COLOURS[k % len(_COLOURS)]
         percent = [100 * value for value in values]
         axes.plot(
-            eps, percent, color=colour, label=name, linewidth=2, markersize=6,
-            marker=_MARKERS[k % len(_MARKERS)], markeredgecolor="white", markeredgewidth=0.8,
-            clip_on=False, zorder=3,
-        )  # fmt: skip
+            eps,
+            percent,
+            color=colour,
+            label=name,
+            linewidth=2,
+            markersize=6,
+            marker=_MARKERS[k % len(_MARKERS)],
+            markeredgecolor="white",
+            markeredgewidth=0.8,
+            clip_on=False,
+            zorder=3,
+        )
         if intervals is not None:
             low, high = zip(*intervals[name], strict=True)
             axes.fill_between(
-                eps, [100 * v for v in low], [100 * v for v in high], color=colour, alpha=0.14,
+                eps,
+                [100 * v for v in low],
+                [100 * v for v in high],
+                color=colour,
+                alpha=0.14,
                 linewidth=0,
-            )  # fmt: skip
+            )
     axes.set(ylim=(-2, 102), xlim=(min(eps), max(eps)))
     axes.set_xlabel(f"eps, radius of the {norm} ball (pixels in [0, 1])")
     axes.set_ylabel("accuracy under attack (%)")
@@ -64,9 +80,15 @@ def accuracy_against_eps(
 
 
 def example_sheet(
-    x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor, logits: torch.Tensor,
-    logits_adv: torch.Tensor, *, title: str, class_names: Sequence[str] | None = None,
-) -> Figure:  # fmt: skip
+    x: torch.Tensor,
+    x_adv: torch.Tensor,
+    y: torch.Tensor,
+    logits: torch.Tensor,
+    logits_adv: torch.Tensor,
+    *,
+    title: str,
+    class_names: Sequence[str] | None = None,
+) -> Figure:
     """Clean image, perturbation and adversarial image, one column a sample, with predictions.
 
     x, x_adv: (B, 1 or 3, H, W) in [0, 1]. logits, logits_adv: (B, C); the confidence shown is the

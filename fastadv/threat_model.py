@@ -36,9 +36,15 @@ class ThreatModel(Protocol):
     def bounds(self) -> Bounds: ...
 
     def step_(
-        self, x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, *,
-        step_size: float | torch.Tensor, eps: float | torch.Tensor, **more: Any,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        x_adv: torch.Tensor,
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        *,
+        step_size: float | torch.Tensor,
+        eps: float | torch.Tensor,
+        **more: Any,
+    ) -> torch.Tensor:
         """One fused ascent step with projection and clamp, in place."""
         ...
 
@@ -56,10 +62,16 @@ class ThreatModel(Protocol):
 
 
 def start_point(
-    threat: ThreatModel, x: torch.Tensor, *, seed: int, sample_ids: torch.Tensor | None = None,
-    draw: int | torch.Tensor = 0, kind: str = "uniform", clamp_start: bool = True,
+    threat: ThreatModel,
+    x: torch.Tensor,
+    *,
+    seed: int,
+    sample_ids: torch.Tensor | None = None,
+    draw: int | torch.Tensor = 0,
+    kind: str = "uniform",
+    clamp_start: bool = True,
     eps: float | torch.Tensor | None = None,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """A random start in the eps-ball around x: kind "uniform", "gaussian" or (L2) "sphere".
 
     Philox-keyed by (seed, sample_id, draw): the same bits for any batch. clamp_start=False leaves
@@ -67,15 +79,22 @@ def start_point(
     Example: `fastadv.start_point(fastadv.L2(0.5), x, seed=0)`.
     """
     return start.random_start(
-        x, eps=threat.eps if eps is None else eps, seed=seed, sample_ids=sample_ids, draw=draw,
-        kind=f"{threat.norm}_{kind}", bounds=threat.bounds if clamp_start else None,
-    )  # fmt: skip
+        x,
+        eps=threat.eps if eps is None else eps,
+        seed=seed,
+        sample_ids=sample_ids,
+        draw=draw,
+        kind=f"{threat.norm}_{kind}",
+        bounds=threat.bounds if clamp_start else None,
+    )
 
 
 def contains(
-    threat: ThreatModel, x_adv: torch.Tensor, x: torch.Tensor,
+    threat: ThreatModel,
+    x_adv: torch.Tensor,
+    x: torch.Tensor,
     eps: float | torch.Tensor | None = None,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """(B,) bool: x_adv is in bounds and, in float64, distance <= eps * (1 + 1e-6) + r.
 
     r is one rounding of x +- eps: u (L-infinity), u * sqrt(d) (L2), u * d (L1), times

@@ -60,10 +60,19 @@ def test_no_function_that_takes_gradients_clamps():
     assert {(file, name) for file, name, _ in found} == set(_ALLOWED)  # nothing is out of date
 
 
-@pytest.mark.parametrize("line", [
-    "x.clamp(0, 1)", "torch.clip(x, max=1)", "x.clamp_min_(0)", "F.hardtanh(x)", "nn.ReLU6()(x)",
-    "torch.minimum(x, y)", "torch.max(x, y)", "clamp(x)",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x.clamp(0, 1)",
+        "torch.clip(x, max=1)",
+        "x.clamp_min_(0)",
+        "F.hardtanh(x)",
+        "nn.ReLU6()(x)",
+        "torch.minimum(x, y)",
+        "torch.max(x, y)",
+        "clamp(x)",
+    ],
+)
 def test_every_form_is_a_suspect(tmp_path: Path, line: str):
     path = tmp_path / "loop.py"
     for first in ("loss.backward()", "torch.autograd.grad(a, b)", "x.requires_grad_()"):

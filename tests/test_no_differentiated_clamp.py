@@ -216,9 +216,15 @@ def _loader() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (12, 1, 8, 8), generator=generator, dtype=torch.uint8)
     loader = DeviceLoader(
-        images, torch.arange(12) % 5, batch_size=6, crop=1, padding="reflect", flip="random",
-        mean=(0.5,), std=(0.5,),
-    )  # fmt: skip
+        images,
+        torch.arange(12) % 5,
+        batch_size=6,
+        crop=1,
+        padding="reflect",
+        flip="random",
+        mean=(0.5,),
+        std=(0.5,),
+    )
     net = conv_net()
     for x, y in loader:
         train_batch(FastAT(fastadv.Linf(0.1, bounds=None)), net, sgd(net), x, y)

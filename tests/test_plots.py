@@ -23,9 +23,12 @@ def pixels(figure) -> torch.Tensor:
 
 def test_curves_are_the_accuracies_in_percent():
     figure = plots.accuracy_against_eps(
-        [0.0, 0.1, 0.2], {"a": [1.0, 0.5, 0.0], "b": [0.9, 0.8, 0.7]}, title="PGD", mark=0.1,
+        [0.0, 0.1, 0.2],
+        {"a": [1.0, 0.5, 0.0], "b": [0.9, 0.8, 0.7]},
+        title="PGD",
+        mark=0.1,
         intervals={"a": [(0.9, 1.0)] * 3, "b": [(0.5, 0.9)] * 3},
-    )  # fmt: skip
+    )
     (axes,) = figure.axes
     lines = {line.get_label(): line for line in axes.lines}
     assert lines["a"].get_xdata().tolist() == [0.0, 0.1, 0.2]
@@ -52,8 +55,10 @@ def test_the_sheet_shows_images_differences_and_predictions():
     assert clean.get_xlabel() == "cat, 99 %" and adversarial.get_xlabel() == "dog, 99 %"
     assert clean.xaxis.label.get_color() != adversarial.xaxis.label.get_color()
     assert [figure.axes[k].get_ylabel() for k in (0, 2, 4)] == [
-        "clean", "perturbation", "adversarial",
-    ]  # fmt: skip
+        "clean",
+        "perturbation",
+        "adversarial",
+    ]
 
 
 def test_the_sheet_takes_colour_images_and_no_perturbation():

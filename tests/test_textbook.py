@@ -35,9 +35,14 @@ def test_pgd_ends_in_the_worst_corner_of_a_linear_model():
     model = linear_model([[1.0, -2.0, 3.0], [0.0, 0.0, 0.0]])
     x = torch.tensor([[0.5, 0.95, 0.02]])
     got = textbook.pgd(
-        model, x, torch.tensor([0]), eps=0.1, steps=20, step_size=0.02,
+        model,
+        x,
+        torch.tensor([0]),
+        eps=0.1,
+        steps=20,
+        step_size=0.02,
         generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    )
     torch.testing.assert_close(got, torch.tensor([[0.4, 1.0, 0.0]]))
 
 
@@ -45,9 +50,16 @@ def test_pgd_ends_in_the_worst_corner_of_a_linear_model():
 def test_iterates_stay_in_ball_and_bounds(norm):
     x, y = load_digits("test")
     got = textbook.pgd(
-        digits_net(0), x[:50], y[:50], eps=0.2, steps=3, step_size=0.15, norm=norm, restarts=2,
+        digits_net(0),
+        x[:50],
+        y[:50],
+        eps=0.2,
+        steps=3,
+        step_size=0.15,
+        norm=norm,
+        restarts=2,
         generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    )
     threat = {"linf": fastadv.Linf, "l2": fastadv.L2}[norm](0.2)
     assert bool(fastadv.contains(threat, got, x[:50]).all())
 
@@ -58,9 +70,15 @@ def test_a_restart_that_fools_the_model_is_kept():
 
     def fooled(restarts: int) -> torch.Tensor:
         got = textbook.pgd(
-            net, x, y, eps=0.02, steps=1, step_size=0.01, restarts=restarts,
+            net,
+            x,
+            y,
+            eps=0.02,
+            steps=1,
+            step_size=0.01,
+            restarts=restarts,
             generator=torch.Generator().manual_seed(3),
-        )  # fmt: skip
+        )
         return net(got).argmax(1) != y
 
     assert bool((fooled(4) | ~fooled(1)).all())

@@ -79,9 +79,14 @@ def _fastadv_attack(settings: Settings, keep: str) -> fastadv.Attack:
     if settings.kind == "mifgsm":
         return fastadv.mifgsm(threat, steps=steps, step_size=step_size, keep=keep, seed=seed)
     return fastadv.pgd(
-        threat, steps=steps, step_size=step_size, restarts=settings.restarts,
-        random_start=settings.restarts > 1, keep=keep, seed=seed,
-    )  # fmt: skip
+        threat,
+        steps=steps,
+        step_size=step_size,
+        restarts=settings.restarts,
+        random_start=settings.restarts > 1,
+        keep=keep,
+        seed=seed,
+    )
 
 
 def last_iterate(settings: Settings, problem: Problem) -> Attack:
@@ -114,10 +119,16 @@ def textbook(settings: Settings, problem: Problem) -> Attack:
 
     def run() -> torch.Tensor:
         return reference.pgd(
-            model, x, y, eps=settings.eps, norm=settings.norm, restarts=settings.restarts,
+            model,
+            x,
+            y,
+            eps=settings.eps,
+            norm=settings.norm,
+            restarts=settings.restarts,
             random_start=settings.restarts > 1,
-            generator=torch.Generator(device=x.device).manual_seed(settings.seed), **steps,
-        )  # fmt: skip
+            generator=torch.Generator(device=x.device).manual_seed(settings.seed),
+            **steps,
+        )
 
     return run
 
@@ -155,9 +166,14 @@ def equality_check(case: AttackCase, problem: Problem) -> harness.Check:
     early = None
     if settings.restarts == 1 and settings.kind != "mifgsm":
         early = reference.pgd_first_success(
-            problem.model, problem.x, problem.y, eps=settings.eps, steps=settings.steps,
-            step_size=settings.step_size, norm=settings.norm,
-        )  # fmt: skip
+            problem.model,
+            problem.x,
+            problem.y,
+            eps=settings.eps,
+            steps=settings.steps,
+            step_size=settings.step_size,
+            norm=settings.norm,
+        )
     tolerance = _ULPS if settings.norm == "linf" else _L2_DRIFT
 
     def check(name: str, x_adv: torch.Tensor) -> schema.Equality:
@@ -194,11 +210,19 @@ def _robustness(case: AttackCase, problem: Problem) -> Callable[[torch.Tensor], 
     settings = case.settings
     clean = networks.accuracy(problem, problem.x)
     return lambda x_adv: schema.Robustness(
-        attack=settings.kind, norm=settings.norm, eps=settings.eps, step_size=settings.step_size,
-        steps=settings.steps, restarts=settings.restarts, seed=settings.seed, n=len(problem.x),
-        model=problem.name, data=problem.data, clean_accuracy=clean,
+        attack=settings.kind,
+        norm=settings.norm,
+        eps=settings.eps,
+        step_size=settings.step_size,
+        steps=settings.steps,
+        restarts=settings.restarts,
+        seed=settings.seed,
+        n=len(problem.x),
+        model=problem.name,
+        data=problem.data,
+        clean_accuracy=clean,
         robust_accuracy=networks.accuracy(problem, x_adv),
-    )  # fmt: skip
+    )
 
 
 def run_case(
@@ -210,14 +234,24 @@ def run_case(
     """
     runs = build_providers(case, problem)
     description = harness.Case(
-        suite=SUITE, name=case.name, shape=tuple(problem.x.shape),
-        dtype=str(problem.x.dtype).removeprefix("torch."), n=len(problem.x), timed=_TIMED,
-        not_timed=_NOT_TIMED, baseline="torchattacks" if "torchattacks" in runs else "textbook",
-    )  # fmt: skip
+        suite=SUITE,
+        name=case.name,
+        shape=tuple(problem.x.shape),
+        dtype=str(problem.x.dtype).removeprefix("torch."),
+        n=len(problem.x),
+        timed=_TIMED,
+        not_timed=_NOT_TIMED,
+        baseline="torchattacks" if "torchattacks" in runs else "textbook",
+    )
     return harness.measure(
-        description, runs, equality_check(case, problem), where, rounds=rounds, warmup=0,
+        description,
+        runs,
+        equality_check(case, problem),
+        where,
+        rounds=rounds,
+        warmup=0,
         robustness=_robustness(case, problem),
-    )  # fmt: skip
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -128,18 +128,29 @@ def _row(
     cost, baseline = costs[name], "torchattacks" if "torchattacks" in costs else "textbook"
     size = round(cost.bytes_per_element, 2)
     return schema.Row(
-        suite=SUITE, case=case.name, provider=name, shape=tuple(problem.x.shape), dtype="float32",
-        n=len(problem.x), rounds=1, q20=size, q50=size, q80=size, unit="B/element",
+        suite=SUITE,
+        case=case.name,
+        provider=name,
+        shape=tuple(problem.x.shape),
+        dtype="float32",
+        n=len(problem.x),
+        rounds=1,
+        q20=size,
+        q50=size,
+        q80=size,
+        unit="B/element",
         timed="nothing: bytes read and written by a step beside the model, counted",
         not_timed="forward and backward of the model, the start, checks",
-        baseline=baseline, ratio=costs[baseline].bytes_per_element / cost.bytes_per_element,
-        equality=equality, environment=where,
+        baseline=baseline,
+        ratio=costs[baseline].bytes_per_element / cost.bytes_per_element,
+        equality=equality,
+        environment=where,
         extra={
             "ops": cost.ops,
             "launches": cost.launches,
             "data_dependent_ops": cost.data_dependent_ops,
         },
-    )  # fmt: skip
+    )
 
 
 _DRIVERS = {
@@ -162,9 +173,11 @@ def main(arguments: list[str] | None = None) -> None:
             raise RuntimeError("set TRITON_INTERPRET=1 before python starts: triton is loaded")
         os.environ["TRITON_INTERPRET"] = "1"
     where = environment.describe(
-        peers.DISTRIBUTIONS, device=torch.device("cpu"), module="benchmarks.attacks.counts",
+        peers.DISTRIBUTIONS,
+        device=torch.device("cpu"),
+        module="benchmarks.attacks.counts",
         arguments=arguments,
-    )  # fmt: skip
+    )
     rows = _rows(options.samples, where)
     for row in rows:
         print(

@@ -1,4 +1,4 @@
-"""The bits that attacks and training runs give here, hashed: `python -m benchmarks.attacks.fingerprints`.
+"""Attacks and training runs, their bits hashed: `python -m benchmarks.attacks.fingerprints`.
 
 Two trees that print the same lines compute the same. Bits depend on the machine, the version of
 PyTorch and the number of threads; the two runs need these in common.
@@ -47,7 +47,7 @@ def digest(tensors: list[torch.Tensor]) -> str:
 
 
 def train(step, batches: int = 20) -> torch.nn.Module:
-    """digits_net from seed 0 after `batches` batches of 64 with `step`, one of fastadv's methods."""
+    """digits_net from seed 0 after `batches` batches of 64 with `step`, a training method."""
     x, y = load_digits("train")
     model = digits_net(seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)

@@ -42,15 +42,28 @@ from benchmarks.harness.networks import Problem
 
 
 def run_case(
-    problem: Problem, eps: float, builds: dict[str, Build], budget: Budget,
-    where: schema.Environment, *, rounds: int, path: Path | None, reference: str | None,
-) -> list[schema.Row]:  # fmt: skip
+    problem: Problem,
+    eps: float,
+    builds: dict[str, Build],
+    budget: Budget,
+    where: schema.Environment,
+    *,
+    rounds: int,
+    path: Path | None,
+    reference: str | None,
+) -> list[schema.Row]:
     """The rows of a case; path: the file that its rounds are kept in."""
     settings = {
-        "model": problem.name, "eps": eps, "n": len(problem.x), "threads": where.threads,
-        "entrants": list(builds), "steps": budget.steps, "queries": budget.queries,
-        "targets": budget.targets, "commit": where.commit,
-    }  # fmt: skip
+        "model": problem.name,
+        "eps": eps,
+        "n": len(problem.x),
+        "threads": where.threads,
+        "entrants": list(builds),
+        "steps": budget.steps,
+        "queries": budget.queries,
+        "targets": budget.targets,
+        "commit": where.commit,
+    }
 
     def carry_out(turn: int) -> autoattack_runs.Round:
         return autoattack_runs.run_round(problem, eps, builds, budget, turn=turn)
@@ -61,14 +74,16 @@ def run_case(
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.autoattack", description=__doc__,
+        prog="python -m benchmarks.autoattack",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--models", type=Path, required=True, help="folder of load_models.py")
     parser.add_argument(
-        "--authors", type=Path,
+        "--authors",
+        type=Path,
         help="folder of the package autoattack; else AUTOATTACK_PATH, or what is importable",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--case", choices=autoattack_cases.CASES, nargs="+", default=list(autoattack_cases.CASES)
     )
@@ -81,9 +96,11 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     builds = entrants(options.authors)
     where = environment.describe(
-        ["torchattacks"], device=torch.device("cpu"), module="benchmarks.autoattack",
+        ["torchattacks"],
+        device=torch.device("cpu"),
+        module="benchmarks.autoattack",
         arguments=arguments,
-    )  # fmt: skip
+    )
     where = replace(where, versions=where.versions | authors_version())
     rows = []
     for name in options.case:
@@ -91,10 +108,15 @@ def main(arguments: list[str] | None = None) -> None:
         n = min(case.samples, options.samples or case.samples)
         print(f"{name}, eps {case.eps_text}, n={n}, {options.rounds} rounds", file=sys.stderr)
         found = run_case(
-            autoattack_cases.load(case, options.models, n), case.eps, builds, Budget(), where,
-            rounds=options.rounds, reference=autoattack_cases.reference(case, options.models),
+            autoattack_cases.load(case, options.models, n),
+            case.eps,
+            builds,
+            Budget(),
+            where,
+            rounds=options.rounds,
+            reference=autoattack_cases.reference(case, options.models),
             path=options.out and options.out / f"{name}.json",
-        )  # fmt: skip
+        )
         print(f"{autoattack_tables.attacks(found)}\n", flush=True)
         rows += found
     print(f"{autoattack_tables.totals(rows)}\n", flush=True)

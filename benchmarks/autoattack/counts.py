@@ -103,19 +103,29 @@ def rows(builds: dict[str, Build], where: schema.Environment) -> list[schema.Row
         for who, cost in costs.items():
             found.append(
                 schema.Row(
-                    suite=SUITE, case=f"{name}, one step", provider=who,
-                    shape=tuple(problem.x.shape), dtype="float32", n=len(problem.x), rounds=1,
-                    q20=cost.ops, q50=cost.ops, q80=cost.ops, unit=UNIT,
+                    suite=SUITE,
+                    case=f"{name}, one step",
+                    provider=who,
+                    shape=tuple(problem.x.shape),
+                    dtype="float32",
+                    n=len(problem.x),
+                    rounds=1,
+                    q20=cost.ops,
+                    q50=cost.ops,
+                    q80=cost.ops,
+                    unit=UNIT,
                     timed="nothing: ops dispatched by a step beside the model, counted",
                     not_timed="the model's passes, the start, checks",
-                    baseline=baseline_of(list(builds)), ratio=base.ops / cost.ops,
-                    equality=equalities[who], environment=where,
+                    baseline=baseline_of(list(builds)),
+                    ratio=base.ops / cost.ops,
+                    equality=equalities[who],
+                    environment=where,
                     extra={
                         "data_dependent_ops": cost.data_dependent,
                         "evaluations": cost.evaluations,
                     },
                 )
-            )  # fmt: skip
+            )
     return found
 
 
@@ -133,8 +143,13 @@ def _equalities(
     base = baseline_of(list(builds))
     for who, own in masks.items():
         missed, beyond = missed_and_beyond(own, masks[base])
-        yield who, schema.Equality(
-            max(missed - beyond, 0) / len(own), 1 / len(own),
-            "points that the baseline broke and this one missed, less those it broke beyond, over "
-            "n; tolerance: one", base,
-        )  # fmt: skip
+        yield (
+            who,
+            schema.Equality(
+                max(missed - beyond, 0) / len(own),
+                1 / len(own),
+                "points that the baseline broke and this one missed, less those it broke beyond, "
+                "over n; tolerance: one",
+                base,
+            ),
+        )

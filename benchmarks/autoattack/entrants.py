@@ -114,10 +114,17 @@ class Fastadv:
 
     def attack(self, index: int) -> None:
         run_cascade(
-            self.ensemble.attacks[: index + 1], self.model, self.x, self.y, self.logits,
-            self.progress, reserved=0, sample_ids=torch.arange(len(self.x)),
-            execution=self.execution, on_stage=None,
-        )  # fmt: skip
+            self.ensemble.attacks[: index + 1],
+            self.model,
+            self.x,
+            self.y,
+            self.logits,
+            self.progress,
+            reserved=0,
+            sample_ids=torch.arange(len(self.x)),
+            execution=self.execution,
+            on_stage=None,
+        )
 
     def check(self) -> None:
         """The public call, for which every attack is done already."""
@@ -129,9 +136,13 @@ class Cascade:
     """Attacks in order, by hand as AutoAttack's authors do: batches of 250, what falls is left."""
 
     def __init__(
-        self, model: Watched, problem: Problem, searches: tuple[Search, ...],
-        check: Callable[[], None], mode: Callable[[], AbstractContextManager[object]],
-    ) -> None:  # fmt: skip
+        self,
+        model: Watched,
+        problem: Problem,
+        searches: tuple[Search, ...],
+        check: Callable[[], None],
+        mode: Callable[[], AbstractContextManager[object]],
+    ) -> None:
         self.model, self.searches, self.mode = model, searches, mode
         self._check = check
         self.x, self.y = problem.x, problem.y
@@ -159,9 +170,14 @@ def authors(module: ModuleType) -> Build:
     def build(problem: Problem, eps: float, budget: Budget) -> Entrant:
         model = Watched(copy.deepcopy(problem.model))
         whole = module.AutoAttack(
-            model, norm="Linf", eps=eps, seed=0, version="standard", verbose=False,
+            model,
+            norm="Linf",
+            eps=eps,
+            seed=0,
+            version="standard",
+            verbose=False,
             device=str(problem.x.device),
-        )  # fmt: skip
+        )
         whole.apgd.loss, whole.fab.targeted = "ce", True
         for member in (whole.apgd, whole.apgd_targeted, whole.fab):
             member.n_iter = budget.steps

@@ -26,9 +26,14 @@ def baseline_of(providers: Sequence[str]) -> str:
 
 
 def rows_of(
-    problem: Problem, eps: float, rounds: list[Round], where: schema.Environment,
-    budget: Budget, *, reference: str | None,
-) -> list[schema.Row]:  # fmt: skip
+    problem: Problem,
+    eps: float,
+    rounds: list[Round],
+    where: schema.Environment,
+    budget: Budget,
+    *,
+    reference: str | None,
+) -> list[schema.Row]:
     """reference: the stored verdict of the authors' code on the first points, if there is one.
 
     Raises ValueError where fastadv misses more than 1 in 250 points net: no time for a weaker
@@ -51,14 +56,27 @@ def rows_of(
             q20, q50, q80 = harness.quantiles([s.cpu for s in own])
             rows.append(
                 schema.Row(
-                    suite=SUITE, case=f"{problem.name} {stage}", provider=name,
-                    shape=(len(problem.x), *problem.x.shape[1:]), dtype="float32",
-                    n=len(problem.x), rounds=len(rounds), q20=q20, q50=q50, q80=q80, unit="s",
-                    timed=_TIMED, not_timed=_NOT_TIMED, baseline=baseline_of(providers),
-                    ratio=_ratio(own, base, "cpu"), equality=equality, environment=where,
-                    extra=extra, robustness=_robustness(problem, eps, rounds[0], own[0], budget),
+                    suite=SUITE,
+                    case=f"{problem.name} {stage}",
+                    provider=name,
+                    shape=(len(problem.x), *problem.x.shape[1:]),
+                    dtype="float32",
+                    n=len(problem.x),
+                    rounds=len(rounds),
+                    q20=q20,
+                    q50=q50,
+                    q80=q80,
+                    unit="s",
+                    timed=_TIMED,
+                    not_timed=_NOT_TIMED,
+                    baseline=baseline_of(providers),
+                    ratio=_ratio(own, base, "cpu"),
+                    equality=equality,
+                    environment=where,
+                    extra=extra,
+                    robustness=_robustness(problem, eps, rounds[0], own[0], budget),
                 )
-            )  # fmt: skip
+            )
     return rows
 
 
@@ -74,9 +92,11 @@ def equality_of(found: Round, name: str, reference: str | None) -> schema.Equali
         f"{points} points; tolerance: one in {_POINTS}, at least one"
     )
     return schema.Equality(
-        max(missed - beyond, 0) / points, math.ceil(points / _POINTS) / points, metric,
+        max(missed - beyond, 0) / points,
+        math.ceil(points / _POINTS) / points,
+        metric,
         f"{AUTHORS}, stored verdict" if reference else f"{base} in the same run",
-    )  # fmt: skip
+    )
 
 
 def _stage(found: Round, name: str, index: int) -> Stage:
@@ -90,9 +110,13 @@ def _stage(found: Round, name: str, index: int) -> Stage:
     }
     last = stages[-1]
     return Stage(
-        name=TOTAL, attacked=stages[0].attacked, robust=last.robust, refused=last.refused,
-        distance=last.distance, **added,
-    )  # fmt: skip
+        name=TOTAL,
+        attacked=stages[0].attacked,
+        robust=last.robust,
+        refused=last.refused,
+        distance=last.distance,
+        **added,
+    )
 
 
 def _figures(own: list[Stage], base: list[Stage]) -> dict[str, float]:
@@ -142,7 +166,16 @@ def _robustness(
 ) -> schema.Robustness:
     n = len(problem.x)
     return schema.Robustness(
-        attack="AutoAttack, standard", norm="linf", eps=eps, step_size=2 * eps,
-        steps=budget.steps, restarts=1, seed=0, n=n, model=problem.name, data=problem.data,
-        clean_accuracy=found.clean.count("1") / n, robust_accuracy=stage.robust.count("1") / n,
-    )  # fmt: skip
+        attack="AutoAttack, standard",
+        norm="linf",
+        eps=eps,
+        step_size=2 * eps,
+        steps=budget.steps,
+        restarts=1,
+        seed=0,
+        n=n,
+        model=problem.name,
+        data=problem.data,
+        clean_accuracy=found.clean.count("1") / n,
+        robust_accuracy=stage.robust.count("1") / n,
+    )

@@ -64,9 +64,7 @@ def run_round(
     _warm_up(problem, eps, builds)
     names = list(builds)
     first = turn % len(names)
-    running = {
-        name: builds[name](problem, eps, budget) for name in names[first:] + names[:first]
-    }  # fmt: skip
+    running = {name: builds[name](problem, eps, budget) for name in names[first:] + names[:first]}
     found = Round(_mask(_correct(problem, problem.x)), {name: [] for name in names})
     for index, stage in enumerate(STAGES):
         spent = {}
@@ -84,13 +82,18 @@ def run_round(
             robust, refused, distance = verdict(problem, eps, own.robust, own.x_adv)
             found.stages[name].append(
                 Stage(
-                    name=stage, attacked=len(problem.x) if stage == "checks" else attacked,
-                    cpu=cpu, wall=wall, forwards=sum(rows * k for (rows, _), k in calls.items()),
+                    name=stage,
+                    attacked=len(problem.x) if stage == "checks" else attacked,
+                    cpu=cpu,
+                    wall=wall,
+                    forwards=sum(rows * k for (rows, _), k in calls.items()),
                     backwards=sum(rows * k for (rows, back), k in calls.items() if back),
                     bare=sum(costs[call] * k for call, k in calls.items()),
-                    robust=robust, refused=refused, distance=distance,
+                    robust=robust,
+                    refused=refused,
+                    distance=distance,
                 )
-            )  # fmt: skip
+            )
     return found
 
 

@@ -21,14 +21,21 @@ def totals(rows: Sequence[Row]) -> str:
         found, extra = formatting.robustness(row), row.extra
         lines.append(
             [
-                found.model, formatting.eps(found.eps), str(row.n), row.provider,
-                formatting.time(row), f"{extra['bare']:.4g} s", _beside(row),
+                found.model,
+                formatting.eps(found.eps),
+                str(row.n),
+                row.provider,
+                formatting.time(row),
+                f"{extra['bare']:.4g} s",
+                _beside(row),
                 formatting.percent(found.clean_accuracy),
                 formatting.percent(found.robust_accuracy),
-                f"{extra['missed']:g} / {extra['beyond']:g}", _stored(row),
-                f"{extra['refused']:g}", f"{extra['distance']:.8f}",
+                f"{extra['missed']:g} / {extra['beyond']:g}",
+                _stored(row),
+                f"{extra['refused']:g}",
+                f"{extra['distance']:.8f}",
             ]
-        )  # fmt: skip
+        )
     note = (
         f"{_note(chosen[0])} Missed / beyond: points that {chosen[0].baseline} broke in this run "
         "and this library missed, and points broken beyond it. Of the stored verdict: the same "
@@ -49,12 +56,19 @@ def attacks(rows: Sequence[Row]) -> str:
         found, extra = formatting.robustness(row), row.extra
         lines.append(
             [
-                found.model, _attack(row), row.provider, f"{extra['attacked']:g}",
-                formatting.time(row), f"{extra['wall']:.4g} s", f"{extra['forwards']:,.0f}",
-                f"{extra['backwards']:,.0f}", f"{extra['bare']:.4g} s", _beside(row),
+                found.model,
+                _attack(row),
+                row.provider,
+                f"{extra['attacked']:g}",
+                formatting.time(row),
+                f"{extra['wall']:.4g} s",
+                f"{extra['forwards']:,.0f}",
+                f"{extra['backwards']:,.0f}",
+                f"{extra['bare']:.4g} s",
+                _beside(row),
                 formatting.percent(found.robust_accuracy),
             ]
-        )  # fmt: skip
+        )
     return (
         f"{formatting.table(heads, lines)}\n\n{_note(chosen[0])}\n\n{formatting.provenance(rows)}"
     )
@@ -66,11 +80,14 @@ def ops(rows: Sequence[Row]) -> str:
     chosen = [row for row in rows if row.unit == UNIT]
     lines = [
         [
-            _attack(row).removesuffix(", one step"), row.provider, f"{row.q50:.3g}",
-            f"{row.extra['data_dependent_ops']:.3g}", f"{row.extra['evaluations']:.3g}",
+            _attack(row).removesuffix(", one step"),
+            row.provider,
+            f"{row.q50:.3g}",
+            f"{row.extra['data_dependent_ops']:.3g}",
+            f"{row.extra['evaluations']:.3g}",
         ]
         for row in chosen
-    ]  # fmt: skip
+    ]
     note = (
         f"Ops dispatched beside the model in a step of the authors' loop, on {chosen[0].n} images "
         f"of {formatting.shape(chosen[0].shape[1:])}, where nothing falls; the mean over many "

@@ -96,9 +96,12 @@ def warm_up(network: Network, problem: Problem, takers: dict[str, Provider]) -> 
 
 
 def run_case(
-    case: ClampingCase, network: Network, problem: Problem, where: schema.Environment,
+    case: ClampingCase,
+    network: Network,
+    problem: Problem,
+    where: schema.Environment,
     takers: dict[str, Provider],
-) -> list[schema.Row]:  # fmt: skip
+) -> list[schema.Row]:
     """One row a library, of all forms, under the rule in force; names those that have no such
     attack."""
     rows = []
@@ -116,9 +119,13 @@ def run_case(
 
 
 def _row(
-    case: ClampingCase, network: Network, problem: Problem, where: schema.Environment, name: str,
+    case: ClampingCase,
+    network: Network,
+    problem: Problem,
+    where: schema.Environment,
+    name: str,
     judged: dict[str, Judged],
-) -> schema.Row:  # fmt: skip
+) -> schema.Row:
     seconds = [one.seconds for one in judged.values()]
     q20, q50, q80 = harness.quantiles(seconds)
     bare = judged[BARE]
@@ -126,22 +133,41 @@ def _row(
     chosen = case.settings(network.eps[case.norm])
     n = len(problem.x)
     return schema.Row(
-        suite=SUITE, case=f"{case.name} {network.name}", provider=name,
-        shape=tuple(problem.x.shape), dtype="float32", n=n, rounds=len(judged),
-        q20=q20, q50=q50, q80=q80, unit="s", timed=_TIMED, not_timed=_NOT_TIMED, baseline=BARE,
+        suite=SUITE,
+        case=f"{case.name} {network.name}",
+        provider=name,
+        shape=tuple(problem.x.shape),
+        dtype="float32",
+        n=n,
+        rounds=len(judged),
+        q20=q20,
+        q50=q50,
+        q80=q80,
+        unit="s",
+        timed=_TIMED,
+        not_timed=_NOT_TIMED,
+        baseline=BARE,
         ratio=ratios[len(ratios) // 2],
         equality=schema.Equality(
             max(one.error for one in judged.values()), _ROUNDING, _METRIC, "the bare network"
         ),
         environment=where,
         robustness=schema.Robustness(
-            attack=case.name, norm=case.norm, eps=chosen.eps, step_size=chosen.step_size,
-            steps=case.steps, restarts=1, seed=_SEED, n=n, model=problem.name, data=problem.data,
+            attack=case.name,
+            norm=case.norm,
+            eps=chosen.eps,
+            step_size=chosen.step_size,
+            steps=case.steps,
+            restarts=1,
+            seed=_SEED,
+            n=n,
+            model=problem.name,
+            data=problem.data,
             clean_accuracy=networks.accuracy(problem, problem.x),
             robust_accuracy=int(bare.robust.sum()) / n,
         ),
         extra={k: v for form, one in judged.items() for k, v in _figures(form, one, bare).items()},
-    )  # fmt: skip
+    )
 
 
 def _figures(form: str, one: Judged, bare: Judged) -> dict[str, float]:
@@ -163,9 +189,10 @@ def _figures(form: str, one: Judged, bare: Judged) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.clamping", description=__doc__,
+        prog="python -m benchmarks.clamping",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--rule", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--case", default="", help='cases that match: "digits_net FGSM", ...')
     parser.add_argument("--data", type=Path, help="folder of MNIST's idx files")
@@ -177,9 +204,11 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     takers = providers(_authors(options.authors))
     where = environment.describe(
-        peers.DISTRIBUTIONS, device=torch.device("cpu"), module="benchmarks.clamping",
+        peers.DISTRIBUTIONS,
+        device=torch.device("cpu"),
+        module="benchmarks.clamping",
         arguments=arguments,
-    )  # fmt: skip
+    )
     where = replace(where, versions=where.versions | authors_version())
     rows = []
     for network in NETWORKS:

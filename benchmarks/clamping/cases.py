@@ -88,14 +88,20 @@ class Network:
 
 NETWORKS = (
     Network(
-        "digits_net", 360, {"linf": 0.12, "l2": 0.6},
+        "digits_net",
+        360,
+        {"linf": 0.12, "l2": 0.6},
         {"APGD-T-20": 100, "FAB-T-100": 60, "AutoAttack": 30},
     ),
     Network(
-        "mnist_net", 200, {"linf": 0.15, "l2": 1.5},
-        {"APGD-T-20": 50, "FAB-T-100": 30}, left_out=("AutoAttack",), needs_data=True,
+        "mnist_net",
+        200,
+        {"linf": 0.15, "l2": 1.5},
+        {"APGD-T-20": 50, "FAB-T-100": 30},
+        left_out=("AutoAttack",),
+        needs_data=True,
     ),
-)  # fmt: skip
+)
 
 AnyAttack = fastadv.Attack | AutoAttack
 
@@ -120,9 +126,13 @@ class ClampingCase:
         """Steps that add up to 2.5 eps, of one step eps; MI-FGSM's to eps, as its authors have."""
         reach = 1.0 if self.kind in ("fgsm", "mifgsm") else 2.5
         return Settings(
-            kind=self.kind or self.name, norm=self.norm, eps=eps,
-            step_size=reach * eps / self.steps, steps=self.steps, random_start=self.random_start,
-        )  # fmt: skip
+            kind=self.kind or self.name,
+            norm=self.norm,
+            eps=eps,
+            step_size=reach * eps / self.steps,
+            steps=self.steps,
+            random_start=self.random_start,
+        )
 
     def threat(self, eps: float) -> ThreatModel:
         return (fastadv.Linf if self.norm == "linf" else fastadv.L2)(eps)

@@ -36,9 +36,15 @@ _NOT_TIMED = "import, construction, preparation (copy, check, compile), the firs
 
 
 def run_case(
-    attack: str, problem: Problem, eps: float, searchers: dict[str, Searcher],
-    where: schema.Environment, *, rounds: int, refusals: list[str],
-) -> list[schema.Row]:  # fmt: skip
+    attack: str,
+    problem: Problem,
+    eps: float,
+    searchers: dict[str, Searcher],
+    where: schema.Environment,
+    *,
+    rounds: int,
+    refusals: list[str],
+) -> list[schema.Row]:
     """The rows of an attack on a model; refusals: gets a line for each execution without a row."""
     threat = fastadv.Linf(eps)
     made = ATTACKS[attack](threat)
@@ -58,19 +64,31 @@ def run_case(
 
     rows = harness.measure(
         harness.Case(
-            suite=SUITE, name=case, shape=tuple(problem.x.shape), dtype="float32",
-            n=len(problem.x), timed=_TIMED, not_timed=_NOT_TIMED, baseline=EXACT,
+            suite=SUITE,
+            name=case,
+            shape=tuple(problem.x.shape),
+            dtype="float32",
+            n=len(problem.x),
+            timed=_TIMED,
+            not_timed=_NOT_TIMED,
+            baseline=EXACT,
         ),
-        searches, verdicts.check, where, rounds=most_rounds(attack, rounds), warmup=0,
-        clock=process_clock, on_refusal=refuse,
-    )  # fmt: skip
+        searches,
+        verdicts.check,
+        where,
+        rounds=most_rounds(attack, rounds),
+        warmup=0,
+        clock=process_clock,
+        on_refusal=refuse,
+    )
     told = [
         replace(
-            row, extra=_figures(searches[row.provider], verdicts, row.provider),
+            row,
+            extra=_figures(searches[row.provider], verdicts, row.provider),
             robustness=_robustness(attack, made, problem, eps, verdicts.masks[row.provider]),
         )
         for row in rows
-    ]  # fmt: skip
+    ]
     return [_with_refused(told[0], verdicts, told), *told[1:]]
 
 
@@ -111,17 +129,27 @@ def _robustness(
     with torch.no_grad():
         clean = float((problem.model(problem.x).argmax(1) == problem.y).double().mean())
     return schema.Robustness(
-        attack=attack, norm="linf", eps=eps, step_size=float(first.effective_step_size),
-        steps=first.steps, restarts=1, seed=0, n=len(problem.x), model=problem.name,
-        data=problem.data, clean_accuracy=clean, robust_accuracy=mask.count("1") / len(mask),
-    )  # fmt: skip
+        attack=attack,
+        norm="linf",
+        eps=eps,
+        step_size=float(first.effective_step_size),
+        steps=first.steps,
+        restarts=1,
+        seed=0,
+        n=len(problem.x),
+        model=problem.name,
+        data=problem.data,
+        clean_accuracy=clean,
+        robust_accuracy=mask.count("1") / len(mask),
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.execution", description=__doc__,
+        prog="python -m benchmarks.execution",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--models", type=Path, required=True, help="folder of load_models.py")
     parser.add_argument("--only", default="", help='cases that match: "PGD-20 mnist_kw_0.1", ...')
     parser.add_argument("--samples", type=int, help="at most so many samples a case")
@@ -147,9 +175,14 @@ def main(arguments: list[str] | None = None) -> None:
         for attack in chosen:
             print(f"{attack} {problem.name}, n={len(problem.x)}", flush=True)
             found = run_case(
-                attack, problem, model.source.eps, searchers, where, rounds=options.rounds,
+                attack,
+                problem,
+                model.source.eps,
+                searchers,
+                where,
+                rounds=options.rounds,
                 refusals=refusals,
-            )  # fmt: skip
+            )
             harness.print_rows(found)
             rows += found
     if not rows:

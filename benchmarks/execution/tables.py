@@ -27,11 +27,17 @@ def _summary(rows: Sequence[Row]) -> str:
         missed, beyond, attacked = (sum(values) for values in zip((0, 0, 0), *counted, strict=True))
         lines.append(
             [
-                name, str(len(own)), _speed_up(own), f"{missed} / {beyond}", str(attacked),
-                f"{sum(_count(row, 'denied') for row in own)}", _median(own, "model_share"),
-                _median(own, "share_of_limit"), str(len(refused)),
+                name,
+                str(len(own)),
+                _speed_up(own),
+                f"{missed} / {beyond}",
+                str(attacked),
+                f"{sum(_count(row, 'denied') for row in own)}",
+                _median(own, "model_share"),
+                _median(own, "share_of_limit"),
+                str(len(refused)),
             ]
-        )  # fmt: skip
+        )
     return formatting.table(heads, lines)
 
 
@@ -45,15 +51,20 @@ def _whole(rows: Sequence[Row]) -> str:
             found, extra = formatting.robustness(row), row.extra
             lines.append(
                 [
-                    *_which(row), row.provider, _time(row),
+                    *_which(row),
+                    row.provider,
+                    _time(row),
                     formatting.percent(found.clean_accuracy),
                     formatting.percent(found.robust_accuracy),
-                    f"{extra['missed']:g} / {extra['beyond']:g}", f"{extra['denied']:g}",
-                    f"{extra['forwards']:,.0f}", f"{extra['backwards']:,.0f}",
-                    _median([row], "model_share"), _median([row], "share_of_limit"),
+                    f"{extra['missed']:g} / {extra['beyond']:g}",
+                    f"{extra['denied']:g}",
+                    f"{extra['forwards']:,.0f}",
+                    f"{extra['backwards']:,.0f}",
+                    _median([row], "model_share"),
+                    _median([row], "share_of_limit"),
                     f"{extra['preparation']:.2g} s",
                 ]
-            )  # fmt: skip
+            )
         for name in _names(rows):
             for row, counts in _refused(case, name):
                 off = "{} / {}".format(*counts) if counts else formatting.EMPTY

@@ -93,9 +93,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _section(
-    name: str, seconds: float, device: torch.device, where: schema.Environment, out: Path,
-    options: argparse.Namespace, budget: Budget,
-) -> str:  # fmt: skip
+    name: str,
+    seconds: float,
+    device: torch.device,
+    where: schema.Environment,
+    out: Path,
+    options: argparse.Namespace,
+    budget: Budget,
+) -> str:
     """Run a section's process, and a new one behind the case that lost it the device."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "plan.json"
@@ -106,11 +111,16 @@ def _section(
             attempts += 1
             left = seconds - (budget.elapsed - began)
             Plan(
-                section=name, device=str(device), tiny=device.type != "cuda", seconds=left - 2,
-                out=str(out), begun=str(Path(folder) / "begun.txt"), environment=asdict(where),
+                section=name,
+                device=str(device),
+                tiny=device.type != "cuda",
+                seconds=left - 2,
+                out=str(out),
+                begun=str(Path(folder) / "begun.txt"),
+                environment=asdict(where),
                 authors=None if options.authors is None else str(options.authors.resolve()),
                 data=None if options.data is None else str(options.data.resolve()),
-            ).write(file)  # fmt: skip
+            ).write(file)
             command = [sys.executable, "-m", "benchmarks.gpu.section", str(file)]
             quiet = {"KINETO_LOG_LEVEL": "99"}  # the profiler prints to the screen
             status = gpu_process.run(
@@ -141,9 +151,10 @@ def _table(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=__doc__,
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="of the whole run")
     parser.add_argument("--out", type=Path, required=True, help="folder for rows and reports")
     parser.add_argument("--only", nargs="+", choices=[*SHARES, "table"], metavar="SECTION")

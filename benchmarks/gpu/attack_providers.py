@@ -57,15 +57,17 @@ VARIANTS = (
     Variant("fastadv bf16 graph", False, _BF16 | _GRAPH),
     Variant("fastadv bf16 graph channels_last", False, _BF16 | _GRAPH | _LAST),
     Variant(
-        "fastadv bf16 graph channels_last folded", False,
+        "fastadv bf16 graph channels_last folded",
+        False,
         _BF16 | _GRAPH | _LAST | {"fold_batchnorm": True},
     ),
-)  # fmt: skip
+)
 # where a call takes many seconds
 _FEW = {
-    "fastadv fp32 graph", "fastadv bf16 graph channels_last folded",
+    "fastadv fp32 graph",
+    "fastadv bf16 graph channels_last folded",
     "fastadv bf16 graph channels_last, all steps",
-}  # fmt: skip
+}
 
 
 def chosen(*, few: bool, restarts: int) -> list[Variant]:
@@ -77,9 +79,13 @@ def chosen(*, few: bool, restarts: int) -> list[Variant]:
 
 
 def build(
-    settings: Settings, problem: Problem, *, few: bool, on_gpu: bool,
+    settings: Settings,
+    problem: Problem,
+    *,
+    few: bool,
+    on_gpu: bool,
     report: Callable[[str, Exception], None],
-) -> dict[str, Attack]:  # fmt: skip
+) -> dict[str, Attack]:
     """The calls, each on its own copy of the model; report is told of those that cannot be."""
     builders: dict[str, Callable[[Problem], Attack]] = {}
     for variant in chosen(few=few, restarts=settings.restarts):
@@ -117,10 +123,14 @@ def execution(on_gpu: bool, **arguments: Any) -> fastadv.Execution:
 def _fastadv(settings: Settings, problem: Problem, variant: Variant, on_gpu: bool) -> Attack:
     how = execution(on_gpu, **variant.execution)
     attack = fastadv.pgd(
-        fastadv.Linf(settings.eps), steps=settings.steps, step_size=settings.step_size,
-        restarts=settings.restarts, random_start=settings.restarts > 1, seed=settings.seed,
+        fastadv.Linf(settings.eps),
+        steps=settings.steps,
+        step_size=settings.step_size,
+        restarts=settings.restarts,
+        random_start=settings.restarts > 1,
+        seed=settings.seed,
         keep="last" if variant.all_steps else "first_success",
-    )  # fmt: skip
+    )
     return lambda: attack(problem.model, problem.x, problem.y, execution=how)
 
 
@@ -170,7 +180,8 @@ def _same_gradient(problem: Problem, grad: torch.Tensor, precision: str) -> sche
     expected = gpu_networks.gradient_in(problem, precision, channels_last=last).double()
     error = float((grad.double() - expected).norm() / expected.norm().clamp_min(1e-30))
     return schema.Equality(
-        error, 0.2 if precision == "bf16" else 0.02,
+        error,
+        0.2 if precision == "bf16" else 0.02,
         "relative L2 distance of the input gradient, in TF32 or bf16; algorithms may differ",
         "eager gradient of the same precision",
-    )  # fmt: skip
+    )

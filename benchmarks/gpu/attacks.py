@@ -88,15 +88,24 @@ def run_case(session: Session, case: AttackCase, problem: Problem, eps: float) -
     runs = {
         name: providers.Watched(run, session.device)
         for name, run in providers.build(
-            settings, problem, few=case.few, on_gpu=session.on_gpu,
+            settings,
+            problem,
+            few=case.few,
+            on_gpu=session.on_gpu,
             report=lambda name, error: session.report(f"{case.name}, {name}", error),
         ).items()
-    }  # fmt: skip
+    }
     baseline = providers.TORCHATTACKS if providers.TORCHATTACKS in runs else next(iter(runs))
     description = harness.Case(
-        suite=SUITE, name=case.name, shape=tuple(problem.x.shape), dtype="float32",
-        n=len(problem.x), timed=_TIMED, not_timed=_NOT_TIMED, baseline=baseline,
-    )  # fmt: skip
+        suite=SUITE,
+        name=case.name,
+        shape=tuple(problem.x.shape),
+        dtype="float32",
+        n=len(problem.x),
+        timed=_TIMED,
+        not_timed=_NOT_TIMED,
+        baseline=baseline,
+    )
     rows = session.measure(
         description, runs, providers.check_of(settings, problem), rounds=7, warmup=0
     )

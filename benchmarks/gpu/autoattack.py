@@ -35,16 +35,22 @@ _METRIC = (
 )
 # (images, budget), the first that the time suffices for: the standard version, else shorter ones
 _SIZES = (
-    (1000, Budget()), (128, Budget()), (128, Budget(100, 2000, 4)), (128, Budget(50, 500, 2)),
+    (1000, Budget()),
+    (128, Budget()),
+    (128, Budget(100, 2000, 4)),
+    (128, Budget(50, 500, 2)),
     (128, Budget(10, 100, 1)),
-)  # fmt: skip
+)
 _FOR_THE_AUTHORS = 0.45  # of the time left; what has fallen already makes it less than predicted
 _VARIANTS: dict[str, dict[str, Any]] = {
     "fastadv fp32 graph": {"cuda_graph": True},
     "fastadv bf16 graph channels_last folded": {
-        "cuda_graph": True, "precision": "bf16", "channels_last": True, "fold_batchnorm": True,
+        "cuda_graph": True,
+        "precision": "bf16",
+        "channels_last": True,
+        "fold_batchnorm": True,
     },
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -147,12 +153,15 @@ def _ours(problem: Problem, eps: float, budget: Budget, execution: dict[str, Any
             return fastadv.autoattack(threat)
         targeted: dict[str, Any] = {"steps": own.steps, "n_target_classes": own.targets}
         return fastadv.autoattack(
-            threat, version="custom",
+            threat,
+            version="custom",
             attacks=(
-                fastadv.apgd_ce(threat, steps=own.steps), fastadv.apgd_t(threat, **targeted),
-                fastadv.fab_t(threat, **targeted), fastadv.square(threat, queries=own.queries),
+                fastadv.apgd_ce(threat, steps=own.steps),
+                fastadv.apgd_t(threat, **targeted),
+                fastadv.fab_t(threat, **targeted),
+                fastadv.square(threat, queries=own.queries),
             ),
-        )  # fmt: skip
+        )
 
     # not timed: kernels are compiled at their first call
     ensemble(Budget(4, 4, 1)).run(problem.model, problem.x, problem.y, execution=how)
@@ -169,9 +178,14 @@ def _ours(problem: Problem, eps: float, budget: Budget, execution: dict[str, Any
 def _authors(problem: Problem, eps: float, budget: Budget, folder: str | None) -> Attack:
     module = autoattack_parties.authors_package(None if folder is None else Path(folder))
     whole = module.AutoAttack(
-        problem.model, norm="Linf", eps=eps, seed=0, version="standard", verbose=False,
+        problem.model,
+        norm="Linf",
+        eps=eps,
+        seed=0,
+        version="standard",
+        verbose=False,
         device=str(problem.x.device),
-    )  # fmt: skip
+    )
     for member in (whole.apgd, whole.apgd_targeted, whole.fab):
         member.n_iter = budget.steps
     for member in (whole.apgd_targeted, whole.fab):
@@ -186,31 +200,58 @@ def _authors(problem: Problem, eps: float, budget: Budget, folder: str | None) -
 
 
 def _row(
-    session: Session, problem: Problem, eps: float, budget: Budget, name: str, baseline: str,
+    session: Session,
+    problem: Problem,
+    eps: float,
+    budget: Budget,
+    name: str,
+    baseline: str,
     done: dict[str, Found],
-) -> schema.Row:  # fmt: skip
+) -> schema.Row:
     own, base, n = done[name], done[baseline], len(problem.x)
     missed, beyond = missed_and_beyond(own.robust, base.robust)
     with torch.no_grad():
         clean = float((problem.model(problem.x).argmax(1) == problem.y).double().mean())
     where = session.where
     versions = where.versions | autoattack_parties.authors_version()
-    standard = "standard" if budget == Budget() else f"shortened: {budget.queries} queries, " + (
-        f"{budget.targets} targets"
-    )  # fmt: skip
+    standard = (
+        "standard"
+        if budget == Budget()
+        else f"shortened: {budget.queries} queries, " + (f"{budget.targets} targets")
+    )
     return schema.Row(
-        suite=SUITE, case=f"AutoAttack {problem.name}", provider=name,
-        shape=tuple(problem.x.shape), dtype="float32", n=n, rounds=1, q20=own.seconds,
-        q50=own.seconds, q80=own.seconds, unit="s", timed=_TIMED, not_timed=_NOT_TIMED,
-        baseline=baseline, ratio=base.seconds / own.seconds,
+        suite=SUITE,
+        case=f"AutoAttack {problem.name}",
+        provider=name,
+        shape=tuple(problem.x.shape),
+        dtype="float32",
+        n=n,
+        rounds=1,
+        q20=own.seconds,
+        q50=own.seconds,
+        q80=own.seconds,
+        unit="s",
+        timed=_TIMED,
+        not_timed=_NOT_TIMED,
+        baseline=baseline,
+        ratio=base.seconds / own.seconds,
         equality=schema.Equality(
             max(missed - beyond, 0) / n, math.ceil(n / 250) / n, _METRIC, f"{baseline}, same run"
         ),
         environment=replace(where, versions=versions),
         robustness=schema.Robustness(
-            attack=f"AutoAttack, {standard}", norm="linf", eps=eps, step_size=2 * eps,
-            steps=budget.steps, restarts=1, seed=0, n=n, model=problem.name, data=problem.data,
-            clean_accuracy=clean, robust_accuracy=own.robust.count("1") / n,
+            attack=f"AutoAttack, {standard}",
+            norm="linf",
+            eps=eps,
+            step_size=2 * eps,
+            steps=budget.steps,
+            restarts=1,
+            seed=0,
+            n=n,
+            model=problem.name,
+            data=problem.data,
+            clean_accuracy=clean,
+            robust_accuracy=own.robust.count("1") / n,
         ),
         extra=own.extra | {"missed": missed, "beyond": beyond},
-    )  # fmt: skip
+    )

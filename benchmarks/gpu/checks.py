@@ -14,13 +14,20 @@ CHECKS = "checks.txt"
 # kernels and ops first, then graphs, then what attacks promise; ahead-of-time compilation for other
 # devices is not this machine's task
 TESTS = (
-    "tests/ops", "tests/graphs", "tests/attacks/test_attacks_on_cuda.py",
-    "tests/attacks/test_fast_attacks_on_cuda.py", "tests/training/test_graphed_cuda.py",
-    "tests/shadow", "tests/training/test_graphed.py",
-    "tests/attacks/call/test_verified.py", "tests/attacks/call/test_results.py",
-    "tests/attacks/test_invariance.py", "tests/attacks/test_isolation.py",
-    "tests/attacks/test_members_results.py", "tests/attacks/test_members_verified.py",
-)  # fmt: skip
+    "tests/ops",
+    "tests/graphs",
+    "tests/attacks/test_attacks_on_cuda.py",
+    "tests/attacks/test_fast_attacks_on_cuda.py",
+    "tests/training/test_graphed_cuda.py",
+    "tests/shadow",
+    "tests/training/test_graphed.py",
+    "tests/attacks/call/test_verified.py",
+    "tests/attacks/call/test_results.py",
+    "tests/attacks/test_invariance.py",
+    "tests/attacks/test_isolation.py",
+    "tests/attacks/test_members_results.py",
+    "tests/attacks/test_members_verified.py",
+)
 _TINY = ("tests/ops/steps/test_select.py",)
 _WORKERS = 8
 _OUTCOME = re.compile(r"(?:^|\s)(PASSED|FAILED|ERROR|SKIPPED)(?:\s|$)")
@@ -42,10 +49,20 @@ def tests(out: Path, seconds: float, *, on_gpu: bool) -> Outcome:
     # -vv undoes the -q of the settings: a line a test, so that a kill leaves the outcomes. What
     # another torch deprecates is no failure of a kernel
     command = [
-        sys.executable, "-m", "pytest", *wanted, "-vv", "--tb=short", "-p", "no:cacheprovider",
-        "--continue-on-collection-errors", "-W", "ignore::DeprecationWarning",
-        "-W", "ignore::FutureWarning",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pytest",
+        *wanted,
+        "-vv",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+        "--continue-on-collection-errors",
+        "-W",
+        "ignore::DeprecationWarning",
+        "-W",
+        "ignore::FutureWarning",
+    ]
     if on_gpu and importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(_WORKERS), "--dist", "worksteal"]
     log = out / CHECKS
@@ -75,9 +92,8 @@ def _failures(text: str) -> list[str]:
 
 
 def sanitizer(
-    out: Path, seconds: float, *, on_gpu: bool,
-    find: Callable[[str], str | None] = shutil.which,
-) -> Outcome:  # fmt: skip
+    out: Path, seconds: float, *, on_gpu: bool, find: Callable[[str], str | None] = shutil.which
+) -> Outcome:
     """memcheck and racecheck of every op once on small odd shapes, `gpu_ops.exercise`."""
     tool = find("compute-sanitizer")
     target = [sys.executable, "-m", "benchmarks.gpu.ops"]

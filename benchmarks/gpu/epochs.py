@@ -60,9 +60,10 @@ def run_case(session: Session) -> None:
     data = Images.of(session)
     batch, count = (4, 2) if session.tiny else (_BATCH, _MINIBATCHES)
     case = next(
-        case for case in gpu_training.cases(tiny=session.tiny)
+        case
+        for case in gpu_training.cases(tiny=session.tiny)
         if case.method == "fast" and case.batch_size == batch
-    )  # fmt: skip
+    )
     setting = Setting(case, session.device, session.tiny)
     wide = replace(setting, dtype=torch.float64, autocast=False)
     runs: dict[str, Watched] = {}
@@ -80,10 +81,15 @@ def run_case(session: Session) -> None:
     if not runs:
         return
     description = harness.Case(
-        suite=gpu_training.SUITE, name=CASE, shape=(batch, *data.images.shape[1:]),
-        dtype="bfloat16 autocast", n=count * batch, timed=_TIMED, not_timed=_NOT_TIMED,
+        suite=gpu_training.SUITE,
+        name=CASE,
+        shape=(batch, *data.images.shape[1:]),
+        dtype="bfloat16 autocast",
+        n=count * batch,
+        timed=_TIMED,
+        not_timed=_NOT_TIMED,
         baseline=ON_DEVICE if ON_DEVICE in runs else next(iter(runs)),
-    )  # fmt: skip
+    )
     print(CASE)
     rows = session.measure(
         description, runs, lambda name, loss: equalities[name], rounds=5, warmup=1
@@ -127,9 +133,13 @@ def _from_host(data: Images, batch: int, session: Session) -> Iterator[Batch]:
     if session.on_gpu:
         more = {"num_workers": _WORKERS, "pin_memory": True}
     loader = DataLoader(
-        reference.PerSampleImages(data.images, data.labels), batch, shuffle=True, drop_last=True,
-        generator=torch.Generator().manual_seed(0), **more,
-    )  # fmt: skip
+        reference.PerSampleImages(data.images, data.labels),
+        batch,
+        shuffle=True,
+        drop_last=True,
+        generator=torch.Generator().manual_seed(0),
+        **more,
+    )
     for x, y in _endless(loader):
         yield x.to(session.device), y.to(session.device)
 
@@ -137,10 +147,14 @@ def _from_host(data: Images, batch: int, session: Session) -> Iterator[Batch]:
 def _by_device_loader(data: Images, batch: int, device: torch.device) -> Iterator[Batch]:
     yield from _endless(
         DeviceLoader(
-            data.images, data.labels, batch_size=batch, drop_last=True, channels_last=True,
+            data.images,
+            data.labels,
+            batch_size=batch,
+            drop_last=True,
+            channels_last=True,
             device=device,
         )
-    )  # fmt: skip
+    )
 
 
 def _endless(loader: Iterable[Any]) -> Iterator[Batch]:

@@ -65,9 +65,10 @@ def over(
             found = [
                 (place(row), row.ratio if row.baseline == theirs else base.q50 / row.q50)
                 for row in case
-                if base and row.provider.startswith("fastadv")
+                if base
+                and row.provider.startswith("fastadv")
                 and (ours is None or ours(row.provider))
-            ]  # fmt: skip
+            ]
             yield from [max(found, key=lambda pair: pair[1])] if best and found else found
 
     return measure
@@ -109,10 +110,13 @@ def standard(row: Row) -> bool:
     """AutoAttack's standard version, unshortened, on 1,000 images."""
     found = row.robustness
     return (
-        row.suite == "gpu_autoattack" and row.n >= 1000 and row.baseline == AUTHORS
-        and found is not None and found.attack == "AutoAttack, standard"
+        row.suite == "gpu_autoattack"
+        and row.n >= 1000
+        and row.baseline == AUTHORS
+        and found is not None
+        and found.attack == "AutoAttack, standard"
         and found.model.startswith("preact_resnet18")
-    )  # fmt: skip
+    )
 
 
 def flags(rows: Sequence[Row], numbers: Mapping[str, float]) -> Iterator[Measured]:

@@ -46,18 +46,28 @@ def apgd_step(norm: str) -> Build:
             if norm == "l1":
                 plan, radius = apgd_schedule.apgd_l1_plan(1000, large_radii=False)
                 state = {
-                    "sparsity": torch.full_like(rows.eps, 0.05), "phase_eps": rows.eps.clone(),
-                    "support": torch.full_like(rows.eps, 100.0), "best_loss": rows.best,
+                    "sparsity": torch.full_like(rows.eps, 0.05),
+                    "phase_eps": rows.eps.clone(),
+                    "support": torch.full_like(rows.eps, 100.0),
+                    "best_loss": rows.best,
                     "plan": torch.tensor(plan, dtype=torch.int32, device=device),
                     "radius": torch.tensor(radius, dtype=compute, device=device),
-                }  # fmt: skip
+                }
                 grad = t.grad.clone()
 
                 def sparse() -> torch.Tensor:
                     apgd_l1.apgd_l1_step_(
-                        x_adv, best, grad_best, grad, t.x, step_size=step_size, eps=rows.eps,
-                        bounds=(0.0, 1.0), slots=rows.slots, **state,
-                    )  # fmt: skip
+                        x_adv,
+                        best,
+                        grad_best,
+                        grad,
+                        t.x,
+                        step_size=step_size,
+                        eps=rows.eps,
+                        bounds=(0.0, 1.0),
+                        slots=rows.slots,
+                        **state,
+                    )
                     return x_adv
 
                 return sparse
@@ -66,18 +76,32 @@ def apgd_step(norm: str) -> Build:
 
             def dense() -> torch.Tensor:
                 op(
-                    x_adv, previous, best, grad_best, t.grad, t.x, step_size=step_size,
-                    eps=rows.eps, bounds=(0.0, 1.0), slots=rows.slots, progress=progress,
-                )  # fmt: skip
+                    x_adv,
+                    previous,
+                    best,
+                    grad_best,
+                    t.grad,
+                    t.x,
+                    step_size=step_size,
+                    eps=rows.eps,
+                    bounds=(0.0, 1.0),
+                    slots=rows.slots,
+                    progress=progress,
+                )
                 return x_adv
 
             return dense
 
         moved = (4 if norm == "l1" else 6) * t.x.nbytes
         return against_reference(
-            f"apgd_{norm}_step_", shape, dtype, make, ulps=1 if norm == "linf" else 16,
-            bytes_moved=moved, metric=EXACT if norm == "linf" else SUMS,
-        )  # fmt: skip
+            f"apgd_{norm}_step_",
+            shape,
+            dtype,
+            make,
+            ulps=1 if norm == "linf" else 16,
+            bytes_moved=moved,
+            metric=EXACT if norm == "linf" else SUMS,
+        )
 
     return build
 
@@ -115,18 +139,34 @@ def fab_step(norm: str) -> Build:
 
             def run() -> torch.Tensor:
                 fab.fab_step_(
-                    x_adv, closest, t.grad, t.x, difference=difference, prediction=rows.labels,
-                    labels=rows.labels, distance=distance, pulled_back=pulled, slots=rows.slots,
-                    eps=rows.eps, norm=norm, steps=10**6, stop_early=False,
-                )  # fmt: skip
+                    x_adv,
+                    closest,
+                    t.grad,
+                    t.x,
+                    difference=difference,
+                    prediction=rows.labels,
+                    labels=rows.labels,
+                    distance=distance,
+                    pulled_back=pulled,
+                    slots=rows.slots,
+                    eps=rows.eps,
+                    norm=norm,
+                    steps=10**6,
+                    stop_early=False,
+                )
                 return x_adv
 
             return run
 
         return against_reference(
-            f"fab_step_ ({norm})", shape, dtype, make, ulps=64, bytes_moved=4 * t.x.nbytes,
+            f"fab_step_ ({norm})",
+            shape,
+            dtype,
+            make,
+            ulps=64,
+            bytes_moved=4 * t.x.nbytes,
             metric="max difference; levels from sums in other orders: tests hold 5e-6, 42 ulp",
-        )  # fmt: skip
+        )
 
     return build
 
@@ -166,10 +206,17 @@ def square(norm: str) -> Build:
             x_new, best = x.clone(), x.clone()
             none = torch.zeros(shape[0], dtype=torch.int32, device=device)
             state: dict[str, Any] = {
-                "loss": rows.loss, "prediction": rows.labels, "labels": rows.labels,
-                "best_loss": rows.best, "queries": none[:, None].clone(), "wasted": none.clone(),
-                "slots": rows.slots, "restarts": none, "table": table, "eps": eps,
-            }  # fmt: skip
+                "loss": rows.loss,
+                "prediction": rows.labels,
+                "labels": rows.labels,
+                "best_loss": rows.best,
+                "queries": none[:, None].clone(),
+                "wasted": none.clone(),
+                "slots": rows.slots,
+                "restarts": none,
+                "table": table,
+                "eps": eps,
+            }
             if norm == "linf":
                 op = square_linf.square_linf_
             else:
@@ -183,10 +230,14 @@ def square(norm: str) -> Build:
             return run
 
         return against_reference(
-            f"square_{norm}_", shape, dtype, make, ulps=1 if norm == "linf" else 16,
+            f"square_{norm}_",
+            shape,
+            dtype,
+            make,
+            ulps=1 if norm == "linf" else 16,
             bytes_moved=None if norm == "linf" else 3 * x.nbytes,
             metric=EXACT if norm == "linf" else SUMS,
-        )  # fmt: skip
+        )
 
     return build
 
@@ -199,10 +250,14 @@ def hyperplane(norm: str) -> Build:
         points, w = t.x_adv.flatten(1), t.grad.flatten(1)
         b = (w.float() * points.float()).sum(1) - 0.001
         return against_reference(
-            f"hyperplane_projection ({norm})", shape, dtype,
+            f"hyperplane_projection ({norm})",
+            shape,
+            dtype,
             lambda: lambda: fab_projection.hyperplane_projection(points, w, b, norm=norm),
-            ulps=64, bytes_moved=3 * t.x.nbytes, metric=SUMS,
-        )  # fmt: skip
+            ulps=64,
+            bytes_moved=3 * t.x.nbytes,
+            metric=SUMS,
+        )
 
     return build
 

@@ -26,9 +26,16 @@ _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def against_reference(
-    name: str, shape: Shape, dtype: torch.dtype, build: Callable[[], Call],
-    *, ulps: float, bytes_moved: int | None, metric: str = EXACT, chain: Call | None = None,
-) -> OpCase:  # fmt: skip
+    name: str,
+    shape: Shape,
+    dtype: torch.dtype,
+    build: Callable[[], Call],
+    *,
+    ulps: float,
+    bytes_moved: int | None,
+    metric: str = EXACT,
+    chain: Call | None = None,
+) -> OpCase:
     """build: makes tensors and returns a call on them, thrice: expected, fused, eager.
 
     chain: of plain torch, in place of the reference as the eager one.
@@ -94,10 +101,14 @@ def step(norm: str, form: str) -> Build:
 
         written = 4 * t.x.nbytes + (8 * t.x.numel() if form == "momentum" else t.x.nbytes)
         return against_reference(
-            f"{norm}_step_ ({form.replace('_', ' ')})", shape, dtype, make,
-            ulps=1 if norm == "linf" and form != "momentum" else 16, bytes_moved=written,
+            f"{norm}_step_ ({form.replace('_', ' ')})",
+            shape,
+            dtype,
+            make,
+            ulps=1 if norm == "linf" and form != "momentum" else 16,
+            bytes_moved=written,
             metric=EXACT if norm == "linf" else SUMS,
-        )  # fmt: skip
+        )
 
     return build
 
@@ -106,9 +117,14 @@ def project_l1(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase
     t = step_tensors(shape, dtype, device, 0.1)
     eps = radius_of("l1", shape)
     return against_reference(
-        "project_l1", shape, dtype, lambda: lambda: ops.project_l1(t.x_adv, t.x, eps=eps),
-        ulps=16, bytes_moved=3 * t.x.nbytes, metric=SUMS,
-    )  # fmt: skip
+        "project_l1",
+        shape,
+        dtype,
+        lambda: lambda: ops.project_l1(t.x_adv, t.x, eps=eps),
+        ulps=16,
+        bytes_moved=3 * t.x.nbytes,
+        metric=SUMS,
+    )
 
 
 def authors_project_l1(
@@ -171,18 +187,37 @@ def head(kind: str, tracked: bool = False) -> Build:
 
             def run() -> torch.Tensor:
                 ops.loss_head_(
-                    logits, labels, None, None, rows.loss, grad, prediction, correct, *state,
-                    kind, 0.0, 10**6, 0, False, 0, False,
-                )  # fmt: skip
+                    logits,
+                    labels,
+                    None,
+                    None,
+                    rows.loss,
+                    grad,
+                    prediction,
+                    correct,
+                    *state,
+                    kind,
+                    0.0,
+                    10**6,
+                    0,
+                    False,
+                    0,
+                    False,
+                )
                 return grad
 
             return run
 
         return against_reference(
-            f"loss_head_ ({kind}{', tracked' if tracked else ''})", shape, dtype, make, ulps=8,
-            bytes_moved=2 * logits.nbytes + batch * (8 + 4 + 8 + 1), metric=SUMS,
+            f"loss_head_ ({kind}{', tracked' if tracked else ''})",
+            shape,
+            dtype,
+            make,
+            ulps=8,
+            bytes_moved=2 * logits.nbytes + batch * (8 + 4 + 8 + 1),
+            metric=SUMS,
             chain=None if tracked else _head_chain(kind, logits, labels),
-        )  # fmt: skip
+        )
 
     return build
 

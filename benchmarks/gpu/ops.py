@@ -72,10 +72,17 @@ def _name(dtype: torch.dtype) -> str:
 
 def _measure(session: Session, case: OpCase, copied: float, compiled: bool) -> None:
     description = harness.Case(
-        suite=SUITE, name=case.name, shape=case.shape, dtype=_name(case.dtype), n=case.shape[0],
-        timed=_TIMED, not_timed=_NOT_TIMED, baseline="eager chain", unit="us",
+        suite=SUITE,
+        name=case.name,
+        shape=case.shape,
+        dtype=_name(case.dtype),
+        n=case.shape[0],
+        timed=_TIMED,
+        not_timed=_NOT_TIMED,
+        baseline="eager chain",
+        unit="us",
         bytes_moved=case.floor_bytes,
-    )  # fmt: skip
+    )
     runs = op_cases.providers(case, device=session.device, compiled=compiled)
     if case.name == "project_l1" and case.dtype == torch.float32:
         with session.guarded(f"{case.name}, {AUTHORS}"):
@@ -83,10 +90,16 @@ def _measure(session: Session, case: OpCase, copied: float, compiled: bool) -> N
     print(f"{case.name} {case.shape} {description.dtype}")
     session.add(
         session.measure(
-            description, runs, case.check, rounds=2 if session.tiny else 40, warmup=3,
-            seconds=0.05 if session.tiny else 0.4, copy_gb_s=copied, flush=session.on_gpu,
+            description,
+            runs,
+            case.check,
+            rounds=2 if session.tiny else 40,
+            warmup=3,
+            seconds=0.05 if session.tiny else 0.4,
+            copy_gb_s=copied,
+            flush=session.on_gpu,
         )
-    )  # fmt: skip
+    )
 
 
 def _authors_project_l1(session: Session, shape: tuple[int, ...]) -> harness.Run:
@@ -99,14 +112,22 @@ def _authors_project_l1(session: Session, shape: tuple[int, ...]) -> harness.Run
 def _host_times(session: Session) -> None:
     """What a call of two ops costs the host, on tensors too small to keep a device busy."""
     for name, builders, shape in (
-        ("linf_step", IMAGE_OPS, (8, 3, 8, 8)), ("ce_head", HEAD_OPS, (8, 10)),
-    ):  # fmt: skip
+        ("linf_step", IMAGE_OPS, (8, 3, 8, 8)),
+        ("ce_head", HEAD_OPS, (8, 10)),
+    ):
         case = builders[name](shape, torch.float32, session.device)
         runs = op_cases.providers(case, device=session.device, compiled=False)
         description = harness.Case(
-            suite=SUITE, name=f"{case.name}, host time", shape=shape, dtype="float32", n=shape[0],
-            timed=_HOST, not_timed=_NOT_TIMED, baseline="eager chain", unit="us",
-        )  # fmt: skip
+            suite=SUITE,
+            name=f"{case.name}, host time",
+            shape=shape,
+            dtype="float32",
+            n=shape[0],
+            timed=_HOST,
+            not_timed=_NOT_TIMED,
+            baseline="eager chain",
+            unit="us",
+        )
         print(description.name)
         clock = harness.host_clock(session.device, calls=5 if session.tiny else _CALLS)
         session.add(

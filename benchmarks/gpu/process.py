@@ -15,9 +15,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(
-    command: Sequence[str], *, seconds: float, log: Path, show: bool,
+    command: Sequence[str],
+    *,
+    seconds: float,
+    log: Path,
+    show: bool,
     variables: Mapping[str, str | None] | None = None,
-) -> int | None:  # fmt: skip
+) -> int | None:
     """Exit status, or None where the time was up; output is appended to `log` line by line.
 
     show: also print it. variables: of the environment, None to unset. The command runs in the
@@ -31,9 +35,16 @@ def run(
         if value is not None:
             environment[name] = value
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, start_new_session=True, text=True, errors="replace",
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        command,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        text=True,
+        errors="replace",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+    )
     assert process.stdout is not None
     reader = threading.Thread(target=_copy, args=(process.stdout, log, show), daemon=True)
     reader.start()

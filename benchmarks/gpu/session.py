@@ -81,15 +81,27 @@ class Session:
         return True
 
     def measure(
-        self, case: harness.Case, providers: Mapping[str, harness.Run], check: harness.Check,
-        *, rounds: int, seconds: float | None = None, **more: Any,
-    ) -> list[schema.Row]:  # fmt: skip
+        self,
+        case: harness.Case,
+        providers: Mapping[str, harness.Run],
+        check: harness.Check,
+        *,
+        rounds: int,
+        seconds: float | None = None,
+        **more: Any,
+    ) -> list[schema.Row]:
         """`harness.measure` within the time left; who fails is reported and left out."""
         limit = min(seconds or 1e9, max(0.1, _MEASURED_FOR * self.left))
         return harness.measure(
-            case, providers, check, self.where, rounds=rounds, seconds=limit,
-            on_refusal=lambda name, error: self.report(f"{case.name}, {name}", error), **more,
-        )  # fmt: skip
+            case,
+            providers,
+            check,
+            self.where,
+            rounds=rounds,
+            seconds=limit,
+            on_refusal=lambda name, error: self.report(f"{case.name}, {name}", error),
+            **more,
+        )
 
     def add(self, rows: list[schema.Row]) -> None:
         """Print rows and append them to the suite's file at once: a kill loses none."""

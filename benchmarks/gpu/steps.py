@@ -170,9 +170,7 @@ def _strict_loop() -> Iterator[None]:
 def _run_strictly(problem: Problem) -> None:
     execution = fastadv.Execution(batching="plain", cuda_graph=False)
     threat = fastadv.Linf(8 / 255)
-    for attack in (
-        fastadv.pgd(threat, steps=5, keep="last"), fastadv.apgd_ce(threat, steps=5)
-    ):  # fmt: skip
+    for attack in (fastadv.pgd(threat, steps=5, keep="last"), fastadv.apgd_ce(threat, steps=5)):
         attack(problem.model, problem.x, problem.y, execution=execution)  # first calls compile
         with _strict_loop():
             attack(problem.model, problem.x, problem.y, execution=execution)
@@ -186,9 +184,12 @@ def _pgd(session: Session, problem: Problem) -> dict[str, Callable[[], Attack]]:
 
             def attack(steps: int, eps: float) -> torch.Tensor:
                 own = fastadv.pgd(
-                    fastadv.Linf(eps), steps=steps, step_size=eps / 4, random_start=False,
+                    fastadv.Linf(eps),
+                    steps=steps,
+                    step_size=eps / 4,
+                    random_start=False,
                     keep="last",
-                )  # fmt: skip
+                )
                 return own(problem.model, problem.x, problem.y, execution=execution)
 
             return attack
@@ -201,9 +202,10 @@ def _pgd(session: Session, problem: Problem) -> dict[str, Callable[[], Attack]]:
         )()
 
     return {
-        "torchattacks": theirs, "fastadv": ours(cuda_graph=False),
+        "torchattacks": theirs,
+        "fastadv": ours(cuda_graph=False),
         "fastadv graph": ours(cuda_graph=True),
-    }  # fmt: skip
+    }
 
 
 def _apgd(session: Session, problem: Problem) -> dict[str, Callable[[], Attack]]:
@@ -214,9 +216,14 @@ def _apgd(session: Session, problem: Problem) -> dict[str, Callable[[], Attack]]
 
         def attack(steps: int, eps: float) -> torch.Tensor:
             whole = module.AutoAttack(
-                model, norm="Linf", eps=eps, seed=0, version="standard", verbose=False,
+                model,
+                norm="Linf",
+                eps=eps,
+                seed=0,
+                version="standard",
+                verbose=False,
                 device=str(problem.x.device),
-            )  # fmt: skip
+            )
             whole.apgd.n_iter, whole.apgd.loss = steps, "ce"
             with torch.no_grad():
                 return whole.apgd.perturb(problem.x.clone(), problem.y.clone())
@@ -242,20 +249,36 @@ def _robust(problem: Problem, eps: float, x_adv: torch.Tensor) -> str:
 
 
 def _row(
-    session: Session, problem: Problem, case: str, name: str, found: Counted, base: float,
+    session: Session,
+    problem: Problem,
+    case: str,
+    name: str,
+    found: Counted,
+    base: float,
     robust: dict[str, str],
-) -> schema.Row:  # fmt: skip
+) -> schema.Row:
     first, n = next(iter(robust)), len(problem.x)
     missed, beyond = missed_and_beyond(robust[name], robust[first])
     kernels = max(found.kernels, 0.01)  # a row has positive quantities
     return schema.Row(
-        suite=SUITE, case=f"{case} step", provider=name, shape=tuple(problem.x.shape),
-        dtype="float32", n=n, rounds=1, q20=kernels, q50=kernels, q80=kernels, unit=UNIT,
-        timed=_TIMED, not_timed="the model's passes, the start, checks", baseline=first,
+        suite=SUITE,
+        case=f"{case} step",
+        provider=name,
+        shape=tuple(problem.x.shape),
+        dtype="float32",
+        n=n,
+        rounds=1,
+        q20=kernels,
+        q50=kernels,
+        q80=kernels,
+        unit=UNIT,
+        timed=_TIMED,
+        not_timed="the model's passes, the start, checks",
+        baseline=first,
         ratio=base / kernels,
         equality=schema.Equality(
             max(missed - beyond, 0) / n, max(2, n // 32) / n, _METRIC, f"{first}, same run"
         ),
         environment=session.where,
         extra={"copies": found.copies, "host_launches": found.launches},
-    )  # fmt: skip
+    )

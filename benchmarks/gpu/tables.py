@@ -53,13 +53,16 @@ def attack_cells(rows: Sequence[Row]) -> Cells:
     heads += ["net misses (tolerance)"]
     return heads, [
         [
-            row.case, row.provider, formatting.quantiles(row), formatting.ratio(row),
+            row.case,
+            row.provider,
+            formatting.quantiles(row),
+            formatting.ratio(row),
             _figure(row, "over_bare_percent", "{:.1f} %"),
             _figure(row, "peak_memory_mib", "{:.0f}"),
             f"{row.equality.error:.2g} ({row.equality.tolerance:.2g})",
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def autoattack_cells(rows: Sequence[Row]) -> Cells:
@@ -70,13 +73,18 @@ def autoattack_cells(rows: Sequence[Row]) -> Cells:
         found = formatting.robustness(row)
         lines.append(
             [
-                found.model, found.attack, formatting.eps(found.eps), str(row.n), row.provider,
-                f"{row.q50:.4g}", formatting.ratio(row),
+                found.model,
+                found.attack,
+                formatting.eps(found.eps),
+                str(row.n),
+                row.provider,
+                f"{row.q50:.4g}",
+                formatting.ratio(row),
                 formatting.percent(found.clean_accuracy),
                 formatting.percent(found.robust_accuracy),
                 f"{row.extra['missed']:g} / {row.extra['beyond']:g}",
             ]
-        )  # fmt: skip
+        )
     return heads, lines
 
 
@@ -85,12 +93,16 @@ def training_cells(rows: Sequence[Row]) -> Cells:
     heads += ["error (tolerance)"]
     return heads, [
         [
-            row.case, row.provider, f"{row.extra['ms_per_minibatch']:.3g}",
-            _figure(row, "seconds_per_epoch", "{:.3g}"), formatting.ratio(row),
-            _figure(row, "peak_memory_mib", "{:.0f}"), formatting.error(row),
+            row.case,
+            row.provider,
+            f"{row.extra['ms_per_minibatch']:.3g}",
+            _figure(row, "seconds_per_epoch", "{:.3g}"),
+            formatting.ratio(row),
+            _figure(row, "peak_memory_mib", "{:.0f}"),
+            formatting.error(row),
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def step_cells(rows: Sequence[Row]) -> Cells:
@@ -98,12 +110,15 @@ def step_cells(rows: Sequence[Row]) -> Cells:
     heads += ["host launches, the model's included", "synchronisations"]
     return heads, [
         [
-            row.case.removesuffix(" step"), row.provider, f"{row.q50:.2f}",
-            _figure(row, "copies", "{:.2f}"), _figure(row, "host_launches", "{:.2f}"),
+            row.case.removesuffix(" step"),
+            row.provider,
+            f"{row.q50:.2f}",
+            _figure(row, "copies", "{:.2f}"),
+            _figure(row, "host_launches", "{:.2f}"),
             _figure(row, "synchronisations", "{:g}"),
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def _figure(row: Row, name: str, form: str) -> str:

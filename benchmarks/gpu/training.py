@@ -70,9 +70,17 @@ Update = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def _case(method: str, steps: int, step_size: float, batch: int) -> TrainingCase:
     return TrainingCase(
-        f"gpu-{method}", "cifar10", method, batch, 8 / 255, step_size, steps, "sgd", 0.05,
+        f"gpu-{method}",
+        "cifar10",
+        method,
+        batch,
+        8 / 255,
+        step_size,
+        steps,
+        "sgd",
+        0.05,
         clamp_start=True,
-    )  # fmt: skip
+    )
 
 
 def cases(*, tiny: bool) -> list[TrainingCase]:
@@ -80,10 +88,12 @@ def cases(*, tiny: bool) -> list[TrainingCase]:
         _case(method, steps, step_size, batch)
         for batch in ((4,) if tiny else (128, 512))
         for method, steps, step_size in (
-            ("fast", 1, 10 / 255), ("pgd", 7, 2 / 255), ("trades", 10, 2 / 255),
+            ("fast", 1, 10 / 255),
+            ("pgd", 7, 2 / 255),
+            ("trades", 10, 2 / 255),
             ("free", 1, 8 / 255),
         )
-    ]  # fmt: skip
+    ]
 
 
 def main(session: Session) -> None:
@@ -112,10 +122,15 @@ def run_case(session: Session, case: TrainingCase, name: str) -> None:
             session.report(f"{name}, {label}", error)
     watched = {label: Watched(run, session.device) for label, run in runs.items()}
     description = harness.Case(
-        suite=SUITE, name=name, shape=tuple(x.shape), dtype="bfloat16 autocast",
-        n=_MINIBATCHES * case.batch_size, timed=_TIMED, not_timed=_NOT_TIMED,
+        suite=SUITE,
+        name=name,
+        shape=tuple(x.shape),
+        dtype="bfloat16 autocast",
+        n=_MINIBATCHES * case.batch_size,
+        timed=_TIMED,
+        not_timed=_NOT_TIMED,
         baseline=TEXTBOOK if TEXTBOOK in runs else next(iter(runs)),
-    )  # fmt: skip
+    )
     print(name)
     rows = session.measure(
         description, watched, lambda label, loss: equalities[label], rounds=9, warmup=1
@@ -186,9 +201,10 @@ def _graphed(setting: Setting, model: nn.Module) -> Update:
     try:
         # True: a step that cannot be captured raises, and has no time under this name
         run = graphed(
-            make_step(setting.case, _precision(setting)), optimizer,
+            make_step(setting.case, _precision(setting)),
+            optimizer,
             cuda_graph=True if on_gpu else "auto",
-        )  # fmt: skip
+        )
     except TypeError as error:
         raise Unavailable(str(error)) from error
     return lambda x, y: run(model, x, y)

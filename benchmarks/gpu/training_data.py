@@ -66,10 +66,14 @@ def trained(session: Session, task: Task, *, seconds: float) -> Problem:
     model = (tiny_resnet() if session.tiny else preact_resnet18()).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = DeviceLoader(
-        task.images, task.labels, batch_size=20 if session.tiny else 256, device=device,
-        channels_last=True, crop=task.images.shape[-1] // 8 if task.is_real else 0,
+        task.images,
+        task.labels,
+        batch_size=20 if session.tiny else 256,
+        device=device,
+        channels_last=True,
+        crop=task.images.shape[-1] // 8 if task.is_real else 0,
         flip="random" if task.is_real else None,
-    )  # fmt: skip
+    )
     step = training.FastAT(
         fastadv.Linf(8 / 255), step_size=10 / 255, precision="bf16" if session.on_gpu else None
     )

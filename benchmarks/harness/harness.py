@@ -115,7 +115,7 @@ def measure(
                 robustness=accuracies[name],
                 bandwidth=bandwidth,
                 extra=extras[name],
-            )  # fmt: skip
+            )
         )
     return rows
 

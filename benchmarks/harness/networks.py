@@ -69,9 +69,13 @@ class BatchNormNet(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(
-            *_block(3, 16, stride=1), *_block(16, 32, stride=2), *_block(32, 64, stride=2),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
-        )  # fmt: skip
+            *_block(3, 16, stride=1),
+            *_block(16, 32, stride=2),
+            *_block(32, 64, stride=2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(64, 10),
+        )
 
 
 _SYNTHETIC = "uniform noise, labelled by the model"

@@ -146,9 +146,13 @@ def art(settings: Settings, problem: Problem) -> Attack:
         classes = problem.model(problem.x[:1]).shape[1]
     on_gpu = problem.x.device.type == "cuda"
     classifier = classification.PyTorchClassifier(
-        problem.model, nn.CrossEntropyLoss(), input_shape=tuple(x.shape[1:]), nb_classes=classes,
-        clip_values=(0.0, 1.0), device_type="gpu" if on_gpu else "cpu",
-    )  # fmt: skip
+        problem.model,
+        nn.CrossEntropyLoss(),
+        input_shape=tuple(x.shape[1:]),
+        nb_classes=classes,
+        clip_values=(0.0, 1.0),
+        device_type="gpu" if on_gpu else "cpu",
+    )
     common: dict[str, Any] = {
         "eps": settings.eps,
         "eps_step": settings.step_size,
@@ -162,9 +166,13 @@ def art(settings: Settings, problem: Problem) -> Attack:
         )
     else:
         attack = evasion.ProjectedGradientDescentPyTorch(
-            classifier, norm=np.inf, max_iter=settings.steps, verbose=False,
-            num_random_init=settings.restarts if settings.starts_randomly else 0, **common,
-        )  # fmt: skip
+            classifier,
+            norm=np.inf,
+            max_iter=settings.steps,
+            verbose=False,
+            num_random_init=settings.restarts if settings.starts_randomly else 0,
+            **common,
+        )
     labels = problem.y.cpu().numpy()
 
     def run() -> torch.Tensor:

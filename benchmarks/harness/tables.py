@@ -70,7 +70,7 @@ def attacks(rows: Sequence[Row]) -> str:
                 str(r.restarts),
                 formatting.eps(r.eps),
                 f"{r.step_size:.4g}",
-            ]  # fmt: skip
+            ]
         )
     notes = [
         note for note in (formatting.beyond_note(rows).strip(), formatting.provenance(rows)) if note
@@ -95,7 +95,7 @@ def ops(rows: Sequence[Row]) -> str:
                 formatting.ratio(row),
                 share,
                 formatting.error(row),
-            ]  # fmt: skip
+            ]
         )
     row = rows[0]
     note = (
@@ -112,12 +112,16 @@ def step_cost(rows: Sequence[Row]) -> str:
     heads = ["attack", "library", "ops", "launches", "bytes per element", "host reads", "error"]
     lines = [
         [
-            row.case.removesuffix(", one step"), row.provider, f"{row.extra['ops']:.0f}",
-            f"{row.extra['launches']:.0f}", f"{row.q50:.1f}",
-            f"{row.extra['data_dependent_ops']:.0f}", formatting.error(row),
+            row.case.removesuffix(", one step"),
+            row.provider,
+            f"{row.extra['ops']:.0f}",
+            f"{row.extra['launches']:.0f}",
+            f"{row.q50:.1f}",
+            f"{row.extra['data_dependent_ops']:.0f}",
+            formatting.error(row),
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     note = (
         f"One step on a batch of {rows[0].n} images of {formatting.shape(rows[0].shape[1:])}, "
         "fp32, beside the forward and backward of the model to its input; counted, not timed. "
@@ -132,10 +136,12 @@ def attacks_chart(rows: Sequence[Row]) -> str:
     where = rows[0].environment
     title = f"Speed-up over {rows[0].baseline}, {where.device}, {where.date[:10]}, n in the table"
     groups = [
-        (case[0].case, [Bar(r.provider, r.ratio, f"{r.ratio:.2f}x, {r.q50:.4g} {r.unit}")
-                        for r in case])
+        (
+            case[0].case,
+            [Bar(r.provider, r.ratio, f"{r.ratio:.2f}x, {r.q50:.4g} {r.unit}") for r in case],
+        )
         for case in formatting.cases(rows)
-    ]  # fmt: skip
+    ]
     return bar_chart(title, groups)
 
 
@@ -178,9 +184,7 @@ def bar_chart(title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
 
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
-_COLOURS = (
-    "#0072B2", "#56B4E9", "#009E73", "#F0E442", "#999999", "#E69F00", "#D55E00", "#CC79A7",
-)  # fmt: skip
+_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#999999", "#E69F00", "#D55E00", "#CC79A7")
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", weight: str = "normal") -> str:

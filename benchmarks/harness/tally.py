@@ -15,9 +15,16 @@ from fastadv.ops import backend
 _OURS = "fastadv"
 # allocate or rename, but run no kernel; views are recognised by their schema
 _NO_KERNEL = {
-    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_",
-    "lift_fresh", "_unsafe_view",
-}  # fmt: skip
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "resize_",
+    "set_",
+    "lift_fresh",
+    "_unsafe_view",
+}
 _WRITE_ONLY = {"copy_", "fill_", "zero_", "uniform_", "normal_", "random_", "bernoulli_"}
 _INDEXING = {"index", "index_put_", "index_put", "_index_put_impl_"}
 

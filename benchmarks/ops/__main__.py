@@ -47,16 +47,28 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     for case in _cases(options, device):
         description = harness.Case(
-            suite=SUITE, name=case.name, shape=case.shape,
-            dtype=str(case.dtype).removeprefix("torch."), n=case.shape[0], timed=_TIMED,
-            not_timed=_NOT_TIMED, baseline="eager chain", unit="us",
+            suite=SUITE,
+            name=case.name,
+            shape=case.shape,
+            dtype=str(case.dtype).removeprefix("torch."),
+            n=case.shape[0],
+            timed=_TIMED,
+            not_timed=_NOT_TIMED,
+            baseline="eager chain",
+            unit="us",
             bytes_moved=case.floor_bytes,
-        )  # fmt: skip
+        )
         runs = op_cases.providers(case, device=device, compiled=options.compile)
         found = harness.measure(
-            description, runs, case.check, where, rounds=options.rounds, warmup=5,
-            copy_gb_s=copy_gb_s, flush=on_gpu,
-        )  # fmt: skip
+            description,
+            runs,
+            case.check,
+            where,
+            rounds=options.rounds,
+            warmup=5,
+            copy_gb_s=copy_gb_s,
+            flush=on_gpu,
+        )
         print(f"{case.name} {case.shape} {description.dtype}")
         harness.print_rows(found)
         rows += found

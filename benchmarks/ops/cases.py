@@ -79,14 +79,18 @@ def linf_step(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
         return torch.clamp(t.x + delta, min=0, max=1)
 
     return OpCase(
-        "linf_step_", shape, dtype,
-        lambda: linf.linf_step_(x_adv, t.grad, t.x, step_size=step_size, eps=eps), eager,
+        "linf_step_",
+        shape,
+        dtype,
+        lambda: linf.linf_step_(x_adv, t.grad, t.x, step_size=step_size, eps=eps),
+        eager,
         4 * t.x.nbytes,
         close_to(
             linf.linf_step_reference(t.x_adv, t.grad, t.x, step_size=step_size, eps=eps),
-            "max difference; the eager chain adds delta back, which rounds once more", 1,
+            "max difference; the eager chain adds delta back, which rounds once more",
+            1,
         ),
-    )  # fmt: skip
+    )
 
 
 def l2_step(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
@@ -105,14 +109,18 @@ def l2_step(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
         return torch.clamp(t.x + delta * factor.view(column), min=0, max=1)
 
     return OpCase(
-        "l2_step_", shape, dtype,
-        lambda: l2.l2_step_(x_adv, t.grad, t.x, step_size=step_size, eps=eps), eager,
+        "l2_step_",
+        shape,
+        dtype,
+        lambda: l2.l2_step_(x_adv, t.grad, t.x, step_size=step_size, eps=eps),
+        eager,
         4 * t.x.nbytes,
         close_to(
             l2.l2_step_reference(t.x_adv, t.grad, t.x, step_size=step_size, eps=eps),
-            "max difference; the norms are summed in other orders", 4,
+            "max difference; the norms are summed in other orders",
+            4,
         ),
-    )  # fmt: skip
+    )
 
 
 def l1_step(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
@@ -121,15 +129,18 @@ def l1_step(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
     t = step_tensors(shape, dtype, device, 12.0 / root_of_size(shape) ** 2)
     x_adv = t.x_adv.clone()
     return OpCase(
-        "l1_step_", shape, dtype,
+        "l1_step_",
+        shape,
+        dtype,
         lambda: l1.l1_step_(x_adv, t.grad, t.x, **options),
         lambda: l1.l1_step_reference(t.x_adv, t.grad, t.x, **options),
         4 * t.x.nbytes,
         close_to(
             l1.l1_step_reference(t.x_adv, t.grad, t.x, **options),
-            "max difference; the threshold comes from sums in other orders", 16,
+            "max difference; the threshold comes from sums in other orders",
+            16,
         ),
-    )  # fmt: skip
+    )
 
 
 def ce_head(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
@@ -148,9 +159,24 @@ def ce_head(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
 
     def fused() -> torch.Tensor:
         heads.loss_head_(
-            logits, labels, None, None, loss, grad, prediction, correct, None, None,
-            "cross_entropy", 0.0, 0, 0, False, 0, False,
-        )  # fmt: skip
+            logits,
+            labels,
+            None,
+            None,
+            loss,
+            grad,
+            prediction,
+            correct,
+            None,
+            None,
+            "cross_entropy",
+            0.0,
+            0,
+            0,
+            False,
+            0,
+            False,
+        )
         return grad
 
     def eager() -> torch.Tensor:
@@ -163,10 +189,14 @@ def ce_head(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
 
     expected = logits.double().softmax(1) - F.one_hot(labels, classes)
     return OpCase(
-        "loss_head_ (ce)", shape, dtype, fused, eager,
+        "loss_head_ (ce)",
+        shape,
+        dtype,
+        fused,
+        eager,
         2 * logits.nbytes + batch * (8 + 4 + 8 + 1),
         close_to(expected.to(dtype), "max difference of dL/dlogits to float64", 4),
-    )  # fmt: skip
+    )
 
 
 def _start(kind: str) -> Callable[[Shape, torch.dtype, torch.device], OpCase]:
@@ -200,10 +230,14 @@ def _start(kind: str) -> Callable[[Shape, torch.dtype, torch.device], OpCase]:
             )
 
         return OpCase(
-            f"random_start ({kind})", shape, dtype,
-            lambda: start.random_start(x, eps=eps, seed=0, sample_ids=ids, kind=kind), eager,
-            2 * x.nbytes, check,
-        )  # fmt: skip
+            f"random_start ({kind})",
+            shape,
+            dtype,
+            lambda: start.random_start(x, eps=eps, seed=0, sample_ids=ids, kind=kind),
+            eager,
+            2 * x.nbytes,
+            check,
+        )
 
     return build
 

@@ -70,8 +70,12 @@ def mart_step(
     model.eval()
     x_adv = _ascend(
         lambda x_adv: F.cross_entropy(model(x_adv), y),
-        x, noise, eps=eps, step_size=step_size, steps=steps,
-    )  # fmt: skip
+        x,
+        noise,
+        eps=eps,
+        step_size=step_size,
+        steps=steps,
+    )
     model.train()
     optimizer.zero_grad()
     logits, logits_adv = model(x), model(x_adv)

@@ -133,17 +133,31 @@ def robust_accuracy(
     x, y = split.x.to(setting.device), split.y.to(setting.device)
     report = fastadv.evaluate(trainer.model.eval(), (x, y), attack, batch_size=200)
     return schema.Robustness(
-        attack="pgd", norm="linf", eps=case.eps, step_size=step_size, steps=50, restarts=10,
-        seed=0, n=len(y), model=f"{NETWORKS[case.data][0]}, {epochs} epochs",
-        data=f"{case.data}, test", clean_accuracy=report.clean_accuracy,
+        attack="pgd",
+        norm="linf",
+        eps=case.eps,
+        step_size=step_size,
+        steps=50,
+        restarts=10,
+        seed=0,
+        n=len(y),
+        model=f"{NETWORKS[case.data][0]}, {epochs} epochs",
+        data=f"{case.data}, test",
+        clean_accuracy=report.clean_accuracy,
         robust_accuracy=report.robust_accuracy,
-    )  # fmt: skip
+    )
 
 
 def run_case(
-    case: TrainingCase, split: Split, where: schema.Environment, setting: Setting, *,
-    rounds: int, batches: int, train_epochs: int = 0,
-) -> list[schema.Row]:  # fmt: skip
+    case: TrainingCase,
+    split: Split,
+    where: schema.Environment,
+    setting: Setting,
+    *,
+    rounds: int,
+    batches: int,
+    train_epochs: int = 0,
+) -> list[schema.Row]:
     """The rows of a case, one a provider; batches: optimizer steps of a round, an epoch at most."""
     device = setting.device
     equalities = {name: parity(case, name, split, device) for name in PROVIDERS}
@@ -158,8 +172,10 @@ def run_case(
         clock = harness.cuda_clock(device, flush=False)
     times = harness.time_interleaved(
         {name: lambda t=trainer: t.run(batches) for name, trainer in trainers.items()},
-        rounds=rounds, warmup=1, clock=clock,
-    )  # fmt: skip
+        rounds=rounds,
+        warmup=1,
+        clock=clock,
+    )
     accuracies = {
         name: robust_accuracy(case, build, split, setting, epochs=train_epochs)
         if train_epochs
@@ -176,17 +192,27 @@ def run_case(
         }
         rows.append(
             schema.Row(
-                suite=SUITE, case=case.title, provider=name,
+                suite=SUITE,
+                case=case.title,
+                provider=name,
                 shape=(case.batch_size, *split.images.shape[1:]),
                 dtype="bfloat16 autocast" if setting.precision == "bf16" else "float32",
-                n=batches * case.batch_size, rounds=rounds, q20=q20, q50=q50, q80=q80, unit="s",
+                n=batches * case.batch_size,
+                rounds=rounds,
+                q20=q20,
+                q50=q50,
+                q80=q80,
+                unit="s",
                 timed=_timed(batches, epoch),
                 not_timed="import, data upload, construction, the first minibatches, evaluation",
-                baseline=BASELINE, ratio=_ratio(times[BASELINE], seconds),
-                equality=equalities[name], environment=where, robustness=accuracies[name],
+                baseline=BASELINE,
+                ratio=_ratio(times[BASELINE], seconds),
+                equality=equalities[name],
+                environment=where,
+                robustness=accuracies[name],
                 extra=extra,
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -203,23 +229,28 @@ def _ratio(base: list[float], own: list[float]) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training", description=__doc__,
+        prog="python -m benchmarks.training",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--data", type=Path, help="folder of MNIST's and CIFAR-10's files")
     parser.add_argument(
-        "--case", choices=CASES, action="append",
+        "--case",
+        choices=CASES,
+        action="append",
         help="may be given several times; all of MNIST and CIFAR-10, without --data the digits",
-    )  # fmt: skip
+    )
     parser.add_argument("--rounds", type=int, default=7, help="timed calls of each provider")
     parser.add_argument(
         "--batches", type=int, default=50, help="optimizer steps of a round, at most an epoch"
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument(
-        "--train-epochs", type=int, default=0,
+        "--train-epochs",
+        type=int,
+        default=0,
         help="also train each provider so many epochs and attack it with PGD-50-10",
-    )  # fmt: skip
+    )
     parser.add_argument("--test-samples", type=int, default=1000, help="test images attacked")
     parser.add_argument("--threads", type=int, help="CPU threads of torch; its own choice if none")
     parser.add_argument("--results", type=Path, default=schema.RESULTS)
@@ -240,9 +271,14 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{case.title}, {options.rounds} rounds", flush=True)
         split = load(case, options.data, test_samples=options.test_samples)
         found = run_case(
-            case, split, where, setting, rounds=options.rounds, batches=options.batches,
+            case,
+            split,
+            where,
+            setting,
+            rounds=options.rounds,
+            batches=options.batches,
             train_epochs=options.train_epochs,
-        )  # fmt: skip
+        )
         harness.print_rows(found)
         rows += found
         schema.append_rows(found, options.results)

@@ -89,9 +89,18 @@ def _mnist(method: str, steps: int, step_size: float) -> TrainingCase:
 
 def _cifar(method: str, step_size: float) -> TrainingCase:
     return TrainingCase(
-        f"cifar10-{method}", "cifar10", method, 128, 8 / 255, step_size, 1, "sgd", 0.05,
-        clamp_start=True, limit=5000,
-    )  # fmt: skip
+        f"cifar10-{method}",
+        "cifar10",
+        method,
+        128,
+        8 / 255,
+        step_size,
+        1,
+        "sgd",
+        0.05,
+        clamp_start=True,
+        limit=5000,
+    )
 
 
 CASES = {

@@ -61,41 +61,73 @@ def carry_out(
     images, labels = load_mnist(data, "test")
     x, y = to_unit_interval(images[:_ATTACKED]), labels[:_ATTACKED]
     report = fastadv.evaluate(
-        result.model, (x, y), _ATTACK, batch_size=250, checkpoint=folder / "attack.pt",
+        result.model,
+        (x, y),
+        _ATTACK,
+        batch_size=250,
+        checkpoint=folder / "attack.pt",
         progress=False,
-    )  # fmt: skip
+    )
     return _row(name, chosen, result, report, where, data)
 
 
 def _row(
-    name: str, chosen: Recipe, result: Result, report: fastadv.Report,
-    where: schema.Environment, data: Path,
-) -> schema.Row:  # fmt: skip
+    name: str,
+    chosen: Recipe,
+    result: Result,
+    report: fastadv.Report,
+    where: schema.Environment,
+    data: Path,
+) -> schema.Row:
     seconds = sum(row["seconds"] for row in result.epochs)
     flagged = _first_flag(result.rows)
     extra = {
-        "seed": chosen.seed, "epochs": len(result.epochs), "flagged_at_epoch": flagged,
+        "seed": chosen.seed,
+        "epochs": len(result.epochs),
+        "flagged_at_epoch": flagged,
         "rollbacks": sum(row["event"] == "rollback" for row in result.rows),
         "best_held_out_pgd10": max(row["robust"] for row in result.epochs),
         "last_held_out_pgd10": result.epochs[-1]["robust"],
-    }  # fmt: skip
+    }
     images, labels = load_mnist(data)
     plan = speedrun.PLANS["mnist"]
     if chosen.method == "fast":
         plan = replace(plan, method="fast", step=chosen.step_size)
     equality = speedrun.parity(plan, to_unit_interval(images[:32]), labels[:32])
     return schema.Row(
-        suite=SUITE, case=f"{chosen.model}, {chosen.method}", provider=name, shape=(1, 28, 28),
-        dtype="float32", n=len(images) - chosen.held_out, rounds=1, q20=seconds, q50=seconds,
-        q80=seconds, unit="s", timed="all epochs, with the sentinel, on a shared machine",
-        not_timed="the attack on test images", baseline=name, ratio=1.0, equality=equality,
-        environment=where, extra=extra,
+        suite=SUITE,
+        case=f"{chosen.model}, {chosen.method}",
+        provider=name,
+        shape=(1, 28, 28),
+        dtype="float32",
+        n=len(images) - chosen.held_out,
+        rounds=1,
+        q20=seconds,
+        q50=seconds,
+        q80=seconds,
+        unit="s",
+        timed="all epochs, with the sentinel, on a shared machine",
+        not_timed="the attack on test images",
+        baseline=name,
+        ratio=1.0,
+        equality=equality,
+        environment=where,
+        extra=extra,
         robustness=schema.Robustness(
-            attack="PGD", norm="linf", eps=0.3, step_size=0.01, steps=50, restarts=10, seed=0,
-            n=_ATTACKED, model=f"{chosen.model}, seed {chosen.seed}, final weights", data="MNIST",
-            clean_accuracy=report.clean_accuracy, robust_accuracy=report.robust_accuracy,
+            attack="PGD",
+            norm="linf",
+            eps=0.3,
+            step_size=0.01,
+            steps=50,
+            restarts=10,
+            seed=0,
+            n=_ATTACKED,
+            model=f"{chosen.model}, seed {chosen.seed}, final weights",
+            data="MNIST",
+            clean_accuracy=report.clean_accuracy,
+            robust_accuracy=report.robust_accuracy,
         ),
-    )  # fmt: skip
+    )
 
 
 def _first_flag(rows: tuple[Mapping[str, Any], ...]) -> float:
@@ -117,12 +149,13 @@ def _run(text: str) -> list[tuple[str, int]]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training.mnist", description=__doc__,
+        prog="python -m benchmarks.training.mnist",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--run", type=_run, nargs="+", required=True, help="NAME or NAME:SEED,SEED,..."
-    )  # fmt: skip
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of the published files")
     parser.add_argument("--out", type=Path, required=True, help="folder of the training runs")
     parser.add_argument("--threads", type=int, default=1)

@@ -110,9 +110,12 @@ def fastadv_trainer(
     optimizer = optimizer_of(case, model, fused=True)
     step = make_step(case, setting.precision if setting.dtype == torch.float32 else "fp32")
     loader = DeviceLoader(
-        split.images, split.labels, batch_size=case.batch_size, channels_last=channels_last,
+        split.images,
+        split.labels,
+        batch_size=case.batch_size,
+        channels_last=channels_last,
         device=setting.device,
-    )  # fmt: skip
+    )
 
     def update(x: torch.Tensor, y: torch.Tensor, noise: torch.Tensor | None) -> None:
         more = {}

@@ -95,9 +95,12 @@ class Outcome:
 def make_step(plan: Plan, batches: int, seed: int, precision: str) -> training.CraftedStep:
     threat = fastadv.Linf(plan.eps)
     common: dict[str, Any] = dict(
-        label_smoothing=plan.label_smoothing, eps_warmup=round(plan.warm_up * batches), seed=seed,
-        precision=precision, step_size=plan.step * plan.eps,
-    )  # fmt: skip
+        label_smoothing=plan.label_smoothing,
+        eps_warmup=round(plan.warm_up * batches),
+        seed=seed,
+        precision=precision,
+        step_size=plan.step * plan.eps,
+    )
     if plan.method == "nfgsm":
         return training.NFGSM(threat, **common)
     if plan.method == "fast":
@@ -109,24 +112,39 @@ class Run:
     """One seed of a plan: `train` gives the model to be attacked."""
 
     def __init__(
-        self, plan: Plan, images: torch.Tensor, labels: torch.Tensor, seed: int,
+        self,
+        plan: Plan,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        seed: int,
         device: torch.device,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.plan = plan
         on_gpu = device.type == "cuda"
         self.loader = DeviceLoader(
-            images, labels, batch_size=plan.batch_size, seed=seed, crop=plan.crop, flip=plan.flip,
-            drop_last=True, channels_last=on_gpu, device=device,
-        )  # fmt: skip
+            images,
+            labels,
+            batch_size=plan.batch_size,
+            seed=seed,
+            crop=plan.crop,
+            flip=plan.flip,
+            drop_last=True,
+            channels_last=on_gpu,
+            device=device,
+        )
         self.total = plan.epochs * len(self.loader)
         self.model = build(plan.model, seed=seed).to(device)
         if on_gpu:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.rate = torch.zeros((), device=device)  # a tensor: the graph reads it anew
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=self.rate if on_gpu else 0.0, momentum=plan.momentum,
-            weight_decay=plan.weight_decay, nesterov=True, fused=on_gpu,
-        )  # fmt: skip
+            self.model.parameters(),
+            lr=self.rate if on_gpu else 0.0,
+            momentum=plan.momentum,
+            weight_decay=plan.weight_decay,
+            nesterov=True,
+            fused=on_gpu,
+        )
         self.average = None if plan.ema is None else training.ema(self.model, decay=plan.ema)
         self.step = make_step(plan, len(self.loader), seed, "bf16" if on_gpu else "fp32")
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -143,9 +161,10 @@ class Run:
         reach = self.step.noise if isinstance(self.step, training.NFGSM) else 1.0
         for _ in range(self.plan.epochs):
             starts = self.loader.with_start(
-                eps=reach * self.step.effective_eps, seed=self.step.seed,
+                eps=reach * self.step.effective_eps,
+                seed=self.step.seed,
                 bounds=None if self.plan.method == "fast" else (0.0, 1.0),
-            )  # fmt: skip
+            )
             for batch in starts:
                 self._set_rate(done)
                 if self.graph is None or self.step.effective_eps < self.plan.eps:
@@ -218,17 +237,29 @@ def parity(plan: Plan, x: torch.Tensor, y: torch.Tensor) -> schema.Equality:
     step.bn = "train"
     textbook: dict[str, Callable[[], object]] = {
         "fast": lambda: reference.fast_step(
-            theirs, optimizers[1], x, y, eps=plan.eps, step_size=step_size, noise=noise,
+            theirs,
+            optimizers[1],
+            x,
+            y,
+            eps=plan.eps,
+            step_size=step_size,
+            noise=noise,
             clamp_start=True,
         ),
         "nfgsm": lambda: reference.nfgsm_step(
             theirs, optimizers[1], x, y, step_size=step_size, noise=noise
         ),
         "pgd": lambda: reference.pgd_step(
-            theirs, optimizers[1], x, y, eps=plan.eps, step_size=step_size, steps=plan.steps,
+            theirs,
+            optimizers[1],
+            x,
+            y,
+            eps=plan.eps,
+            step_size=step_size,
+            steps=plan.steps,
             noise=noise,
         ),
-    }  # fmt: skip
+    }
     for _ in range(3):
         for loss in step(ours, x, y, x_init=x_start):
             optimizers[0].zero_grad()
@@ -257,9 +288,13 @@ def evaluate(
 
 
 def outcome(
-    plan: Plan, train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor],
-    seed: int, device: torch.device, autoattack: int,
-) -> Outcome:  # fmt: skip
+    plan: Plan,
+    train: tuple[torch.Tensor, torch.Tensor],
+    test: tuple[torch.Tensor, torch.Tensor],
+    seed: int,
+    device: torch.device,
+    autoattack: int,
+) -> Outcome:
     images, labels = train
     run = Run(plan, images[_HELD_OUT:], labels[_HELD_OUT:], seed, device)
     model, seconds, warm_up = run.train()
@@ -272,36 +307,63 @@ def outcome(
 
 
 def _row(
-    plan: Plan, outcomes: list[Outcome], n: int, equality: schema.Equality,
-    where: schema.Environment, shape: tuple[int, ...], samples: int,
-) -> schema.Row:  # fmt: skip
+    plan: Plan,
+    outcomes: list[Outcome],
+    n: int,
+    equality: schema.Equality,
+    where: schema.Environment,
+    shape: tuple[int, ...],
+    samples: int,
+) -> schema.Row:
     seconds = [o.seconds for o in outcomes]
     spread = statistics.quantiles(seconds, n=5) if len(seconds) > 1 else seconds * 4
     robust = [o.pgd_50_10 for o in outcomes]
     mean = statistics.fmean
     auto = [o.autoattack for o in outcomes if o.autoattack is not None]
     extra = {
-        "seeds": len(outcomes), "worst": min(robust), "collapse_rate": mean(
-            float(o.collapsed) for o in outcomes
-        ), "warm_up_s": mean(o.warm_up for o in outcomes), "epochs": plan.epochs,
+        "seeds": len(outcomes),
+        "worst": min(robust),
+        "collapse_rate": mean(float(o.collapsed) for o in outcomes),
+        "warm_up_s": mean(o.warm_up for o in outcomes),
+        "epochs": plan.epochs,
         "train_samples": samples,
-    }  # fmt: skip
+    }
     if auto:
         extra["autoattack"] = mean(auto)
     return schema.Row(
-        suite=SUITE, case=f"{plan.dataset}, {plan.method}", provider="fastadv", shape=shape,
+        suite=SUITE,
+        case=f"{plan.dataset}, {plan.method}",
+        provider="fastadv",
+        shape=shape,
         dtype="bfloat16" if where.device != "cpu" and torch.cuda.is_available() else "float32",
-        n=len(outcomes), rounds=len(outcomes), q20=spread[0], q50=statistics.median(seconds),
-        q80=spread[-1], unit="s", timed="from the first training step to the final weights",
-        not_timed="import, data upload, warm-up, graph capture, evaluation", baseline="fastadv",
-        ratio=1.0, equality=equality, environment=where, extra=extra,
+        n=len(outcomes),
+        rounds=len(outcomes),
+        q20=spread[0],
+        q50=statistics.median(seconds),
+        q80=spread[-1],
+        unit="s",
+        timed="from the first training step to the final weights",
+        not_timed="import, data upload, warm-up, graph capture, evaluation",
+        baseline="fastadv",
+        ratio=1.0,
+        equality=equality,
+        environment=where,
+        extra=extra,
         robustness=schema.Robustness(
-            attack="PGD", norm="linf", eps=plan.eps,
-            step_size=0.01 if plan.dataset == "mnist" else 2 / 255, steps=50, restarts=10, seed=0,
-            n=n, model=f"{plan.model}, final weights of {len(outcomes)} seeds", data=plan.dataset,
-            clean_accuracy=mean(o.clean for o in outcomes), robust_accuracy=mean(robust),
+            attack="PGD",
+            norm="linf",
+            eps=plan.eps,
+            step_size=0.01 if plan.dataset == "mnist" else 2 / 255,
+            steps=50,
+            restarts=10,
+            seed=0,
+            n=n,
+            model=f"{plan.model}, final weights of {len(outcomes)} seeds",
+            data=plan.dataset,
+            clean_accuracy=mean(o.clean for o in outcomes),
+            robust_accuracy=mean(robust),
         ),
-    )  # fmt: skip
+    )
 
 
 def _first(
@@ -312,9 +374,10 @@ def _first(
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training.speedrun", description=__doc__,
+        prog="python -m benchmarks.training.speedrun",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--dataset", choices=("cifar10", "mnist"), required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder of the published files")
     parser.add_argument("--seeds", type=int, default=10)

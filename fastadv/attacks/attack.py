@@ -119,9 +119,15 @@ class Attack(Protocol):
         With keep="last" exactly `steps` forwards and backwards are made: nothing is verified.
         """
         call = Call(
-            self, model, x, y, target=target, sample_ids=sample_ids, x_init=x_init,
+            self,
+            model,
+            x,
+            y,
+            target=target,
+            sample_ids=sample_ids,
+            x_init=x_init,
             execution=execution or Execution(),
-        )  # fmt: skip
+        )
         return call.last_iterates() if self.keep == "last" else call.result().x_adv
 
     def run(
@@ -148,9 +154,15 @@ class Attack(Protocol):
         Example: `fastadv.pgd(fastadv.Linf(8 / 255)).run(model, x, y).success.float().mean()`.
         """
         return Call(
-            self, model, x, y, target=target, sample_ids=sample_ids, x_init=x_init,
+            self,
+            model,
+            x,
+            y,
+            target=target,
+            sample_ids=sample_ids,
+            x_init=x_init,
             execution=execution or Execution(),
-        ).result()  # fmt: skip
+        ).result()
 
 
 def check_counts(attack: Any, *names: str) -> None:

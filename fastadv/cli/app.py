@@ -24,9 +24,12 @@ from fastadv.ops import backend
 
 # rich_markup_mode None: errors in one line each, not in boxes
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-    rich_markup_mode=None, help="Fast adversarial attacks for PyTorch.",
-)  # fmt: skip
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Fast adversarial attacks for PyTorch.",
+)
 app.command()(train_command.train)
 app.command()(evaluate_command.evaluate)
 
@@ -147,9 +150,14 @@ def attack(
         chosen = attack_files.make_attack(attack, threat, options)
         x, y = attack_files.load_data(data, format, split, n)
         outcome = attack_files.attack_files(
-            attack_files.load_model(model), x, y, chosen,
-            target=attack_files.make_target(target), as_bytes=uint8, batch_size=batch_size,
-        )  # fmt: skip
+            attack_files.load_model(model),
+            x,
+            y,
+            chosen,
+            target=attack_files.make_target(target),
+            as_bytes=uint8,
+            batch_size=batch_size,
+        )
         attack_files.save_outcome(outcome, y, out)
         if report is not None:
             outcome.report.save(report)

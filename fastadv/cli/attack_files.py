@@ -30,9 +30,18 @@ from fastadv.threat_model import L1, L2, Linf, ThreatModel, contains
 
 FORMATS = ("auto", "npz", "mnist", "cifar10")
 ATTACKS = (
-    "pgd", "fgsm", "bim", "mifgsm", "rfgsm", "apgd_ce", "apgd_dlr", "apgd_t", "fab", "fab_t",
+    "pgd",
+    "fgsm",
+    "bim",
+    "mifgsm",
+    "rfgsm",
+    "apgd_ce",
+    "apgd_dlr",
+    "apgd_t",
+    "fab",
+    "fab_t",
     "square",
-)  # fmt: skip
+)
 _BATCH_SIZE = 128
 _THREATS = {"linf": Linf, "l2": L2, "l1": L1}
 _FOLDERS_OF_MNIST = ("", "MNIST/raw/", "raw/")
@@ -182,9 +191,15 @@ def make_target(text: str | None) -> int | str | None:
 
 
 def attack_files(
-    model: Model, x: torch.Tensor, y: torch.Tensor, attack: Attack, *,
-    target: int | str | None, as_bytes: bool, batch_size: int | None,
-) -> Outcome:  # fmt: skip
+    model: Model,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    attack: Attack,
+    *,
+    target: int | str | None,
+    as_bytes: bool,
+    batch_size: int | None,
+) -> Outcome:
     """Attack every sample, round to bytes if asked, and verify what will be saved."""
     size = batch_size or _BATCH_SIZE
     try:
@@ -205,9 +220,15 @@ def attack_files(
 
 
 def _attack(
-    model: Model, x: torch.Tensor, y: torch.Tensor, attack: Attack, *,
-    target: int | str | None, as_bytes: bool, size: int,
-) -> Outcome:  # fmt: skip
+    model: Model,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    attack: Attack,
+    *,
+    target: int | str | None,
+    as_bytes: bool,
+    size: int,
+) -> Outcome:
     goal = None if target is None else _goal(target, model, x, y, attack.seed, size)
     recorder = _Recorder(attack, goal)
     report = evaluate(model, (x, y), recorder, batch_size=size)
@@ -265,9 +286,14 @@ class _Recorder:
     results: list[AttackResult] = field(default_factory=list)
 
     def run(
-        self, model: Model, x: torch.Tensor, y: torch.Tensor | None = None, *,
-        sample_ids: torch.Tensor | None = None, execution: Execution | None = None,
-    ) -> AttackResult:  # fmt: skip
+        self,
+        model: Model,
+        x: torch.Tensor,
+        y: torch.Tensor | None = None,
+        *,
+        sample_ids: torch.Tensor | None = None,
+        execution: Execution | None = None,
+    ) -> AttackResult:
         assert sample_ids is not None, "evaluate gives them"
         goal = None if self.goal is None else self.goal.to(x.device)[sample_ids]
         result = self.attack.run(

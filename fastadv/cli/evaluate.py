@@ -84,10 +84,15 @@ def evaluate(
     with _said_in_one_line(), _joined_processes() as is_first:
         _check_paths(files, checkpoint, radii=len(eps))
         execution = Execution(
-            precision=precision, channels_last=channels_last, fold_batchnorm=fold_batchnorm,
-            compile=compile, cuda_graph=_CUDA_GRAPH.get(cuda_graph, cuda_graph),
-            batching=batching, final_pass=final_pass, timed=timed,
-        )  # fmt: skip
+            precision=precision,
+            channels_last=channels_last,
+            fold_batchnorm=fold_batchnorm,
+            compile=compile,
+            cuda_graph=_CUDA_GRAPH.get(cuda_graph, cuda_graph),
+            batching=batching,
+            final_pass=final_pass,
+            timed=timed,
+        )
         radii = [_number("eps", text) for text in eps]
         options = {
             "steps": steps,
@@ -103,14 +108,24 @@ def evaluate(
         found: Report | Curve
         if len(radii) == 1:
             found = evaluate_model(
-                net, (x, y), chosen, batch_size=batch_size, checkpoint=checkpoint,
-                execution=execution, progress=progress,
-            )  # fmt: skip
+                net,
+                (x, y),
+                chosen,
+                batch_size=batch_size,
+                checkpoint=checkpoint,
+                execution=execution,
+                progress=progress,
+            )
         else:
             found = robustness_curve(
-                net, (x, y), chosen, radii, batch_size=batch_size, execution=execution,
+                net,
+                (x, y),
+                chosen,
+                radii,
+                batch_size=batch_size,
+                execution=execution,
                 progress=is_first and progress,
-            )  # fmt: skip
+            )
         if is_first:
             for path in files:
                 found.save(path)
@@ -118,9 +133,13 @@ def evaluate(
 
 
 def _chosen(
-    norm: str, eps: float, version: str | None, attack: str | None, options: dict[str, Any],
+    norm: str,
+    eps: float,
+    version: str | None,
+    attack: str | None,
+    options: dict[str, Any],
     seed: int,
-) -> Attack | AutoAttack:  # fmt: skip
+) -> Attack | AutoAttack:
     threat = attack_files.make_threat(norm, eps)
     if attack is not None:
         if version is not None:

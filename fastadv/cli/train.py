@@ -65,16 +65,30 @@ def train(
     """
     with _said_in_one_line():
         chosen = recipe(
-            dataset, method, model=model, eps=None if eps is None else _number(eps), epochs=epochs,
-            batch_size=batch_size, learning_rate=learning_rate, steps=steps, ema=ema,
-            precision=precision, seed=seed, on_collapse=on_collapse,
-        )  # fmt: skip
+            dataset,
+            method,
+            model=model,
+            eps=None if eps is None else _number(eps),
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            steps=steps,
+            ema=ema,
+            precision=precision,
+            seed=seed,
+            on_collapse=on_collapse,
+        )
         samples = training_data(dataset, data)
         with _threads(threads):
             result = train_recipe(
-                chosen, samples, out, device=device, resume=resume, tensorboard=tensorboard,
+                chosen,
+                samples,
+                out,
+                device=device,
+                resume=resume,
+                tensorboard=tensorboard,
                 checkpoint_every=checkpoint_every,
-            )  # fmt: skip
+            )
     _print(result)
 
 
@@ -115,9 +129,13 @@ def _said_in_one_line() -> Iterator[None]:
             shown = warnings.showwarning
 
             def show(
-                message: Warning | str, category: type[Warning], filename: str, lineno: int,
-                file: TextIO | None = None, line: str | None = None,
-            ) -> None:  # fmt: skip
+                message: Warning | str,
+                category: type[Warning],
+                filename: str,
+                lineno: int,
+                file: TextIO | None = None,
+                line: str | None = None,
+            ) -> None:
                 if issubclass(category, TrainingWarning):
                     print(f"fastadv: {message}", file=sys.stderr, flush=True)
                 else:

@@ -67,9 +67,15 @@ class DeviceLoader:
         self.world_size = world_size
         self.mean, self.std = _normalisation(self.images, mean, std)
         self._augmentation = dict(
-            seed=seed, crop=crop, padding=padding, flip=flip, dtype=dtype,
-            channels_last=channels_last, mean=self.mean, std=self.std,
-        )  # fmt: skip
+            seed=seed,
+            crop=crop,
+            padding=padding,
+            flip=flip,
+            dtype=dtype,
+            channels_last=channels_last,
+            mean=self.mean,
+            std=self.std,
+        )
         self.epoch = 0
         self._batch = 0  # batches of `epoch` that were yielded
         self._begun: object | None = None  # names the latest iterator, if `epoch` is its epoch

@@ -50,10 +50,14 @@ def draw_examples(net: nn.Module, x: torch.Tensor, y: torch.Tensor, *, seed: int
     with torch.no_grad():
         logits, logits_adv = net(x[chosen]), net(result.x_adv[chosen])
     return plots.example_sheet(
-        x[chosen], result.x_adv[chosen], y[chosen], logits, logits_adv,
+        x[chosen],
+        result.x_adv[chosen],
+        y[chosen],
+        logits,
+        logits_adv,
         title=f"Standard network under L-infinity PGD, 10 steps, eps = {EPS:g}, seed {seed}: "
         "prediction and confidence",
-    )  # fmt: skip
+    )
 
 
 def draw_restarts(networks: Networks, x: torch.Tensor, y: torch.Tensor, *, seed: int) -> Figure:

@@ -48,10 +48,15 @@ def train_fast(x: torch.Tensor, y: torch.Tensor, *, seed: int) -> nn.Module:
 
 
 def _train(
-    net: nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int, seed: int, *,
+    net: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    epochs: int,
+    seed: int,
+    *,
     craft: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] | None,
     label_smoothing: float,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """Adam; the learning rate falls linearly to 0 over the second half."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(net.parameters(), lr=_LEARNING_RATE)

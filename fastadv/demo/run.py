@@ -79,9 +79,12 @@ def attacks(*, seed: int) -> dict[str, Attack]:
 
 
 def run_demo(
-    out: str | Path = "demo-output", *, seed: int = 0, repeats: int = 3,
+    out: str | Path = "demo-output",
+    *,
+    seed: int = 0,
+    repeats: int = 3,
     console: Console | None = None,
-) -> DemoResult:  # fmt: skip
+) -> DemoResult:
     """Train, attack, compare, print the table and save three PNGs to the folder `out`.
 
     repeats: how often each attack is timed, fastadv and textbook taking turns.
@@ -131,9 +134,14 @@ def _demo(out: Path, seed: int, repeats: int, console: Console) -> DemoResult:
 
 
 def _compare(
-    network: str, net: nn.Module, attack_name: str, attack: Attack, x: torch.Tensor,
-    y: torch.Tensor, repeats: int,
-) -> Row:  # fmt: skip
+    network: str,
+    net: nn.Module,
+    attack_name: str,
+    attack: Attack,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    repeats: int,
+) -> Row:
     ours, theirs = [], []
     for _ in range(repeats):
         report = evaluate(net, (x, y), attack, batch_size=len(x), progress=False)
@@ -142,9 +150,13 @@ def _compare(
         x_adv = _textbook_attack(attack, net, x, y)
         theirs.append(time.perf_counter() - start)
     return Row(
-        network, attack_name, report, _accuracy(net, x_adv, y), statistics.median(ours),
+        network,
+        attack_name,
+        report,
+        _accuracy(net, x_adv, y),
+        statistics.median(ours),
         statistics.median(theirs),
-    )  # fmt: skip
+    )
 
 
 def _textbook_attack(
@@ -154,9 +166,15 @@ def _textbook_attack(
     if attack.constructor == "fgsm":
         return textbook.fgsm(net, x, y, eps=eps)
     return textbook.pgd(
-        net, x, y, eps=eps, steps=attack.steps, step_size=float(attack.effective_step_size),
-        restarts=attack.restarts, generator=torch.Generator().manual_seed(attack.seed),
-    )  # fmt: skip
+        net,
+        x,
+        y,
+        eps=eps,
+        steps=attack.steps,
+        step_size=float(attack.effective_step_size),
+        restarts=attack.restarts,
+        generator=torch.Generator().manual_seed(attack.seed),
+    )
 
 
 def _agreement(
@@ -192,12 +210,21 @@ def _print(result: DemoResult, console: Console, *, seed: int, repeats: int) -> 
         "The textbook runs every restart of every sample to the end; fastadv verifies what it "
         f"returns. Times: median of {repeats}, one CPU thread, the two taking turns, all {n} "
         "samples at once.",
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left",
-    )  # fmt: skip
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        caption_justify="left",
+    )
     table.add_column("network")
     table.add_column("attack")
-    for column in ("fastadv\n%", "95 %\ninterval", "textbook\n%", "fastadv\nms", "textbook\nms",
-                   "ratio"):  # fmt: skip
+    for column in (
+        "fastadv\n%",
+        "95 %\ninterval",
+        "textbook\n%",
+        "fastadv\nms",
+        "textbook\nms",
+        "ratio",
+    ):
         table.add_column(column, justify="right")
     last = None
     for row in result.rows:

@@ -14,9 +14,14 @@ from fastadv.kernels import slots as columns
 
 
 def run_continuous(
-    stepper: Stepper, work: Work, pending: np.ndarray, ledger: Ledger, batch_size: int,
-    confirm: Confirm | None, inspect: Inspect | None,
-) -> None:  # fmt: skip
+    stepper: Stepper,
+    work: Work,
+    pending: np.ndarray,
+    ledger: Ledger,
+    batch_size: int,
+    confirm: Confirm | None,
+    inspect: Inspect | None,
+) -> None:
     """Attack the `pending` samples of `work` in `batch_size` slots and enter them in `ledger`.
 
     Items are queued item-major: the first restart or target of every sample, then the second;
@@ -30,9 +35,15 @@ def run_continuous(
 
 class _Run:
     def __init__(
-        self, stepper: Stepper, work: Work, pending: np.ndarray, ledger: Ledger, batch_size: int,
-        confirm: Confirm | None, inspect: Inspect | None,
-    ) -> None:  # fmt: skip
+        self,
+        stepper: Stepper,
+        work: Work,
+        pending: np.ndarray,
+        ledger: Ledger,
+        batch_size: int,
+        confirm: Confirm | None,
+        inspect: Inspect | None,
+    ) -> None:
         self.stepper, self.algorithm = stepper, stepper.algorithm
         self.work, self.ledger, self.confirm, self.inspect = work, ledger, confirm, inspect
         self.look = False  # at the last gradient of a slot too

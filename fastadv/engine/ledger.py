@@ -41,9 +41,13 @@ class Ledger:
         self._entered = {entry for entry in self._entered if entry[0] not in gone}
 
     def record(
-        self, samples: np.ndarray, items: np.ndarray, flags: np.ndarray, losses: np.ndarray,
+        self,
+        samples: np.ndarray,
+        items: np.ndarray,
+        flags: np.ndarray,
+        losses: np.ndarray,
         iterates: torch.Tensor,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Enter finished items, one row each; flags: (k, 5) as in `fastadv.kernels.slots`."""
         winners: dict[int, int] = {}
         losses = np.nan_to_num(losses, nan=-np.inf, posinf=np.inf, neginf=-np.inf)

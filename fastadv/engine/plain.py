@@ -18,9 +18,14 @@ Inspect = Callable[[torch.Tensor, np.ndarray, np.ndarray], bool]
 
 
 def run_plain(
-    stepper: Stepper, work: Work, pending: np.ndarray, ledger: Ledger, batch_size: int,
-    confirm: Confirm | None, inspect: Inspect | None,
-) -> None:  # fmt: skip
+    stepper: Stepper,
+    work: Work,
+    pending: np.ndarray,
+    ledger: Ledger,
+    batch_size: int,
+    confirm: Confirm | None,
+    inspect: Inspect | None,
+) -> None:
     """Attack the `pending` samples, `batch_size` at a time, and enter them in `ledger`.
 
     confirm: asked about every success, None where the user's own model has seen it. Those that it

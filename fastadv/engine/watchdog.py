@@ -23,6 +23,9 @@ class Watchdog:
                 _LOGGER.warning(
                     "a step of %d slots took %.1f s, %.0f times the median of %.3f s: does another "
                     "process hold the device, or is memory short?",
-                    slots, seconds, seconds / median, median,
-                )  # fmt: skip
+                    slots,
+                    seconds,
+                    seconds / median,
+                    median,
+                )
         self._recent.append(seconds)

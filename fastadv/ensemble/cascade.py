@@ -76,10 +76,18 @@ class Progress:
 
 
 def run_cascade(
-    attacks: tuple[Attack, ...], model: Model, x: torch.Tensor, labels: torch.Tensor,
-    logits: torch.Tensor, progress: Progress, *, reserved: int, sample_ids: torch.Tensor,
-    execution: Execution, on_stage: Callable[[Progress], None] | None,
-) -> None:  # fmt: skip
+    attacks: tuple[Attack, ...],
+    model: Model,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    logits: torch.Tensor,
+    progress: Progress,
+    *,
+    reserved: int,
+    sample_ids: torch.Tensor,
+    execution: Execution,
+    on_stage: Callable[[Progress], None] | None,
+) -> None:
     """Carry out the stages that `progress` does not have; logits: (n, C) at x. The last `reserved`
     attacks are for the doubtful samples; but for Square they start from the
     closest point that Square has found.
@@ -97,9 +105,18 @@ def run_cascade(
             stage = Stage(name_of(attack), repr(attack), 0, 0, 0.0, 0, 0, 0)
         else:
             stage = _run_stage(
-                attack, index, model, x, labels, logits, progress, alive, sample_ids=sample_ids,
-                execution=execution, is_reserved=is_reserved,
-            )  # fmt: skip
+                attack,
+                index,
+                model,
+                x,
+                labels,
+                logits,
+                progress,
+                alive,
+                sample_ids=sample_ids,
+                execution=execution,
+                is_reserved=is_reserved,
+            )
         progress.stages.append(stage)
         if not fell_back and len(alive) and fitted(attack, logits.shape[1]) is not attack:
             fell_back = True  # one warning a run, of the first attack's samples
@@ -109,10 +126,19 @@ def run_cascade(
 
 
 def _run_stage(
-    attack: Attack, index: int, model: Model, x: torch.Tensor, labels: torch.Tensor,
-    logits: torch.Tensor, progress: Progress, alive: torch.Tensor, *, sample_ids: torch.Tensor,
-    execution: Execution, is_reserved: bool,
-) -> Stage:  # fmt: skip
+    attack: Attack,
+    index: int,
+    model: Model,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    logits: torch.Tensor,
+    progress: Progress,
+    alive: torch.Tensor,
+    *,
+    sample_ids: torch.Tensor,
+    execution: Execution,
+    is_reserved: bool,
+) -> Stage:
     """Attack the samples `alive` and enter what fell."""
     suited = fitted(attack, logits.shape[1])
     if progress.inset:
@@ -121,10 +147,16 @@ def _run_stage(
     if is_reserved and not isinstance(attack, SquareAttack):
         x_init = layout.gather_rows(progress.x_searched, alive)
     call = Call(
-        _narrowed(suited, alive), model, layout.gather_rows(x, alive), labels[alive], target=None,
-        sample_ids=sample_ids[alive], x_init=x_init, execution=execution,
+        _narrowed(suited, alive),
+        model,
+        layout.gather_rows(x, alive),
+        labels[alive],
+        target=None,
+        sample_ids=sample_ids[alive],
+        x_init=x_init,
+        execution=execution,
         clean_logits=logits[alive],
-    )  # fmt: skip
+    )
     found = call.fallen()
     progress.inset = call.oracle.inset
     rows = alive[found.indices]
@@ -137,10 +169,15 @@ def _run_stage(
     if x_init is None:  # from where Square ended, a gradient says nothing of masking
         _note_reached(progress, suited, alive, found)
     return Stage(
-        name=name_of(attack), attack=repr(suited), attacked=len(alive), broken=len(rows),
-        forwards=call.oracle.forwards, backwards=call.oracle.backwards,
-        discarded=int(call.oracle.discarded), **call.cost._asdict(),
-    )  # fmt: skip
+        name=name_of(attack),
+        attack=repr(suited),
+        attacked=len(alive),
+        broken=len(rows),
+        forwards=call.oracle.forwards,
+        backwards=call.oracle.backwards,
+        discarded=int(call.oracle.discarded),
+        **call.cost._asdict(),
+    )
 
 
 def _note_reached(progress: Progress, attack: Attack, alive: torch.Tensor, found: Fallen) -> None:

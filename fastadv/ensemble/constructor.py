@@ -96,26 +96,41 @@ class AutoAttack:
         if any(isinstance(attack, SquareAttack) for attack in attacks):
             _check_images(x, self.threat)
         look = Call(
-            fgsm(self.threat, loss="margin", seed=attacks[0].seed), model, x, y, target=None,
-            sample_ids=sample_ids, x_init=None, execution=execution,
-        )  # fmt: skip
+            fgsm(self.threat, loss="margin", seed=attacks[0].seed),
+            model,
+            x,
+            y,
+            target=None,
+            sample_ids=sample_ids,
+            x_init=None,
+            execution=execution,
+        )
         if len(look.x) == 0:
             return replace(look.result(), broken_by=torch.empty_like(look.sample_ids))
         logits = look.clean_logits()
         labels = logits.argmax(1) if look.y is None else look.y
         inputs.check_range(labels, logits.shape[1], name="y")
         checks.examine(
-            model, look.x[: look.batch_size], seed=attacks[0].seed,
+            model,
+            look.x[: look.batch_size],
+            seed=attacks[0].seed,
             expects_random=self.version == "rand",
-        )  # fmt: skip
+        )
         reserved = reserved_of(self.version)
         if progress is None:
             progress = Progress.of_clean(look.x, labels, logits, reserved=reserved)
         run_cascade(
-            attacks, model, look.x, labels, logits, progress,
-            reserved=reserved, sample_ids=look.sample_ids, execution=execution,
+            attacks,
+            model,
+            look.x,
+            labels,
+            logits,
+            progress,
+            reserved=reserved,
+            sample_ids=look.sample_ids,
+            execution=execution,
             on_stage=on_stage,
-        )  # fmt: skip
+        )
         warn_of_faults(progress.faults.cpu().numpy())
         was_found = execution.inset is None and progress.inset > 0
         diagnostics.warn("clamped_input", len(labels) if was_found else 0, len(labels))

@@ -131,9 +131,12 @@ def generator_put_back() -> Iterator[None]:
 
 
 def _report(
-    wanted: Wanted, asked: State, columns: dict[str, torch.Tensor], sums: dict[str, Any],
+    wanted: Wanted,
+    asked: State,
+    columns: dict[str, torch.Tensor],
+    sums: dict[str, Any],
     environment: dict[str, str],
-) -> Report:  # fmt: skip
+) -> Report:
     attack, total = wanted.attack, len(columns["ids"])
     threat = getattr(attack, "threat", None)
     eps = getattr(threat, "eps", None)

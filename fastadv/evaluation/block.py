@@ -33,10 +33,14 @@ class SampleAttack(Protocol):
     """What `evaluate` asks of an attack: `run`, as `Attack` and the ensembles have it."""
 
     def run(
-        self, model: Model, x: torch.Tensor, y: torch.Tensor | None = None, *,
-        sample_ids: torch.Tensor | None = None, execution: Execution | None = None,
-    ) -> AttackResult:  # fmt: skip
-        ...
+        self,
+        model: Model,
+        x: torch.Tensor,
+        y: torch.Tensor | None = None,
+        *,
+        sample_ids: torch.Tensor | None = None,
+        execution: Execution | None = None,
+    ) -> AttackResult: ...
 
 
 @dataclass
@@ -84,28 +88,42 @@ class Task:
         if broken_by is None:
             broken_by = torch.where(result.success, 0, -1)
         found = dict(
-            ids=rows.ids, fingerprints=marks, clean_correct=clean == y, success=result.success,
+            ids=rows.ids,
+            fingerprints=marks,
+            clean_correct=clean == y,
+            success=result.success,
             step=result.step,
             distance=before.with_distances(result.distance) if before else result.distance,
             broken_by=broken_by,
-        )  # fmt: skip
+        )
         columns = {name: found[name].cpu().to(kind).clone() for name, kind in COLUMNS.items()}
         self._done += len(x)
         self._robust += int((columns["clean_correct"] & ~columns["success"]).sum())
         self.state.finish(
             Block(
-                columns, *self.share.place, forwards, result.backwards,
-                time.perf_counter() - began, _all_counts(before, found_counts),
-                [stage._asdict() for stage in result.stages], result.cost._asdict(),
+                columns,
+                *self.share.place,
+                forwards,
+                result.backwards,
+                time.perf_counter() - began,
+                _all_counts(before, found_counts),
+                [stage._asdict() for stage in result.stages],
+                result.cost._asdict(),
             )
-        )  # fmt: skip
+        )
         self.keep()
         self.watch(self._status("", 0))
 
     def _run(
-        self, ids: torch.Tensor, marks: torch.Tensor, x: torch.Tensor, y: torch.Tensor,
-        before: Unfinished | None, began: float, counts: Callable[[], dict[str, int]],
-    ) -> AttackResult:  # fmt: skip
+        self,
+        ids: torch.Tensor,
+        marks: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        before: Unfinished | None,
+        began: float,
+        counts: Callable[[], dict[str, int]],
+    ) -> AttackResult:
         attack = self.attack
         execution = self.execution
         if self.state.inset and execution.inset is None:
@@ -121,14 +139,17 @@ class Task:
         def after_stage(progress: Progress) -> None:
             distance = attack.threat.distance(progress.x_adv, x)
             part = Unfinished.of(
-                progress, before.with_distances(distance) if before else distance, ids=ids,
-                fingerprints=marks, seconds=time.perf_counter() - began,
+                progress,
+                before.with_distances(distance) if before else distance,
+                ids=ids,
+                fingerprints=marks,
+                seconds=time.perf_counter() - began,
                 warnings={
                     code: count
                     for code, count in _all_counts(before, counts()).items()
                     if code not in _BEFORE_THE_ATTACKS
                 },
-            )  # fmt: skip
+            )
             self.state.begin(part)
             self._note_inset(progress.inset)
             self.keep()

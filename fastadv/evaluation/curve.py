@@ -101,8 +101,9 @@ class Curve:
                 **self.environment,
             },
             columns=("eps", "robust accuracy", "95 %", "attacked", "forwards", "backwards"),
-            rows=self._rows(), notes=[],
-        )  # fmt: skip
+            rows=self._rows(),
+            notes=[],
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to a .json or .md file, by suffix, atomically."""
@@ -123,14 +124,23 @@ class Curve:
     def _rows(self) -> list[list[str]]:
         return [
             [
-                f"{eps:.6g}", percent(accuracy), f"{100 * low:.1f} to {100 * high:.1f}",
-                f"{attacked:,}", f"{forwards:,}", f"{backwards:,}",
+                f"{eps:.6g}",
+                percent(accuracy),
+                f"{100 * low:.1f} to {100 * high:.1f}",
+                f"{attacked:,}",
+                f"{forwards:,}",
+                f"{backwards:,}",
             ]
             for eps, accuracy, (low, high), attacked, forwards, backwards in zip(
-                self.eps, self.robust_accuracy, self.confidence_intervals, self.attacked,
-                self.forwards, self.backwards, strict=True,
+                self.eps,
+                self.robust_accuracy,
+                self.confidence_intervals,
+                self.attacked,
+                self.forwards,
+                self.backwards,
+                strict=True,
             )
-        ]  # fmt: skip
+        ]
 
 
 def robustness_curve(

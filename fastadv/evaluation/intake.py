@@ -25,9 +25,13 @@ class Intake:
     """
 
     def __init__(
-        self, samples: Samples, share: Share, begun: Sequence[Unfinished], path: Path | None,
+        self,
+        samples: Samples,
+        share: Share,
+        begun: Sequence[Unfinished],
+        path: Path | None,
         check: Check,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._samples, self._share, self._path, self._check = samples, share, path, check
         self._begun = [(part, Pending()) for part in begun]
         self._proof: Pending | None = Pending()  # None: checked
@@ -49,8 +53,9 @@ class Intake:
                 self._check_model()
                 yield missing.take(size), None
         if self._samples.seen < self._share.end:
-            self._refuse(f"it has {self._share.end:,} samples or more, here are "
-                         f"{self._samples.seen:,}")  # fmt: skip
+            self._refuse(
+                f"it has {self._share.end:,} samples or more, here are {self._samples.seen:,}"
+            )
         self._check_model()
         if len(missing):
             yield missing.take(size), None

@@ -22,9 +22,15 @@ thead th { overflow-wrap: normal; }
 
 
 def html(
-    *, title: str, lead: str, facts: dict[str, str], columns: Sequence[str],
-    rows: Sequence[Sequence[str]], shares: Sequence[float], notes: Sequence[str],
-) -> str:  # fmt: skip
+    *,
+    title: str,
+    lead: str,
+    facts: dict[str, str],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    shares: Sequence[float],
+    notes: Sequence[str],
+) -> str:
     """A page with a title, notes, a table of rows if there are any, and a table of facts.
 
     shares: a number in [0, 1] for each row, drawn as a bar under its robust accuracy (column 3).

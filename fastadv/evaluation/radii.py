@@ -39,9 +39,12 @@ class AtRadii:
     """One block after another, at all radii; attacks: of ascending radii."""
 
     def __init__(
-        self, model: Model, attacks: Sequence[Attack | AutoAttack], execution: Execution,
+        self,
+        model: Model,
+        attacks: Sequence[Attack | AutoAttack],
+        execution: Execution,
         device: torch.device | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.model, self.attacks, self.execution = model, attacks, execution
         self.device = device
         self.done = 0

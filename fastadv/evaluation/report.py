@@ -137,8 +137,10 @@ class Report:
         return tables.markdown(
             headline=f"**{percent(self.robust_accuracy)} robust accuracy**",
             facts=self._facts(),
-            columns=_STAGE_COLUMNS, rows=self._stage_rows(), notes=list(self.explanations.values()),
-        )  # fmt: skip
+            columns=_STAGE_COLUMNS,
+            rows=self._stage_rows(),
+            notes=list(self.explanations.values()),
+        )
 
     def to_html(self) -> str:
         """The same as one file without external resources, for light and dark screens."""
@@ -146,9 +148,11 @@ class Report:
             title=f"{percent(self.robust_accuracy)} robust accuracy",
             lead=f"{percent(self.clean_accuracy)} clean, {self.n:,} samples, {self.threat}",
             facts=self._facts(),
-            columns=_STAGE_COLUMNS, rows=self._stage_rows(), shares=self.accuracies,
+            columns=_STAGE_COLUMNS,
+            rows=self._stage_rows(),
+            shares=self.accuracies,
             notes=list(self.explanations.values()),
-        )  # fmt: skip
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to a .json, .md or .html file, by suffix, atomically."""
@@ -192,12 +196,17 @@ class Report:
     def _stage_rows(self) -> list[list[str]]:
         return [
             [
-                stage.name, f"{stage.attacked:,}", f"{stage.broken:,}", percent(accuracy),
-                f"{stage.seconds:.2f} s", f"{stage.forwards:,}", f"{stage.backwards:,}",
+                stage.name,
+                f"{stage.attacked:,}",
+                f"{stage.broken:,}",
+                percent(accuracy),
+                f"{stage.seconds:.2f} s",
+                f"{stage.forwards:,}",
+                f"{stage.backwards:,}",
                 f"{stage.discarded:,}",
             ]
             for stage, accuracy in zip(self.stages, self.accuracies, strict=True)
-        ]  # fmt: skip
+        ]
 
     def _robust_text(self) -> str:
         low, high = self.confidence_interval

@@ -34,11 +34,14 @@ def found_in(asked: State, states: Iterable[State]) -> Found:
     states = list(states)
     totals = [state.total for state in states if state.total is not None]
     return Found(
-        asked.model, asked.attack, asked.n, max(totals, default=None),
+        asked.model,
+        asked.attack,
+        asked.n,
+        max(totals, default=None),
         [block for state in states for block in state.blocks],
         [Begun(part.ids, len(part.stages)) for state in states for part in state.unfinished],
         max((state.inset for state in states), default=0.0),
-    )  # fmt: skip
+    )
 
 
 class Share:

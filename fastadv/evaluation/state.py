@@ -76,9 +76,15 @@ class Unfinished:
 
     @classmethod
     def of(
-        cls, progress: Progress, distance: torch.Tensor, *, ids: torch.Tensor,
-        fingerprints: torch.Tensor, seconds: float, warnings: dict[str, int],
-    ) -> "Unfinished":  # fmt: skip
+        cls,
+        progress: Progress,
+        distance: torch.Tensor,
+        *,
+        ids: torch.Tensor,
+        fingerprints: torch.Tensor,
+        seconds: float,
+        warnings: dict[str, int],
+    ) -> "Unfinished":
         columns = {name: getattr(progress, name).cpu().clone() for name in _OF_PROGRESS}
         columns["distance"] = distance.cpu()
         stages = [stage._asdict() for stage in progress.stages]

@@ -4,9 +4,13 @@ from collections.abc import Sequence
 
 
 def markdown(
-    *, headline: str, facts: dict[str, str], columns: Sequence[str], rows: Sequence[Sequence[str]],
+    *,
+    headline: str,
+    facts: dict[str, str],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
     notes: Sequence[str],
-) -> str:  # fmt: skip
+) -> str:
     """The headline, a table of rows if there are any, a table of facts, and a list of notes."""
     lines = [headline, ""]
     if rows:

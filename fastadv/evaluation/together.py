@@ -74,9 +74,12 @@ class _Work:
         size = wanted.execution.batch_size if wanted.batch_size is None else wanted.batch_size
         self._samples = Samples(wanted.data, batch_size=size, shared=self._place.world > 1)
         self.asked = State(
-            repr(wanted.attack), digest_of_model(module_of(wanted.model)), fastadv.__version__,
-            _search_of(wanted.execution), self._samples.length,
-        )  # fmt: skip
+            repr(wanted.attack),
+            digest_of_model(module_of(wanted.model)),
+            fastadv.__version__,
+            _search_of(wanted.execution),
+            self._samples.length,
+        )
         files = [] if self._path is None else files_of(self._path)
         self._states = {file: self.asked.restored(file) for file in files}
         self._is_united = files == [self._path]
@@ -96,9 +99,16 @@ class _Work:
         execution = replace(wanted.execution, batch_size=samples.batch_size)
         with shown(wanted.progress if self._place.rank == 0 else False) as watch:
             task = Task(
-                wanted.model, wanted.attack, execution, device, share, samples.expected, own,
-                keep, watch,
-            )  # fmt: skip
+                wanted.model,
+                wanted.attack,
+                execution,
+                device,
+                share,
+                samples.expected,
+                own,
+                keep,
+                watch,
+            )
 
             def check(rows: Rows, correct: torch.Tensor) -> None:
                 if not _predicts(task, rows, correct):

@@ -67,9 +67,7 @@ class CudaGraphs:
         with self._aside(), _no_collection():
             try:
                 # thread_local: data loaders pin memory in threads of their own meanwhile
-                graph.capture_begin(
-                    pool=self._shared_pool(), capture_error_mode="thread_local"
-                )  # fmt: skip
+                graph.capture_begin(pool=self._shared_pool(), capture_error_mode="thread_local")
                 with Guard():
                     function()
                 graph.capture_end()

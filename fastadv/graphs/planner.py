@@ -62,9 +62,14 @@ class StepGraphs:
     """
 
     def __init__(
-        self, backend: Backend | None, *, required: bool = False, warmup: int = 2, most: int = 8,
+        self,
+        backend: Backend | None,
+        *,
+        required: bool = False,
+        warmup: int = 2,
+        most: int = 8,
         what: str = "attacks",
-    ) -> None:  # fmt: skip
+    ) -> None:
         if warmup < 1:  # what is lazy would be initialised inside the recording
             raise ValueError(f"warmup must be at least 1; got {warmup}")
         if most < 1:
@@ -119,9 +124,12 @@ class StepGraphs:
         return entry
 
     def _captured(
-        self, backend: Backend, entry: _Entry, function: Callable[[], None],
+        self,
+        backend: Backend,
+        entry: _Entry,
+        function: Callable[[], None],
         counters: Counters | None,
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """Record the step, which must leave no count behind; False where it was refused."""
         before = () if counters is None else counters.read()
         try:

@@ -39,9 +39,12 @@ class Guard(TorchDispatchMode):
         return True  # what torch.compile made runs on, where any other mode would switch it off
 
     def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (),
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         kwargs = kwargs or {}
         check_recordable(func, args, kwargs)
         return func(*args, **kwargs)

@@ -31,9 +31,14 @@ class SingleChannelConv2d(nn.Conv2d):
 class _FoldedBackward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, kernel: int,
-        stride: int, padding: int,
-    ) -> torch.Tensor:  # fmt: skip
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        kernel: int,
+        stride: int,
+        padding: int,
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry = kernel, stride, padding
         return F.conv2d(x, weight, bias, stride, padding)
@@ -50,9 +55,18 @@ class _FoldedBackward(torch.autograd.Function):
             grad_x = grad_x.to(ctx.saved_tensors[0].dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-                grad, x, weight, [len(weight)], [stride] * 2, [padding] * 2, [1, 1], False, [0, 0],
-                1, [False, True, True],
-            )  # fmt: skip
+                grad,
+                x,
+                weight,
+                [len(weight)],
+                [stride] * 2,
+                [padding] * 2,
+                [1, 1],
+                False,
+                [0, 0],
+                1,
+                [False, True, True],
+            )
             grad_weight = grad_weight.to(ctx.saved_tensors[1].dtype)
             grad_bias = grad_bias.to(ctx.saved_tensors[1].dtype)
         return grad_x, grad_weight, grad_bias, None, None, None

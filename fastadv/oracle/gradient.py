@@ -56,9 +56,15 @@ class Oracle:
     """
 
     def __init__(
-        self, model: Model, loss: losses.Loss, *, targeted: bool, passes: int = 1,
-        bounds: clamping.Bounds | None = None, inset: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        loss: losses.Loss,
+        *,
+        targeted: bool,
+        passes: int = 1,
+        bounds: clamping.Bounds | None = None,
+        inset: float = 0.0,
+    ) -> None:
         self.model = model
         self.bounds = bounds
         self.inset = inset
@@ -203,9 +209,12 @@ class Oracle:
             self._halve(len(x_adv), x_adv.device)
 
     def _pass(
-        self, state: SlotState, loss: torch.Tensor, rules: Rules | None,
+        self,
+        state: SlotState,
+        loss: torch.Tensor,
+        rules: Rules | None,
         judged: _Judged | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(input gradient, logits) of one forward and backward; judged: these rows are tracked."""
         if len(state) <= self.room:
             seen = [judged]
@@ -260,15 +269,29 @@ class Oracle:
         return grad_logits
 
     def _head(
-        self, logits: torch.Tensor, state: SlotState, loss: torch.Tensor,
-        grad: torch.Tensor | None, kind: str, rules: Rules | None,
-    ) -> None:  # fmt: skip
+        self,
+        logits: torch.Tensor,
+        state: SlotState,
+        loss: torch.Tensor,
+        grad: torch.Tensor | None,
+        kind: str,
+        rules: Rules | None,
+    ) -> None:
         tracked = (None, None) if rules is None else (state.slots, state.best_loss)
         heads.loss_head_(
-            logits, state.labels, state.targets, state.reference, loss, grad,
-            state.prediction, state.correct, *tracked, kind, self.loss.parameter,
+            logits,
+            state.labels,
+            state.targets,
+            state.reference,
+            loss,
+            grad,
+            state.prediction,
+            state.correct,
+            *tracked,
+            kind,
+            self.loss.parameter,
             *(rules or Rules(0, 0, False, 0, False)),
-        )  # fmt: skip
+        )
 
     def graph(self, state: SlotState) -> torch.Tensor:
         """(B, C) logits at the current iterates, with the graph of a backward pass."""
@@ -322,15 +345,19 @@ class Oracle:
         return logits
 
     def backward(
-        self, output: torch.Tensor, state: SlotState, grad_output: torch.Tensor | None,
-        *, keep_graph: bool = False,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        output: torch.Tensor,
+        state: SlotState,
+        grad_output: torch.Tensor | None,
+        *,
+        keep_graph: bool = False,
+    ) -> torch.Tensor:
         """The input gradient of an output of `graph`; keep_graph: another one will follow."""
         scale = self._scale
         if scale != 1.0:
-            grad_output = torch.full_like(output, scale) if grad_output is None else (
-                grad_output * scale
-            )  # fmt: skip
+            grad_output = (
+                torch.full_like(output, scale) if grad_output is None else (grad_output * scale)
+            )
         began = time.perf_counter()
         (grad,) = torch.autograd.grad(
             output, state.leaf, grad_output, retain_graph=keep_graph, allow_unused=True

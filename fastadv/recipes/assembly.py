@@ -35,9 +35,13 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     if recipe.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay, fused=True)
     return torch.optim.SGD(
-        model.parameters(), lr=rate, momentum=recipe.momentum, nesterov=recipe.nesterov,
-        weight_decay=decay, fused=True,
-    )  # fmt: skip
+        model.parameters(),
+        lr=rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=decay,
+        fused=True,
+    )
 
 
 def build_step(recipe: Recipe, model: nn.Module, *, batches: int) -> Step:
@@ -56,11 +60,15 @@ def build_step(recipe: Recipe, model: nn.Module, *, batches: int) -> Step:
 def build_sentinel(recipe: Recipe, x: torch.Tensor, y: torch.Tensor, *, batches: int) -> Sentinel:
     """Watches the held-out samples; batches: of an epoch."""
     return Sentinel(
-        Linf(recipe.eps), x, y,
-        every=max(1, round(recipe.sentinel_every * batches)), on_collapse=recipe.on_collapse,
-        floor=recipe.floor, rescue_warmup=round(recipe.rescue_epochs / 3 * batches),
+        Linf(recipe.eps),
+        x,
+        y,
+        every=max(1, round(recipe.sentinel_every * batches)),
+        on_collapse=recipe.on_collapse,
+        floor=recipe.floor,
+        rescue_warmup=round(recipe.rescue_epochs / 3 * batches),
         seed=recipe.seed,
-    )  # fmt: skip
+    )
 
 
 def _free(recipe: Recipe, model: nn.Module, common: dict[str, Any]) -> Step:

@@ -33,9 +33,14 @@ class Learner:
         self.position = position
         self.checkpoint_every = checkpoint_every
         self.loader = DeviceLoader(
-            samples.images, samples.labels, batch_size=recipe.batch_size, seed=recipe.seed,
-            crop=recipe.crop, flip=recipe.flip, channels_last=recipe.channels_last,
-        )  # fmt: skip
+            samples.images,
+            samples.labels,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            crop=recipe.crop,
+            flip=recipe.flip,
+            channels_last=recipe.channels_last,
+        )
         self.held_out = HeldOut.of(
             samples.held_images, samples.held_labels, eps=recipe.eps, seed=recipe.seed
         )
@@ -156,12 +161,21 @@ class Learner:
         position.seconds += position.epoch_seconds
         factor = warmup_factor(max(0, self.step.batches - 1), self.step.eps_warmup)
         row = dict(
-            epoch=position.epoch, seconds=position.epoch_seconds, batches=position.batches,
-            learning_rate=position.rate, eps=self.recipe.eps * factor, step=repr(self.step),
-            loss=position.loss_sum / position.updates, clean=clean, robust=robust,
-            n=len(self.held_out.y), attack=repr(attack), steps=attack.steps,
-            attack_eps=self.recipe.eps, sentinel=verdicts,
-        )  # fmt: skip
+            epoch=position.epoch,
+            seconds=position.epoch_seconds,
+            batches=position.batches,
+            learning_rate=position.rate,
+            eps=self.recipe.eps * factor,
+            step=repr(self.step),
+            loss=position.loss_sum / position.updates,
+            clean=clean,
+            robust=robust,
+            n=len(self.held_out.y),
+            attack=repr(attack),
+            steps=attack.steps,
+            attack_eps=self.recipe.eps,
+            sentinel=verdicts,
+        )
         position.updates, position.epoch_seconds = 0, 0.0
         self.loss_sum.zero_()
         return row

@@ -119,11 +119,21 @@ _OF_METHOD: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def recipe(
-    dataset: str, method: str, *, model: str | None = None, eps: float | None = None,
-    epochs: int | None = None, batch_size: int | None = None, learning_rate: float | None = None,
-    steps: int | None = None, step_size: float | None = None, ema: float | None = None,
-    precision: str | None = None, seed: int | None = None, on_collapse: str | None = None,
-) -> Recipe:  # fmt: skip
+    dataset: str,
+    method: str,
+    *,
+    model: str | None = None,
+    eps: float | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    steps: int | None = None,
+    step_size: float | None = None,
+    ema: float | None = None,
+    precision: str | None = None,
+    seed: int | None = None,
+    on_collapse: str | None = None,
+) -> Recipe:
     """The published recipe for `dataset` ("digits", "mnist", "cifar10") and `method`, changed.
 
     method: "free", "fast", "nfgsm", "pgd", "trades", "mart" or "yopo". What is None is the
@@ -151,9 +161,16 @@ def recipe(
     if learning_rate is not None:
         chosen = chosen.with_peak(learning_rate)
     given = dict(
-        model=model, eps=eps, batch_size=batch_size, steps=steps, step_size=step_size, ema=ema,
-        precision=precision, seed=seed, on_collapse=on_collapse,
-    )  # fmt: skip
+        model=model,
+        eps=eps,
+        batch_size=batch_size,
+        steps=steps,
+        step_size=step_size,
+        ema=ema,
+        precision=precision,
+        seed=seed,
+        on_collapse=on_collapse,
+    )
     return replace(chosen, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -20,7 +20,7 @@ from fastadv.recipes.run_state import (
     load_run,
     save_run,
     save_tensors,
-)  # fmt: skip
+)
 from fastadv.recipes.settings import Recipe
 from fastadv.recipes.sources import check_data, split
 from fastadv.training import Check, Collapse, TrainingWarning
@@ -48,11 +48,17 @@ class Result:
 
 
 def train(
-    recipe: Recipe, data: tuple[torch.Tensor, torch.Tensor], out: str | os.PathLike[str], *,
-    device: torch.device | str | None = None, resume: bool = False, progress: bool = True,
-    tensorboard: bool = False, checkpoint_every: int | None = None,
+    recipe: Recipe,
+    data: tuple[torch.Tensor, torch.Tensor],
+    out: str | os.PathLike[str],
+    *,
+    device: torch.device | str | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    tensorboard: bool = False,
+    checkpoint_every: int | None = None,
     on_epoch: OnEpoch | None = None,
-) -> Result:  # fmt: skip
+) -> Result:
     """Train the recipe's network on `data` and write everything to the folder `out`.
 
     data: (N, C, H, W) uint8 images and (N,) labels, training samples only. device: "cuda" if there
@@ -79,9 +85,11 @@ def train(
     saved = load_run(folder / "last.pt", identity)
     position = Position(**saved["position"]) if saved else Position(epochs=recipe.epochs)
     learner = Learner(
-        recipe, split(images.to(chosen), labels.long().to(chosen), held_out=recipe.held_out),
-        position, checkpoint_every=checkpoint_every,
-    )  # fmt: skip
+        recipe,
+        split(images.to(chosen), labels.long().to(chosen), held_out=recipe.held_out),
+        position,
+        checkpoint_every=checkpoint_every,
+    )
     if saved:
         learner.restore(saved)
         _warn_of_threads(position.threads, chosen)
@@ -147,9 +155,13 @@ class _Run:
         recipe, learner = self.identity.recipe, self.learner
         samples, held = len(learner.loader.images), len(learner.held_out.y)
         self.log.append(
-            "run", **asdict(self.identity), device=str(learner.held_out.y.device),
-            samples=samples, held_out=held, threads=torch.get_num_threads(),
-        )  # fmt: skip
+            "run",
+            **asdict(self.identity),
+            device=str(learner.held_out.y.device),
+            samples=samples,
+            held_out=held,
+            threads=torch.get_num_threads(),
+        )
         self.screen.say(
             f"{recipe.model} by {learner.step!r} on {samples:,} samples of {recipe.dataset} "
             f"({held:,} held out), {recipe.epochs} epochs of {len(learner.loader)} batches, seed "
@@ -174,9 +186,7 @@ class _Run:
         for check in checks:
             self.log.append("check", **asdict(check))
         if rescue:
-            self.log.append(
-                "rollback", batch=position.batches, step=rescue, epochs=position.epochs
-            )  # fmt: skip
+            self.log.append("rollback", batch=position.batches, step=rescue, epochs=position.epochs)
         elif any(check.verdict not in ("good", "suspect") for check in checks):
             self._save_good()
 
@@ -198,10 +208,13 @@ class _Run:
             self._check_final_weights()
             save_tensors(self.folder / "model.pt", learner.network.state_dict())
             self.log.append(
-                "finished", epochs=position.epochs, best_epoch=position.best_epoch,
-                best=position.best, rollbacks=learner.sentinel.rollbacks,
+                "finished",
+                epochs=position.epochs,
+                best_epoch=position.best_epoch,
+                best=position.best,
+                rollbacks=learner.sentinel.rollbacks,
                 seconds=position.seconds,
-            )  # fmt: skip
+            )
             position.finished = True
         self._save()
         self.screen.say(epoch_line(row, epochs=position.epochs))

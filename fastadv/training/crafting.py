@@ -131,10 +131,19 @@ def crafting(
 
 
 def ascend(
-    model: Model, x_adv: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *, threat: ThreatModel,
-    steps: int, step_size: float, eps: float, loss: str = "ce",
-    reference: torch.Tensor | None = None, differentiate: Differentiate = directly,
-) -> torch.Tensor:  # fmt: skip
+    model: Model,
+    x_adv: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    threat: ThreatModel,
+    steps: int,
+    step_size: float,
+    eps: float,
+    loss: str = "ce",
+    reference: torch.Tensor | None = None,
+    differentiate: Differentiate = directly,
+) -> torch.Tensor:
     """`steps` fused ascent steps on x_adv, in place, inside `crafting`; no synchronisation.
 
     The losses of samples are summed: a mean would round half-precision gradients to zero.

@@ -36,9 +36,16 @@ class FastAT(CraftedStep):
     ) -> torch.Tensor:
         step = self._scaled(self.step_size, default=1.25)
         return ascend(
-            model, x_adv, x, y, threat=self.threat, steps=1, step_size=step, eps=eps,
+            model,
+            x_adv,
+            x,
+            y,
+            threat=self.threat,
+            steps=1,
+            step_size=step,
+            eps=eps,
             differentiate=self._watch.gradient,
-        )  # fmt: skip
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -72,6 +79,13 @@ class NFGSM(CraftedStep):
         step = self._scaled(self.step_size, default=1.0)
         reach = 2 * (self.noise * eps + step)  # a ball that nothing reaches: no projection
         return ascend(
-            model, x_adv, x, y, threat=self.threat, steps=1, step_size=step, eps=reach,
+            model,
+            x_adv,
+            x,
+            y,
+            threat=self.threat,
+            steps=1,
+            step_size=step,
+            eps=reach,
             differentiate=self._watch.gradient,
-        )  # fmt: skip
+        )

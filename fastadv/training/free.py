@@ -90,9 +90,16 @@ class FreeAT:
                 looked = looked or self._look(inner, x_adv)
                 leaf = x_adv.detach().requires_grad_()
                 batch = Crafted(
-                    x, leaf, y, self.effective_eps, ids, draw_of(self), self.seed, self.threat,
+                    x,
+                    leaf,
+                    y,
+                    self.effective_eps,
+                    ids,
+                    draw_of(self),
+                    self.seed,
+                    self.threat,
                     self._watch.gradient,
-                )  # fmt: skip
+                )
                 inside = self._gradient_inside(inner, objective, batch)
                 with torch.enable_grad(), crafting.in_precision(self.precision, x.device):
                     loss = objective(Reduced.of(model), batch)

@@ -29,9 +29,12 @@ _RESTLESS = 32  # batches in a row that no recording fits
 
 
 def graphed(
-    step: Step, optimizer: torch.optim.Optimizer, *, clip_norm: float | None = None,
+    step: Step,
+    optimizer: torch.optim.Optimizer,
+    *,
+    clip_norm: float | None = None,
     cuda_graph: bool | str = "auto",
-) -> "GraphedStep":  # fmt: skip
+) -> "GraphedStep":
     """`run(model, x, y)`: one whole training step, on a GPU recorded once and replayed.
 
     run crafts, computes the loss and its gradients, clips their norm over the optimizer's
@@ -60,9 +63,13 @@ class GraphedStep:
     """What `graphed` returns. refusal: why steps are not recorded, in words, or None."""
 
     def __init__(
-        self, step: Step, optimizer: torch.optim.Optimizer, *, clip_norm: float | None,
+        self,
+        step: Step,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip_norm: float | None,
         cuda_graph: bool | str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         _check(step, optimizer, clip_norm)
         self.step = step
         self.optimizer = optimizer
@@ -76,9 +83,13 @@ class GraphedStep:
         self._unfit = 0
 
     def __call__(
-        self, model: Model, x: torch.Tensor, y: torch.Tensor, *,
+        self,
+        model: Model,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        *,
         sample_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """Train on one batch; the loss before the step, detached."""
         self._settle(x.device)
         self._refuse(recordable.refusal_of(self.optimizer) or _refusal_of(model))

@@ -89,9 +89,14 @@ class GradAlign:
     def __call__(self, objective: Objective, model: Reduced, batch: Crafted) -> torch.Tensor:
         loss = objective(model, batch)
         near = start_point(
-            batch.threat, batch.x, seed=batch.seed + 1, sample_ids=batch.sample_ids,
-            draw=batch.draw, clamp_start=False, eps=batch.eps,
-        )  # fmt: skip
+            batch.threat,
+            batch.x,
+            seed=batch.seed + 1,
+            sample_ids=batch.sample_ids,
+            draw=batch.draw,
+            clamp_start=False,
+            eps=batch.eps,
+        )
         with statistics_policy(model.others, "batch"):
             here, there = (self._gradient(model, x, batch) for x in (batch.x, near))
         return loss + self.weight * (1 - F.cosine_similarity(here, there, dim=1).mean())

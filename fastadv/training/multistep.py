@@ -44,9 +44,16 @@ class PGDAT(CraftedStep):
     ) -> torch.Tensor:
         step = self._scaled(self.step_size, default=2.5 / self.steps)
         return ascend(
-            model, x_adv, x, y, threat=self.threat, steps=self.steps, step_size=step, eps=eps,
+            model,
+            x_adv,
+            x,
+            y,
+            threat=self.threat,
+            steps=self.steps,
+            step_size=step,
+            eps=eps,
             differentiate=self._watch.gradient,
-        )  # fmt: skip
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -76,11 +83,18 @@ class TRADES(CraftedStep):
     ) -> torch.Tensor:
         clean = model(x)
         return ascend(
-            model, x_adv, x, y, threat=self.threat, steps=self.steps,
-            step_size=self._scaled(self.step_size, default=0.25), eps=eps, loss="kl",
+            model,
+            x_adv,
+            x,
+            y,
+            threat=self.threat,
+            steps=self.steps,
+            step_size=self._scaled(self.step_size, default=0.25),
+            eps=eps,
+            loss="kl",
             reference=clean.softmax(1, dtype=layout.compute_dtype(clean)),
             differentiate=self._watch.gradient,
-        )  # fmt: skip
+        )
 
     def _objective(self) -> Objective:
         return functools.partial(trades, beta=self.beta, label_smoothing=self.label_smoothing)
@@ -112,9 +126,16 @@ class MART(CraftedStep):
     ) -> torch.Tensor:
         step = self._scaled(self.step_size, default=0.25)
         return ascend(
-            model, x_adv, x, y, threat=self.threat, steps=self.steps, step_size=step, eps=eps,
+            model,
+            x_adv,
+            x,
+            y,
+            threat=self.threat,
+            steps=self.steps,
+            step_size=step,
+            eps=eps,
             differentiate=self._watch.gradient,
-        )  # fmt: skip
+        )
 
     def _objective(self) -> Objective:
         return functools.partial(mart, beta=self.beta, label_smoothing=self.label_smoothing)
@@ -124,6 +145,12 @@ def _gaussian_start(
     step: CraftedStep, x: torch.Tensor, ids: torch.Tensor, eps: float
 ) -> torch.Tensor:
     return start.random_start(
-        x, eps=eps, seed=step.seed, sample_ids=ids, draw=step.draw,
-        kind=f"{step.threat.norm}_gaussian", bounds=None, scale=_START_NOISE,
-    )  # fmt: skip
+        x,
+        eps=eps,
+        seed=step.seed,
+        sample_ids=ids,
+        draw=step.draw,
+        kind=f"{step.threat.norm}_gaussian",
+        bounds=None,
+        scale=_START_NOISE,
+    )

@@ -140,9 +140,13 @@ class Sentinel:
         return is_good and not is_growing and check.pgd >= best_pgd(since) - _AS_GOOD
 
     def finish(
-        self, step: Step, model: nn.Module, optimizer: torch.optim.Optimizer, *,
+        self,
+        step: Step,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
         judged: nn.Module | None = None,
-    ) -> Step:  # fmt: skip
+    ) -> Step:
         """The gate at the end: PGD-10 with 5 restarts must leave `floor`, or the net is "weak".
 
         Some single-step runs end weak without ever collapsing. Returns `step` if all is well or has
@@ -164,9 +168,13 @@ class Sentinel:
         return bool(self.history) and self.history[-1].verdict == "suspect"
 
     def _act(
-        self, check: Check, since: list[Check], step: Step, model: nn.Module,
+        self,
+        check: Check,
+        since: list[Check],
+        step: Step,
+        model: nn.Module,
         optimizer: torch.optim.Optimizer,
-    ) -> Step:  # fmt: skip
+    ) -> Step:
         message = explain(check, since, n=len(self.x), threat=repr(self.threat), floor=self.floor)
         if self.on_collapse == "warn" or (self.on_collapse == "stop" and check.verdict == "weak"):
             if not since or since[-1].verdict != check.verdict:
@@ -185,11 +193,16 @@ class Sentinel:
     def rescue_step(self, step: Step) -> PGDAT:
         """PGD-5 with an eps warm-up, longer each time, and what of `step` applies to it."""
         rescue = PGDAT(
-            self.threat, steps=5, step_size=float(self.threat.eps) / 4,
-            eps_warmup=self.rescue_warmup * max(1, self.rollbacks), precision=step.precision,
-            label_smoothing=step.label_smoothing, seed=self.seed + self.rollbacks,
-            bn=getattr(step, "bn", "batch"), modifiers=getattr(step, "modifiers", ()),
-        )  # fmt: skip
+            self.threat,
+            steps=5,
+            step_size=float(self.threat.eps) / 4,
+            eps_warmup=self.rescue_warmup * max(1, self.rollbacks),
+            precision=step.precision,
+            label_smoothing=step.label_smoothing,
+            seed=self.seed + self.rollbacks,
+            bn=getattr(step, "bn", "batch"),
+            modifiers=getattr(step, "modifiers", ()),
+        )
         rescue._watch.take_over(step._watch)
         return rescue
 
@@ -212,9 +225,14 @@ class Sentinel:
         return train, craft
 
     def examine(
-        self, model: nn.Module, *, train_loss: float = math.nan, craft_loss: float = math.nan,
-        is_warm: bool = True, restarts: int = 1,
-    ) -> Check:  # fmt: skip
+        self,
+        model: nn.Module,
+        *,
+        train_loss: float = math.nan,
+        craft_loss: float = math.nan,
+        is_warm: bool = True,
+        restarts: int = 1,
+    ) -> Check:
         """A look at the model as it is, without a verdict; the model is left as it was."""
         inner, eps = inner_module(model), float(self.threat.eps)
         logits = logits_of(inner, self.x, batch_size=self.batch_size)

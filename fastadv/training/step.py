@@ -71,16 +71,26 @@ class CraftedStep:
         return arguments.pasteable(self)
 
     def __call__(
-        self, model: Model, x: torch.Tensor, y: torch.Tensor, *,
-        sample_ids: torch.Tensor | None = None, x_init: torch.Tensor | None = None,
-    ) -> Iterator[torch.Tensor]:  # fmt: skip
+        self,
+        model: Model,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        *,
+        sample_ids: torch.Tensor | None = None,
+        x_init: torch.Tensor | None = None,
+    ) -> Iterator[torch.Tensor]:
         """Yield the one loss of this batch; arguments as in `loss`."""
         yield self.loss(model, x, y, sample_ids=sample_ids, x_init=x_init)
 
     def loss(
-        self, model: Model, x: torch.Tensor, y: torch.Tensor, *,
-        sample_ids: torch.Tensor | None = None, x_init: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        model: Model,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        *,
+        sample_ids: torch.Tensor | None = None,
+        x_init: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """The scalar to call backward on: the line that replaces `F.cross_entropy(model(x), y)`.
 
         model: the user's, in train mode, also wrapped by DistributedDataParallel (the craft uses
@@ -100,9 +110,14 @@ class CraftedStep:
         return loss
 
     def craft(
-        self, model: Model, x: torch.Tensor, y: torch.Tensor, *,
-        sample_ids: torch.Tensor | None = None, x_init: torch.Tensor | None = None,
-    ) -> Crafted:  # fmt: skip
+        self,
+        model: Model,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        *,
+        sample_ids: torch.Tensor | None = None,
+        x_init: torch.Tensor | None = None,
+    ) -> Crafted:
         """The adversarial batch alone, as the next `loss` would train on it."""
         inner = crafting.inner_module(model)
         if not self._is_checked:
@@ -119,10 +134,13 @@ class CraftedStep:
         with (
             torch.no_grad(),
             crafting.crafting(
-                inner, bn=self.bn, precision=self.precision, device=x.device,
+                inner,
+                bn=self.bn,
+                precision=self.precision,
+                device=x.device,
                 seed=self.seed + self.batches,
             ),
-        ):  # fmt: skip
+        ):
             x_adv = self._start_iterates(x, ids, eps, x_init)
             self.craft_loss = self._ascend(asked, x_adv, x, y, eps).mean()
         self._is_checked = True
@@ -173,9 +191,14 @@ class CraftedStep:
         self, x: torch.Tensor, ids: torch.Tensor, eps: float, *, clamp: bool
     ) -> torch.Tensor:
         return start_point(
-            self.threat, x, seed=self.seed, sample_ids=ids, draw=self.draw, clamp_start=clamp,
+            self.threat,
+            x,
+            seed=self.seed,
+            sample_ids=ids,
+            draw=self.draw,
+            clamp_start=clamp,
             eps=eps,
-        )  # fmt: skip
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: tensors and plain values, safe to load with weights_only."""

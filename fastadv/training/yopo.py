@@ -59,16 +59,26 @@ class YOPO:
         return arguments.pasteable(self)
 
     def __call__(
-        self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, *,
-        sample_ids: torch.Tensor | None = None, x_init: torch.Tensor | None = None,
-    ) -> Iterator[torch.Tensor]:  # fmt: skip
+        self,
+        model: nn.Module,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        *,
+        sample_ids: torch.Tensor | None = None,
+        x_init: torch.Tensor | None = None,
+    ) -> Iterator[torch.Tensor]:
         """Yield the one loss of this batch; arguments as in `loss`."""
         yield self.loss(model, x, y, sample_ids=sample_ids, x_init=x_init)
 
     def loss(
-        self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, *,
-        sample_ids: torch.Tensor | None = None, x_init: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        model: nn.Module,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        *,
+        sample_ids: torch.Tensor | None = None,
+        x_init: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """The mean loss of the passes, whose backward hands over gradients computed already.
 
         Arguments as in `CraftedStep.loss`.
@@ -87,9 +97,14 @@ class YOPO:
             x_adv = x_init.clone(memory_format=torch.preserve_format)
         else:
             x_adv = start_point(
-                self.threat, x, seed=self.seed, sample_ids=ids, draw=draw_of(self),
-                clamp_start=False, eps=eps,
-            )  # fmt: skip
+                self.threat,
+                x,
+                seed=self.seed,
+                sample_ids=ids,
+                draw=draw_of(self),
+                clamp_start=False,
+                eps=eps,
+            )
         asked: Model = Reduced.of(model)
         if not self._is_checked:
             asked = arguments.checking(asked, inner_model, x, y)

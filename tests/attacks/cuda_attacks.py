@@ -27,9 +27,11 @@ def on(device: torch.device, problem: Problem) -> Problem:
 
 def run(attack, problem, model=None, *, graph: bool | str = "auto", **execution):
     return attack.run(
-        model or problem.model, problem.x, problem.y,
+        model or problem.model,
+        problem.x,
+        problem.y,
         execution=fastadv.Execution(cuda_graph=graph, **execution),
-    )  # fmt: skip
+    )
 
 
 def graphs_of(model: nn.Module) -> list[StepGraphs]:

@@ -42,10 +42,11 @@ ATTACKS = {
     "fab": fastadv.fab(EPS_L2, steps=6),
     "authors": fastadv.apgd_ce(EPS, keep="authors", **STEPS),
     "autoattack": fastadv.autoattack(
-        EPS, version="custom",
+        EPS,
+        version="custom",
         attacks=[fastadv.apgd_ce(EPS, **STEPS), fastadv.fab_t(EPS, n_target_classes=2, steps=6)],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -120,9 +121,12 @@ def test_without_the_mend_the_clamp_costs_the_attack_its_strength(name, clamp_ru
     x, y = _digits()
     bare, _ = _run(ATTACKS[name], trained(), x, y)
     blind, codes = _run(
-        ATTACKS[name], clamping("hardtanh", trained())[0], x, y,
+        ATTACKS[name],
+        clamping("hardtanh", trained())[0],
+        x,
+        y,
         execution=fastadv.Execution(inset=0.0),
-    )  # fmt: skip
+    )
     assert codes == [] and blind.inset == 0.0
     assert int(blind.success.sum()) < int(bare.success.sum()) - 3
 
@@ -274,9 +278,10 @@ def test_models_in_half_precision_are_mended_too(dtype):
 def test_recorded_steps_are_mended_too(monkeypatch):
     made = []
     monkeypatch.setattr(
-        prepared, "backend_for",
+        prepared,
+        "backend_for",
         lambda device, graph: None if graph is False else made.append(Tape()) or made[-1],
-    )  # fmt: skip
+    )
     x, y = _digits(60)
     model, _ = clamping("hardtanh", trained())
     try:

@@ -33,9 +33,10 @@ def _counted(attack, *, call=False, **more):
 @pytest.mark.parametrize("norm", NORMS)
 def test_keep_last_makes_exactly_its_steps_and_verifies_nothing(norm, steps, eot, batch_size):
     model, _ = _counted(
-        _attack(norm, "last", steps=steps, eot=eot), call=True,
+        _attack(norm, "last", steps=steps, eot=eot),
+        call=True,
         execution=fastadv.Execution(batch_size=batch_size),
-    )  # fmt: skip
+    )
     assert (model.forwards, model.backwards) == (N * steps * eot, N * steps * eot)
     assert model.calls == steps * eot * (1 if batch_size is None else 5)
 
@@ -49,7 +50,7 @@ def test_the_reported_passes_are_those_the_model_saw(keep, eot, batch_size, batc
     model, result = _counted(
         _attack(keep=keep, eot=eot, restarts=restarts),
         execution=fastadv.Execution(batching=batching, batch_size=batch_size),
-    )  # fmt: skip
+    )
     assert type(result.forwards) is int and type(result.backwards) is int
     assert (result.forwards, result.backwards) == (model.forwards, model.backwards)
 
@@ -69,9 +70,11 @@ def test_continuous_batching_saves_the_steps_of_fooled_samples():
 
     def passes(batching):
         return attack.run(
-            problem.model, problem.x, problem.y,
+            problem.model,
+            problem.x,
+            problem.y,
             execution=fastadv.Execution(batching=batching, batch_size=12),
-        )  # fmt: skip
+        )
 
     plain, continuous = passes("plain"), passes("continuous")
     assert_mixed(plain, problem.y, 8)
@@ -124,10 +127,19 @@ def test_no_weight_gradient_through_a_normalised_model_or_a_loss_of_the_user(los
 _DATA_DEPENDENT = {
     f"aten::{name}"
     for name in (
-        "_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal",
-        "_unique", "_unique2", "unique_consecutive", "bincount", "repeat_interleave",
+        "_local_scalar_dense",
+        "item",
+        "nonzero",
+        "masked_select",
+        "is_nonzero",
+        "equal",
+        "_unique",
+        "_unique2",
+        "unique_consecutive",
+        "bincount",
+        "repeat_interleave",
     )
-}  # fmt: skip
+}
 
 
 class _OuterOps(TorchDispatchMode):

@@ -32,10 +32,15 @@ def _network(device: torch.device) -> nn.Module:
     """Convolutions with BatchNorm whose statistics are not trivial, in eval mode."""
     generator = torch.Generator().manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Flatten(), nn.Linear(8 * 16, 5),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 16, 5),
+    )
     with torch.no_grad():
         for p in net.parameters():
             p.normal_(0, p[0].numel() ** -0.5 if p.ndim > 1 else 0.2, generator=generator)

@@ -43,9 +43,11 @@ def tapes(monkeypatch):
 
 def _run(attack, problem, model=None, *, graph="auto", **execution):
     return attack.run(
-        model or problem.model, problem.x, problem.y,
+        model or problem.model,
+        problem.x,
+        problem.y,
         execution=fastadv.Execution(cuda_graph=graph, **execution),
-    )  # fmt: skip
+    )
 
 
 _PGD = {
@@ -197,9 +199,12 @@ def test_where_a_graph_is_required_a_refusal_is_an_error(tapes):
     problem = mixed_problem(40)
     with pytest.raises(RuntimeError, match="not captured, because"):
         _run(
-            fastadv.pgd(threat_of("linf"), steps=8), problem, Synchronising(problem.model),
-            graph=True, batch_size=8,
-        )  # fmt: skip
+            fastadv.pgd(threat_of("linf"), steps=8),
+            problem,
+            Synchronising(problem.model),
+            graph=True,
+            batch_size=8,
+        )
 
 
 def test_required_on_a_cpu_is_refused_in_words():
@@ -281,10 +286,11 @@ _HOLDERS = {
     "list": (lambda: [1.0], lambda h: h[0], lambda h: h.__setitem__(0, -2.0)),
     "object": (lambda: _Slot(1.0), lambda h: h.value, lambda h: setattr(h, "value", -2.0)),
     "nested": (
-        lambda: {"a": [_Slot(1.0)]}, lambda h: h["a"][0].value,
+        lambda: {"a": [_Slot(1.0)]},
+        lambda h: h["a"][0].value,
         lambda h: setattr(h["a"][0], "value", -2.0),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

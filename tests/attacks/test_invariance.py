@@ -93,9 +93,12 @@ def test_the_order_of_the_samples_changes_no_bit(norm, batching):
     expected = attack.run(problem.model, problem.x, problem.y)
     order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(3))
     shuffled = attack.run(
-        problem.model, problem.x[order], problem.y[order], sample_ids=order,
+        problem.model,
+        problem.x[order],
+        problem.y[order],
+        sample_ids=order,
         execution=_execution(batching, 7),
-    )  # fmt: skip
+    )
     assert differing_fields(shuffled, rows_of(expected, order)) == []
 
 
@@ -172,9 +175,13 @@ def test_every_loss_and_target_is_invariant(loss, target):
     order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(4))
     expected = attack.run(problem.model, problem.x, problem.y, target=target)
     got = attack.run(
-        problem.model, problem.x[order], problem.y[order], target=target, sample_ids=order,
+        problem.model,
+        problem.x[order],
+        problem.y[order],
+        target=target,
+        sample_ids=order,
         execution=_execution("continuous", 7),
-    )  # fmt: skip
+    )
     assert expected.success.any() and not expected.success.all()
     assert differing_fields(got, rows_of(expected, order)) == []
 

@@ -306,9 +306,13 @@ def test_every_argument_may_be_an_inference_tensor(norm):
         return fastadv.pgd(kind(eps), steps=3, step_size=eps / 4)
 
     expected = attack(torch.full((16,), eps)).run(
-        problem.model, problem.x, problem.y, target=target, x_init=x_init,
+        problem.model,
+        problem.x,
+        problem.y,
+        target=target,
+        x_init=x_init,
         sample_ids=torch.arange(16),
-    )  # fmt: skip
+    )
     with torch.inference_mode():
         radius = torch.full((16,), eps)
         arguments = [t.clone() for t in (problem.x, problem.y)]

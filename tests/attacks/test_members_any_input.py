@@ -89,8 +89,9 @@ def test_every_dtype(dtype, name, norm):
 @pytest.mark.parametrize("name", MEMBERS)
 @pytest.mark.parametrize("kinds", [("half", "float"), ("float", "double")], ids=str)
 def test_images_of_another_precision_than_the_logits(kinds, name, norm):
-    stored, computed = ({"half": torch.bfloat16, "float": torch.float32}.get(k, torch.float64)
-                        for k in kinds)  # fmt: skip
+    stored, computed = (
+        {"half": torch.bfloat16, "float": torch.float32}.get(k, torch.float64) for k in kinds
+    )
     p = member_problem(16, dtype=computed)
     x = p.x.to(stored)
 

@@ -159,9 +159,10 @@ def test_looking_ahead_changes_no_bit(norm, batching, batch_size, monkeypatch, r
     widths = []
     move = square_slots.SquareSlots._move
     monkeypatch.setattr(
-        square_slots.SquareSlots, "_move",
+        square_slots.SquareSlots,
+        "_move",
         lambda self, state, *args: widths.append(state.lookahead) or move(self, state, *args),
-    )  # fmt: skip
+    )
     got = attack.run(p.model, p.x, p.y, execution=_way(batching, batch_size))
     assert differing_fields(got, expected) == []
     assert max(widths) > 1

@@ -75,8 +75,18 @@ def arrays(path: str) -> dict[str, np.ndarray]:
 
 
 def command(*more: str, data: str = "digits.npz", model: str = "digits", eps="1/10") -> list[str]:
-    return ["attack", "--model", f"nets_of_cli_tests:{model}", "--data", data, "--eps", eps,
-            "--out", "adv.npz", *more]  # fmt: skip
+    return [
+        "attack",
+        "--model",
+        f"nets_of_cli_tests:{model}",
+        "--data",
+        data,
+        "--eps",
+        eps,
+        "--out",
+        "adv.npz",
+        *more,
+    ]
 
 
 def run(capsys, arguments) -> tuple[int, str, str]:
@@ -305,8 +315,11 @@ def test_the_module_runs_from_a_shell_in_the_current_directory(folder):
     root = os.path.dirname(os.path.dirname(fastadv.__file__))
     result = subprocess.run(
         [sys.executable, "-m", "fastadv", *command("--n", "4", "--attack", "fgsm")],
-        env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     assert "fooled" in result.stdout and (folder / "adv.npz").exists()
 

@@ -275,9 +275,15 @@ def test_how_to_run_the_search_reaches_the_library(capsys, monkeypatch, eps, opt
     code, _, err = run(capsys, command("--attack", "bim", *options, eps=eps))
     assert code == 2 and err.endswith("fastadv: asked\n")
     defaults = dict(
-        precision="fp32", channels_last=False, fold_batchnorm=False, compile=False,
-        cuda_graph="auto", batching="continuous", final_pass=False, timed=False,
-    )  # fmt: skip
+        precision="fp32",
+        channels_last=False,
+        fold_batchnorm=False,
+        compile=False,
+        cuda_graph="auto",
+        batching="continuous",
+        final_pass=False,
+        timed=False,
+    )
     assert asked == [{**defaults, **expected}]
 
 

@@ -48,15 +48,37 @@ def few_digits(monkeypatch):
 
 def test_it_trains_what_the_library_trains_with_the_same_options(folder, capsys, few_digits):
     options = [
-        "--eps", "1/10", "--epochs", "2", "--batch-size", "32", "--seed", "3", "--ema", "0.9",
-        "--learning-rate", "0.002", "--on-collapse", "warn", "--steps", "2",
-    ]  # fmt: skip
+        "--eps",
+        "1/10",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "32",
+        "--seed",
+        "3",
+        "--ema",
+        "0.9",
+        "--learning-rate",
+        "0.002",
+        "--on-collapse",
+        "warn",
+        "--steps",
+        "2",
+    ]
     code, out, _ = run_command(capsys, command(*options, method="pgd"))
     assert code == 0
     chosen = recipe(
-        "digits", "pgd", eps=0.1, epochs=2, batch_size=32, seed=3, ema=0.9, learning_rate=0.002,
-        on_collapse="warn", steps=2,
-    )  # fmt: skip
+        "digits",
+        "pgd",
+        eps=0.1,
+        epochs=2,
+        batch_size=32,
+        seed=3,
+        ema=0.9,
+        learning_rate=0.002,
+        on_collapse="warn",
+        steps=2,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TrainingWarning)  # 3 batches an epoch look stuck
         result = train(chosen, few_digits, folder / "library", progress=False)

@@ -23,17 +23,27 @@ from fastadv.models import digits_net
 
 MODULES = ("autoattack", "autopgd_base", "checks", "fab_pt", "other_utils", "square", "state")
 CLASSES = [
-    ("autoattack", "AutoAttack"), ("autopgd_base", "APGDAttack"),
-    ("autopgd_base", "APGDAttack_targeted"), ("fab_pt", "FABAttack_PT"),
-    ("square", "SquareAttack"), ("other_utils", "Logger"),
-]  # fmt: skip
+    ("autoattack", "AutoAttack"),
+    ("autopgd_base", "APGDAttack"),
+    ("autopgd_base", "APGDAttack_targeted"),
+    ("fab_pt", "FABAttack_PT"),
+    ("square", "SquareAttack"),
+    ("other_utils", "Logger"),
+]
 FUNCTIONS = [
-    ("autopgd_base", "L1_projection"), ("checks", "check_randomized"),
-    ("checks", "check_range_output"), ("checks", "check_zero_gradients"),
-    ("checks", "check_square_sr"), ("checks", "check_dynamic"), ("checks", "check_n_classes"),
-    ("other_utils", "check_imgs"), ("other_utils", "L0_norm"), ("other_utils", "L1_norm"),
-    ("other_utils", "L2_norm"), ("other_utils", "makedir"),
-]  # fmt: skip
+    ("autopgd_base", "L1_projection"),
+    ("checks", "check_randomized"),
+    ("checks", "check_range_output"),
+    ("checks", "check_zero_gradients"),
+    ("checks", "check_square_sr"),
+    ("checks", "check_dynamic"),
+    ("checks", "check_n_classes"),
+    ("other_utils", "check_imgs"),
+    ("other_utils", "L0_norm"),
+    ("other_utils", "L1_norm"),
+    ("other_utils", "L2_norm"),
+    ("other_utils", "makedir"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +78,16 @@ def arguments(function) -> list[tuple]:
 def test_classes_have_the_authors_signatures(theirs, module, name):
     mine, other = both(theirs, module, name)
     assert arguments(mine.__init__) == arguments(other.__init__)
-    public = ["perturb", "log", "get_logits", "get_seed", "set_version", "clean_accuracy",
-              "run_standard_evaluation", "run_standard_evaluation_individual"]  # fmt: skip
+    public = [
+        "perturb",
+        "log",
+        "get_logits",
+        "get_seed",
+        "set_version",
+        "clean_accuracy",
+        "run_standard_evaluation",
+        "run_standard_evaluation_individual",
+    ]
     shared = [method for method in public if hasattr(other, method)]
     assert shared
     for method in shared:
@@ -95,8 +113,16 @@ def test_states_have_the_authors_names(theirs):
 @pytest.mark.parametrize("version", ["standard", "plus", "rand", "custom"])
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_attributes_and_their_values_are_the_authors(theirs, version, norm):
-    internal = {"n_iter_2", "n_iter_min", "size_decr", "n_iter_orig", "eps_orig", "y_target",
-                "use_rs", "return_all"}  # fmt: skip
+    internal = {
+        "n_iter_2",
+        "n_iter_min",
+        "size_decr",
+        "n_iter_orig",
+        "eps_orig",
+        "y_target",
+        "use_rs",
+        "return_all",
+    }
 
     def shown(value: object) -> object:
         return type(value).__name__ if hasattr(value, "__dict__") else value

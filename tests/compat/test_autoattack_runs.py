@@ -84,9 +84,14 @@ def test_the_log_has_the_authors_lines(problem, capsys):
 def test_log_path_gets_what_is_printed(problem, capsys, tmp_path):
     path = tmp_path / "log.txt"
     adversary = AutoAttack(
-        problem.model, eps=0.06, seed=0, version="custom", attacks_to_run=["apgd-ce"],
-        device="cpu", log_path=path,
-    )  # fmt: skip
+        problem.model,
+        eps=0.06,
+        seed=0,
+        version="custom",
+        attacks_to_run=["apgd-ce"],
+        device="cpu",
+        log_path=path,
+    )
     adversary.apgd.n_iter, adversary.apgd.n_restarts = 1, 1
     adversary.run_standard_evaluation(problem.x, problem.y)
     assert path.read_text() == capsys.readouterr().out

@@ -211,9 +211,12 @@ KILLED = """
 def test_kill_9_and_resume_gives_the_same_bits(problem, model, tmp_path):
     path = tmp_path / "state"
     here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
-        [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
-    )}  # fmt: skip
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
+        ),
+    }
     killed = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(KILLED), str(path)], env=environment, check=False
     )

@@ -75,9 +75,16 @@ def test_the_authors_name_logs_it_and_keeps_it_in_its_state(tmp_path):
 
     def run(model, path=None):
         adversary = AutoAttack(
-            model, norm="Linf", eps=0.12, version="custom", attacks_to_run=["apgd-ce", "fab-t"],
-            device="cpu", seed=0, verbose=True, log_path=str(tmp_path / "log.txt"),
-        )  # fmt: skip
+            model,
+            norm="Linf",
+            eps=0.12,
+            version="custom",
+            attacks_to_run=["apgd-ce", "fab-t"],
+            device="cpu",
+            seed=0,
+            verbose=True,
+            log_path=str(tmp_path / "log.txt"),
+        )
         adversary.apgd.n_iter = adversary.fab.n_iter = 8
         x_adv = adversary.run_standard_evaluation(x, y, bs=32, state_path=path)
         return model(x_adv).argmax(1) != y

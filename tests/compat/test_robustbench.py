@@ -86,9 +86,11 @@ def test_a_resumed_run_returns_what_the_whole_run_returns(problem, tmp_path, qui
     robustbench.benchmark(counted, dataset=data, eps=EPS)
     with pytest.raises(ConnectionError):
         robustbench.benchmark(
-            FewSteps(problem.model, until=counted.calls // 2), dataset=data, eps=EPS,
+            FewSteps(problem.model, until=counted.calls // 2),
+            dataset=data,
+            eps=EPS,
             aa_state_path=path,
-        )  # fmt: skip
+        )
     resumed = FewSteps(problem.model)
     assert robustbench.benchmark(resumed, dataset=data, eps=EPS, aa_state_path=path) == whole
     assert resumed.calls < counted.calls
@@ -169,9 +171,15 @@ def test_other_data_and_corruptions_are_left_to_robustbench(problem, monkeypatch
     )
     module("robustbench.eval", benchmark=lambda *given: asked.append(given) or (0.5, 0.25))
     pair = robustbench.benchmark(
-        problem.model, 12, "imagenet", "Linf", model_name="M", data_dir="d", eps=1e-6,
+        problem.model,
+        12,
+        "imagenet",
+        "Linf",
+        model_name="M",
+        data_dir="d",
+        eps=1e-6,
         preprocessing="Crop288",
-    )  # fmt: skip
+    )
     assert pair == (0.75, 0.75)
     assert asked == [("IMAGENET", "linf", "M", "Crop288"), ("IMAGENET", 12, "d", "prepare")]
     asked.clear()
@@ -211,9 +219,7 @@ def test_clean_accuracy_counts_in_eval_mode_and_leaves_the_mode(problem):
 
 
 def test_signatures_and_records_are_robustbenchs():
-    theirs = pytest.importorskip(
-        "robustbench", reason="needs robustbench", exc_type=ImportError
-    )  # fmt: skip
+    theirs = pytest.importorskip("robustbench", reason="needs robustbench", exc_type=ImportError)
     del theirs
     from robustbench import eval as their_eval
     from robustbench import utils

@@ -82,9 +82,7 @@ def test_eps_for_division_shortens_a_step_as_if_the_loss_were_a_mean(flat):
 @pytest.mark.parametrize("name", ["BIM", "PGD", "PGDL2", "EOTPGD", "MIFGSM"])
 def test_zero_gradient_leaves_the_images_unchanged_and_says_so(name, flat):
     options = {} if name in ("BIM", "MIFGSM") else {"random_start": False}
-    atk = getattr(compat, name)(
-        lambda x: x.flatten(1)[:, :2] * 0.0, steps=3, **options
-    )  # fmt: skip
+    atk = getattr(compat, name)(lambda x: x.flatten(1)[:, :2] * 0.0, steps=3, **options)
     with pytest.warns(fastadv.AttackWarning, match="zero_gradient"):
         assert torch.equal(atk(flat, LABELS), flat)
 

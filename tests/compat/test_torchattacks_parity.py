@@ -15,9 +15,16 @@ import fastadv.compat.torchattacks as compat
 theirs = pytest.importorskip("torchattacks", reason="needs torchattacks 3.5.1")
 
 MODULES = {
-    "FGSM": "fgsm", "FFGSM": "ffgsm", "RFGSM": "rfgsm", "BIM": "bim", "PGD": "pgd",
-    "PGDL2": "pgdl2", "EOTPGD": "eotpgd", "TPGD": "tpgd", "MIFGSM": "mifgsm",
-}  # fmt: skip
+    "FGSM": "fgsm",
+    "FFGSM": "ffgsm",
+    "RFGSM": "rfgsm",
+    "BIM": "bim",
+    "PGD": "pgd",
+    "PGDL2": "pgdl2",
+    "EOTPGD": "eotpgd",
+    "TPGD": "tpgd",
+    "MIFGSM": "mifgsm",
+}
 TARGETED = [name for name in MODULES if name != "TPGD"]
 
 

@@ -36,9 +36,13 @@ def test_a_saved_data_set_is_what_a_call_returns(normalise, net, levels, tmp_pat
         x = atk.normalize(x)
     path = tmp_path / "adv.pt"
     accuracy, l2, seconds = atk.save(
-        loader(x, y), path, verbose=False, return_verbose=True, save_predictions=True,
+        loader(x, y),
+        path,
+        verbose=False,
+        return_verbose=True,
+        save_predictions=True,
         save_clean_inputs=True,
-    )  # fmt: skip
+    )
     x_adv = torch.cat([again(*batch) for batch in loader(x, y)])
     normalize = {"mean": [0.3], "std": [0.4]} if normalise else None
     rows = compat.PGD.load(
@@ -74,9 +78,13 @@ def test_bytes_are_rounded_inside_the_ball(name, net, levels, tmp_path):
 def test_figures_of_bytes_are_those_of_the_saved_images(net, levels, tmp_path):
     x, y = levels
     accuracy, _, _ = compat.PGD(net).save(
-        loader(x, y), tmp_path / "adv.pt", verbose=False, return_verbose=True,
-        save_predictions=True, save_type="int",
-    )  # fmt: skip
+        loader(x, y),
+        tmp_path / "adv.pt",
+        verbose=False,
+        return_verbose=True,
+        save_predictions=True,
+        save_type="int",
+    )
     rows = compat.PGD.load(tmp_path / "adv.pt", load_predictions=True)
     saved, labels, predictions = next(iter(rows))
     assert torch.equal(net(saved).argmax(1), predictions)

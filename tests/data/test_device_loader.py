@@ -358,7 +358,7 @@ def test_labels_follow_the_images_to_their_device(device):
         (dict(mean=(0.5,), std=(0.0,)), ValueError, "with std > 0"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
-)  # fmt: skip
+)
 def test_wrong_settings_are_errors(change, error, message):
     settings = dict(images=_bytes(4, 1, 2, 2), labels=torch.arange(4), batch_size=2) | change
     with pytest.raises(error, match=message):

@@ -139,14 +139,15 @@ def test_with_few_classes_the_margin_loss_is_used_and_warned_of(classes, switche
     x = torch.rand(6, 3, 5, 6, generator=generator)
     threat = fastadv.Linf(1e-3)
     ensemble = fastadv.autoattack(
-        threat, "custom",
+        threat,
+        "custom",
         attacks=[
             fastadv.apgd_dlr(threat, steps=2),
             fastadv.apgd_t(threat, steps=2),
             fastadv.fab_t(threat, steps=2),
             fastadv.square(threat, queries=2),
         ],
-    )  # fmt: skip
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = ensemble.run(lambda z: z.flatten(1) @ weight.t(), x)
@@ -202,11 +203,12 @@ def test_no_seed_is_another_in_each_run_and_one_within(monkeypatch):
     ensemble = small(fastadv.autoattack(threat, seed=None))
     given = [
         dataclasses.replace(
-            ensemble, seed=10**9 + i,
+            ensemble,
+            seed=10**9 + i,
             attacks=tuple(dataclasses.replace(a, seed=10**9 + i) for a in ensemble.attacks),
         )
         for i in range(2)
-    ]  # fmt: skip
+    ]
     runs = [ensemble.run(p.model, p.x, p.y) for _ in range(2)]
     assert differing_fields(runs[0], runs[1]) != []
     for run, attack in zip(runs, given, strict=True):

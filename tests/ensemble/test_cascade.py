@@ -146,8 +146,13 @@ def test_the_books_agree(norm):
         assert stage.broken == int((result.broken_by == index).sum())
         alive -= stage.broken
     assert [stage.name for stage in result.stages] == [
-        "APGD-CE", "APGD-DLR", "FAB-T", "SQUARE", "APGD-T", "FAB",
-    ]  # fmt: skip
+        "APGD-CE",
+        "APGD-DLR",
+        "FAB-T",
+        "SQUARE",
+        "APGD-T",
+        "FAB",
+    ]
     assert alive == int(robust.sum())
     # the look at the clean samples and, by the checks, four passes more of it and its first
     assert counted.forwards == result.forwards + 5 * SAMPLES

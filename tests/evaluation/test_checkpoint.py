@@ -212,9 +212,13 @@ def test_a_checkpoint_goes_on_with_what_changes_no_result_and_nothing_else(data,
 
     def by(**options):
         return evaluate(
-            Failing(), data, ATTACK, batch_size=BATCH, checkpoint=path,
+            Failing(),
+            data,
+            ATTACK,
+            batch_size=BATCH,
+            checkpoint=path,
             execution=fastadv.Execution(**options),
-        )  # fmt: skip
+        )
 
     for options, said in (
         ({"precision": "bf16"}, "precision='bf16'"),

@@ -84,11 +84,25 @@ def test_a_bar_in_a_repr_does_not_break_the_table():
 def _minimal():
     one = torch.ones(1, dtype=torch.bool)
     return fastadv.evaluation.Report(
-        model="m", attack="a", threat="t", norm="", eps=None, steps=None, restarts=None, seed=None,
-        clean_correct=one, robust=one, success=~one, step=torch.tensor([-1]),
-        distance=torch.zeros(1).double(), forwards=1, backwards=0, seconds=0.5, warnings={},
+        model="m",
+        attack="a",
+        threat="t",
+        norm="",
+        eps=None,
+        steps=None,
+        restarts=None,
+        seed=None,
+        clean_correct=one,
+        robust=one,
+        success=~one,
+        step=torch.tensor([-1]),
+        distance=torch.zeros(1).double(),
+        forwards=1,
+        backwards=0,
+        seconds=0.5,
+        warnings={},
         environment={},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("suffix", [".json", ".md", ".html"])
@@ -162,11 +176,18 @@ def staged():
         Stage("SQUARE", "fastadv.square(...)", 40, 1, 3.0, 7777, 0, 111),
     )
     return replace(
-        _minimal(), clean_correct=clean, robust=broken_by == -1, success=broken_by != -1,
-        step=torch.zeros(100).long(), distance=torch.zeros(100).double(), broken_by=broken_by,
-        stages=stages, warnings={"square_gains": 1, "zero_gradient": 7},
-        environment={"torch": "2.x", "device": "cpu <here>"}, attack="f(a < b) & `c` | d",
-    )  # fmt: skip
+        _minimal(),
+        clean_correct=clean,
+        robust=broken_by == -1,
+        success=broken_by != -1,
+        step=torch.zeros(100).long(),
+        distance=torch.zeros(100).double(),
+        broken_by=broken_by,
+        stages=stages,
+        warnings={"square_gains": 1, "zero_gradient": 7},
+        environment={"torch": "2.x", "device": "cpu <here>"},
+        attack="f(a < b) & `c` | d",
+    )
 
 
 def test_stages_are_in_every_format(staged):
@@ -226,9 +247,8 @@ def test_html_escapes_what_models_and_attacks_are_called():
     evil = '<script>alert("1")</script>&amp;'
     stage = Stage(evil, evil, 1, 0, 0.0, 0, 0, 0)
     hostile = replace(
-        _minimal(), model=evil, attack=evil, threat=evil, stages=(stage,),
-        environment={evil: evil},
-    )  # fmt: skip
+        _minimal(), model=evil, attack=evil, threat=evil, stages=(stage,), environment={evil: evil}
+    )
     page = Page(hostile.to_html())
     assert "script" not in page.seen
     assert page.cells.count(evil) >= 5 and "&amp;amp;" in hostile.to_html()
@@ -242,9 +262,15 @@ def test_attributes_stay_inside_quotes(staged):
 
 def test_what_the_time_went_into_is_told_where_it_was_measured():
     cost = Cost(
-        seconds=4.0, model_seconds=3.0, limit_seconds=2.0, denied=1_200, final_attacked=50,
-        final_broken=2, final_passes=9_000, final_seconds=0.5,
-    )  # fmt: skip
+        seconds=4.0,
+        model_seconds=3.0,
+        limit_seconds=2.0,
+        denied=1_200,
+        final_attacked=50,
+        final_broken=2,
+        final_passes=9_000,
+        final_seconds=0.5,
+    )
     told = (
         "model 3.00 s, beside it 1.00 s; 50.00 % of the limit of bare passes; 1,200 successes "
         "denied by the model; final pass over 50 samples broke 2 with 9,000 passes in 0.50 s"

@@ -20,8 +20,12 @@ def block(*ids: int, **more) -> Block:
 
 def found(*blocks: Block, begun: tuple = (), total: int | None = None, **more) -> Found:
     headers = [Begun(torch.tensor(ids), stages) for ids, stages in begun]
-    return Found(**{"model": "m", "attack": "a", "n": None, **more}, total=total,
-                 blocks=list(blocks), begun=headers)  # fmt: skip
+    return Found(
+        **{"model": "m", "attack": "a", "n": None, **more},
+        total=total,
+        blocks=list(blocks),
+        begun=headers,
+    )
 
 
 def shares(world: int, *founds: Found) -> list[Share]:
@@ -127,9 +131,14 @@ def test_seconds_are_those_of_the_slowest_of_the_processes_that_ran_at_once():
         stage = {**STAGE, "seconds": seconds / 2}
         cost = Cost(model_seconds=seconds / 4, denied=3)._asdict()
         return block(
-            rank, rank=rank, world=world, seconds=seconds, stages=[stage], warnings={"w": 1},
+            rank,
+            rank=rank,
+            world=world,
+            seconds=seconds,
+            stages=[stage],
+            warnings={"w": 1},
             cost=cost,
-        )  # fmt: skip
+        )
 
     sums = joined_sums([of(0, 1, 8.0), of(0, 2, 1.0), of(0, 2, 2.0), of(1, 2, 2.5)])
     assert sums["seconds"] == 8.0 + 3.0
@@ -167,11 +176,26 @@ def test_files_of_any_number_of_processes_are_found(tmp_path):
 
 def test_a_file_gives_back_what_was_saved(tmp_path):
     part = Unfinished(
-        torch.tensor([2, 8]), torch.tensor([-1, 5]), 0.5, {"w": 2}, [STAGE],
-        {name: torch.ones(2) for name in (
-            "broken_by", "step", "prediction", "margin", "faults", "by_gradient", "by_search",
-            "x_searched", "distance")},
-    )  # fmt: skip
+        torch.tensor([2, 8]),
+        torch.tensor([-1, 5]),
+        0.5,
+        {"w": 2},
+        [STAGE],
+        {
+            name: torch.ones(2)
+            for name in (
+                "broken_by",
+                "step",
+                "prediction",
+                "margin",
+                "faults",
+                "by_gradient",
+                "by_search",
+                "x_searched",
+                "distance",
+            )
+        },
+    )
     asked = State("a", "m", "1", "", 9)
     blocks = [block(5, 6, 7), block(1, rank=1, world=2, seconds=0.25, stages=[STAGE])]
     state = State("a", "m", "1", "", 9, total=9, blocks=blocks, unfinished=[part])

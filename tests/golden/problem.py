@@ -38,11 +38,16 @@ class Problem:
         eps = torch.full((n,), float(attack.threat.eps), device=self.device)
         ranking = None if target is None else self.tensor(target).long()[:, None]
         return Work(
-            x=self.x, labels=self.y, targets=None if ranking is None else ranking[:, 0],
-            reference=None, ranking=ranking, sample_ids=torch.arange(n, device=self.device),
-            eps=eps, step_size=torch.full_like(eps, float(attack.effective_step_size)),
+            x=self.x,
+            labels=self.y,
+            targets=None if ranking is None else ranking[:, 0],
+            reference=None,
+            ranking=ranking,
+            sample_ids=torch.arange(n, device=self.device),
+            eps=eps,
+            step_size=torch.full_like(eps, float(attack.effective_step_size)),
             x_init=start,
-        )  # fmt: skip
+        )
 
     @contextmanager
     def started(

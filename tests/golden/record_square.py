@@ -33,9 +33,14 @@ def record_square(
     watched: Watched, x, y, norm: str, *, seed: int, shown: tuple[int, ...]
 ) -> Arrays:
     attack = WatchedSquare(
-        watched, norm=norm, n_queries=QUERIES, eps=EPS[norm], seed=seed, device="cpu",
+        watched,
+        norm=norm,
+        n_queries=QUERIES,
+        eps=EPS[norm],
+        seed=seed,
+        device="cpu",
         resc_schedule=False,
-    )  # fmt: skip
+    )
     attack.init_hyperparam(x)
     attack.empty()
     channels, count = x.shape[1], len(x)

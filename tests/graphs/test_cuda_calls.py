@@ -69,12 +69,17 @@ class FakeCuda:
             return f"pool {cuda.pools}"
 
         fakes = {
-            "Stream": Stream, "CUDAGraph": Graph, "current_stream": lambda: default, "stream": on,
-            "device": lambda device: contextlib.nullcontext(), "graph_pool_handle": handle,
-            "current_device": lambda: 0, "default_generators": (Generator(),),
+            "Stream": Stream,
+            "CUDAGraph": Graph,
+            "current_stream": lambda: default,
+            "stream": on,
+            "device": lambda device: contextlib.nullcontext(),
+            "graph_pool_handle": handle,
+            "current_device": lambda: 0,
+            "default_generators": (Generator(),),
             "synchronize": lambda *device: cuda.log.append("synchronize"),
             "empty_cache": lambda: cuda.log.append("empty cache"),
-        }  # fmt: skip
+        }
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
         for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
@@ -104,18 +109,27 @@ def _step(cuda: FakeCuda):
 def test_a_warm_step_runs_aside_and_both_streams_wait(cuda, graphs):
     graphs.warm(_step(cuda))
     assert cuda.since() == [
-        "side waits for default", "aside", "step, collecting: True", "back",
+        "side waits for default",
+        "aside",
+        "step, collecting: True",
+        "back",
         "default waits for side",
-    ]  # fmt: skip
+    ]
 
 
 def test_a_recording_is_made_aside_without_garbage_collection(cuda, graphs):
     replay = graphs.capture(_step(cuda))
     assert cuda.since() == [
-        "synchronize", "empty cache", "side waits for default", "aside",
-        "begin in pool 1, thread_local", "step, collecting: False", "end", "back",
+        "synchronize",
+        "empty cache",
+        "side waits for default",
+        "aside",
+        "begin in pool 1, thread_local",
+        "step, collecting: False",
+        "end",
+        "back",
         "default waits for side",
-    ]  # fmt: skip
+    ]
     replay()
     assert cuda.since() == ["replay"] and gc.isenabled()
 
@@ -148,9 +162,11 @@ def test_a_step_that_raises_ends_the_recording(cuda, graphs):
         with pytest.raises(type(error)):
             graphs.capture(_stop(error))
         assert cuda.since()[4:] == [
-            "begin in pool " + str(cuda.pools) + ", thread_local", "end", "reset",
+            "begin in pool " + str(cuda.pools) + ", thread_local",
+            "end",
+            "reset",
             "default waits for side",
-        ]  # fmt: skip
+        ]
     assert gc.isenabled()
 
 
@@ -161,16 +177,25 @@ def test_what_an_invalid_recording_leaves_undone_is_done(cuda, graphs):
     with pytest.raises(RuntimeError, match="the sync"):
         graphs.capture(_stop(RuntimeError("the sync")))
     assert cuda.since()[5:] == [
-        "end", "_cuda_endAllocateToPool(0, 'pool 1')", "_cuda_releasePool(0, 'pool 1')",
-        "generator: clone", "reset", "default waits for side",
-    ]  # fmt: skip
+        "end",
+        "_cuda_endAllocateToPool(0, 'pool 1')",
+        "_cuda_releasePool(0, 'pool 1')",
+        "generator: clone",
+        "reset",
+        "default waits for side",
+    ]
     # one that CUDA refuses at its end, without an error in the step
     with pytest.raises(RuntimeError, match="previous error during capture"):
         graphs.capture(_step(cuda))
     assert kept and cuda.since()[6:] == [
-        "end", "end", "_cuda_endAllocateToPool(0, 'pool 1')", "_cuda_releasePool(0, 'pool 1')",
-        "generator: clone", "reset", "default waits for side",
-    ]  # fmt: skip
+        "end",
+        "end",
+        "_cuda_endAllocateToPool(0, 'pool 1')",
+        "_cuda_releasePool(0, 'pool 1')",
+        "generator: clone",
+        "reset",
+        "default waits for side",
+    ]
 
 
 def test_an_operation_that_waits_never_reaches_cuda(cuda, graphs):

@@ -8,12 +8,15 @@ from fastadv.graphs.unrecordable import Guard, Unrecordable
 _X = torch.tensor([0.2, 0.7, 0.9])
 _REFUSED = {
     r"\.item\(\), float\(tensor\)": [
-        lambda: _X.sum().item(), lambda: float(_X[0]), lambda: 1 if _X.sum() > 0 else 0,
+        lambda: _X.sum().item(),
+        lambda: float(_X[0]),
+        lambda: 1 if _X.sum() > 0 else 0,
         lambda: range(int(_X[1])),
     ],
     "nonzero": [lambda: _X.nonzero(), lambda: torch.where(_X > 0.5)],
     "boolean indexing": [
-        lambda: _X[_X > 0.5], lambda: _X.masked_select(_X > 0.5),
+        lambda: _X[_X > 0.5],
+        lambda: _X.masked_select(_X > 0.5),
         lambda: _X.clone().index_put_((_X > 0.5,), torch.ones(2)),
     ],
     "unique": [lambda: _X.unique(), lambda: _X.unique_consecutive()],
@@ -21,9 +24,10 @@ _REFUSED = {
     "repeat_interleave": [lambda: _X.repeat_interleave(torch.tensor([1, 0, 2]))],
     "bincount": [lambda: torch.bincount(torch.tensor([1, 2]))],
     "a copy from cpu to meta": [
-        lambda: _X.to("meta"), lambda: torch.empty(3, device="meta").copy_(_X),
+        lambda: _X.to("meta"),
+        lambda: torch.empty(3, device="meta").copy_(_X),
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("words", _REFUSED)

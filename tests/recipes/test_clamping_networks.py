@@ -18,11 +18,18 @@ RUNS = {
     "yopo": small_recipe("yopo", epochs=2),
     # nothing is learnt: stuck at the second check
     "rescue": small_recipe(
-        "pgd", steps=2, learning_rate=((0.0, 1e-9), (3.0, 1e-9)), on_collapse="rollback",
-        sentinel_every=0.75, rescue_epochs=2, rescue_learning_rate=1e-2, eps=0.05, seed=1,
+        "pgd",
+        steps=2,
+        learning_rate=((0.0, 1e-9), (3.0, 1e-9)),
+        on_collapse="rollback",
+        sentinel_every=0.75,
+        rescue_epochs=2,
+        rescue_learning_rate=1e-2,
+        eps=0.05,
+        seed=1,
         batch_size=12,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)

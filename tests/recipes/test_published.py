@@ -50,12 +50,22 @@ def test_the_learning_rate_asked_for_is_the_highest():
 
 
 def test_what_is_given_replaces_the_recipes_own():
-    given = dict(model="fast-cifar", eps=0.1, batch_size=7, steps=3, step_size=0.5, ema=0.99,
-                 precision="bf16", seed=5, on_collapse="stop")  # fmt: skip
+    given = dict(
+        model="fast-cifar",
+        eps=0.1,
+        batch_size=7,
+        steps=3,
+        step_size=0.5,
+        ema=0.99,
+        precision="bf16",
+        seed=5,
+        on_collapse="stop",
+    )
     chosen = recipe("cifar10", "pgd", **given)
     assert {name: getattr(chosen, name) for name in given} == given
-    assert dataclasses.replace(chosen, **{n: getattr(recipe("cifar10", "pgd"), n) for n in given}) \
-        == recipe("cifar10", "pgd")  # fmt: skip
+    assert dataclasses.replace(
+        chosen, **{n: getattr(recipe("cifar10", "pgd"), n) for n in given}
+    ) == recipe("cifar10", "pgd")
 
 
 @pytest.mark.parametrize(

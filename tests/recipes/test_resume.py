@@ -24,10 +24,17 @@ RUNS = {
     "yopo": small_recipe("yopo", optimizer="sgd", momentum=0.9, crop=1, flip="alternate"),
     # nothing is learnt: stuck at the second check, in the middle of the second epoch
     "rescue": small_recipe(
-        learning_rate=((0.0, 1e-9), (3.0, 1e-9)), on_collapse="rollback", ema=0.9, batch_size=12,
-        sentinel_every=0.75, rescue_epochs=2, rescue_learning_rate=1e-2, eps=0.05, seed=1,
+        learning_rate=((0.0, 1e-9), (3.0, 1e-9)),
+        on_collapse="rollback",
+        ema=0.9,
+        batch_size=12,
+        sentinel_every=0.75,
+        rescue_epochs=2,
+        rescue_learning_rate=1e-2,
+        eps=0.05,
+        seed=1,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -90,9 +97,24 @@ def test_a_rescue_is_resumed_with_its_own_step_and_schedule(tmp_path, unwarned):
 
 def command(out: Path) -> list[str]:
     return [
-        sys.executable, "-m", "fastadv", "train", "--method", "fast", "--epochs", "6", "--out",
-        str(out), "--resume", "--checkpoint-every", "3", "--threads", "1", "--ema", "0.9",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "fastadv",
+        "train",
+        "--method",
+        "fast",
+        "--epochs",
+        "6",
+        "--out",
+        str(out),
+        "--resume",
+        "--checkpoint-every",
+        "3",
+        "--threads",
+        "1",
+        "--ema",
+        "0.9",
+    ]
 
 
 def rows_of(path: Path) -> int:

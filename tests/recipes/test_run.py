@@ -180,9 +180,12 @@ def test_nan_is_named_and_the_last_good_weights_are_kept(tmp_path):
 
 def test_nan_is_rolled_back_and_the_run_ends_with_finite_weights(tmp_path):
     chosen = small_recipe(
-        learning_rate=EXPLODES, sentinel_every=1.4, on_collapse="rollback", rescue_epochs=2,
+        learning_rate=EXPLODES,
+        sentinel_every=1.4,
+        on_collapse="rollback",
+        rescue_epochs=2,
         rescue_learning_rate=2e-2,
-    )  # fmt: skip
+    )
     with pytest.warns(TrainingWarning, match="nan: the training loss is not finite"):
         result = train(chosen, small_data(), tmp_path, progress=False)
     assert any(row["event"] == "rollback" for row in result.rows)
@@ -192,9 +195,7 @@ def test_nan_is_rolled_back_and_the_run_ends_with_finite_weights(tmp_path):
 
 
 def test_a_weak_network_is_trained_on_after_the_last_epoch(tmp_path):
-    chosen = small_recipe(
-        on_collapse="rollback", floor=0.99, rescue_epochs=2, sentinel_every=9.0
-    )  # fmt: skip
+    chosen = small_recipe(on_collapse="rollback", floor=0.99, rescue_epochs=2, sentinel_every=9.0)
     with pytest.warns(TrainingWarning, match="weak: .* below the floor of 99.0%"):
         result = train(chosen, small_data(), tmp_path, progress=False)
     assert [row["epoch"] for row in result.epochs] == [1, 2, 3, 4, 5]

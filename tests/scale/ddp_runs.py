@@ -134,9 +134,13 @@ def run(name: str, rank: int, *, loop=train, batchnorm: bool = False, count: int
     ddp, reduced, calls = wrapped(model)
     updates = loop(ddp, sgd(ddp), step, batches(count), rank=rank)
     return dict(
-        weights=flat(model), updates=updates, reduced=reduced, calls=calls,
-        state=step.state_dict(), buffers=dict(model.named_buffers()),
-    )  # fmt: skip
+        weights=flat(model),
+        updates=updates,
+        reduced=reduced,
+        calls=calls,
+        state=step.state_dict(),
+        buffers=dict(model.named_buffers()),
+    )
 
 
 def resumed(name: str, rank: int, folder: Path) -> dict:
@@ -168,8 +172,9 @@ def mean_of_shares(name: str, *, count: int, batchnorm: bool = False) -> torch.T
         ids = torch.arange(BATCH).chunk(WORLD)
         for rank, step in enumerate(steps):
             replica = copy.deepcopy(model)
-            loss = step.loss(replica, x.chunk(WORLD)[rank], y.chunk(WORLD)[rank],
-                             sample_ids=ids[rank])  # fmt: skip
+            loss = step.loss(
+                replica, x.chunk(WORLD)[rank], y.chunk(WORLD)[rank], sample_ids=ids[rank]
+            )
             loss.backward()
             for p, own in zip(model.parameters(), replica.parameters(), strict=True):
                 p.grad = (0 if p.grad is None else p.grad) + own.grad / WORLD
@@ -180,19 +185,26 @@ def mean_of_shares(name: str, *, count: int, batchnorm: bool = False) -> torch.T
 def _main(rank: int, folder: Path) -> None:
     warnings.simplefilter("error")
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=WORLD,
+        "gloo",
+        init_method=f"file://{folder / 'meeting'}",
+        rank=rank,
+        world_size=WORLD,
         timeout=_PATIENCE,
-    )  # fmt: skip
+    )
     one_loss = [name for name in STEPS if name != "FreeAT"]
     runs: dict[str, Callable[[], dict]] = {
         **{name: lambda name=name: run(name, rank) for name in STEPS},
-        **{f"{n}, accumulated": lambda n=n: run(n, rank, loop=accumulate, count=6)
-           for n in one_loss},
+        **{
+            f"{n}, accumulated": lambda n=n: run(n, rank, loop=accumulate, count=6)
+            for n in one_loss
+        },
         **{f"{n}, BatchNorm": lambda n=n: run(n, rank, batchnorm=True) for n in STEPS},
-        **{f"{n}, BatchNorm, 1 batch": lambda n=n: run(n, rank, batchnorm=True, count=1)
-           for n in one_loss},
+        **{
+            f"{n}, BatchNorm, 1 batch": lambda n=n: run(n, rank, batchnorm=True, count=1)
+            for n in one_loss
+        },
         "FreeAT, resumed": lambda: resumed("FreeAT", rank, folder),
-    }  # fmt: skip
+    }
     results = {}
     for name, scenario in runs.items():
         try:

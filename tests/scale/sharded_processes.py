@@ -20,10 +20,13 @@ def started(name: str, world: int, folder: Path, pace: float = 0.0) -> list[subp
     return [
         subprocess.Popen(
             [sys.executable, sharded_runs.__file__, name, *map(str, (rank, world, folder, pace))],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(world)
-    ]  # fmt: skip
+    ]
 
 
 def ended(processes: list[subprocess.Popen], folder: Path) -> list[dict]:

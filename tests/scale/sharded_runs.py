@@ -107,9 +107,13 @@ def ensemble_alone(rank: int, world: int, folder: Path, pace: float) -> dict[str
 
     def evaluate() -> None:
         found["ensemble"] = fastadv.evaluate(
-            Slow(p.model, pace), (p.x, p.y), ensemble(), batch_size=1,
-            execution=fastadv.Execution(batching="plain"), checkpoint=folder / "run.pt",
-        ).to_json()  # fmt: skip
+            Slow(p.model, pace),
+            (p.x, p.y),
+            ensemble(),
+            batch_size=1,
+            execution=fastadv.Execution(batching="plain"),
+            checkpoint=folder / "run.pt",
+        ).to_json()
 
     found["error"] = said(evaluate)
     return found

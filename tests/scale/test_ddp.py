@@ -41,11 +41,14 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[dic
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
-            [sys.executable, ddp_runs.__file__, str(rank), str(folder)], env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, ddp_runs.__file__, str(rank), str(folder)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(ddp_runs.WORLD)
-    ]  # fmt: skip
+    ]
     try:
         outputs = [process.communicate(timeout=300)[0] for process in processes]
     finally:

@@ -74,12 +74,18 @@ for own, other in zip(resumed.parameters(), whole.parameters(), strict=True):
 def _run(code: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     # one process whatever machine runs this; PYTHONPATH: examples are no part of the package
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def _needs(package: str) -> None:

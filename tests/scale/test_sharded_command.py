@@ -72,14 +72,14 @@ def command(*more: str) -> list[str]:
 
 def started(processes: int, arguments: list[str], *, pace: float = 0.0) -> subprocess.Popen:
     """`python -m fastadv`, or as many of it by torchrun."""
-    several = (
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-    )  # fmt: skip
+    several = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
     return subprocess.Popen(
         [sys.executable, *(several if processes > 1 else ()), "-m", "fastadv", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PACE": str(pace)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str, str]:

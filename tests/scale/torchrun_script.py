@@ -20,9 +20,14 @@ def train(model: torch.nn.Module, *, rank: int, world_size: int) -> list[int]:
     """The indices of the samples that this process saw; trains the model in place."""
     x, y = load_digits("train")
     loader = DeviceLoader(
-        (x[:192] * 16).round().to(torch.uint8) * 15, y[:192], batch_size=48, crop=1, indexed=True,
-        rank=rank, world_size=world_size,
-    )  # fmt: skip
+        (x[:192] * 16).round().to(torch.uint8) * 15,
+        y[:192],
+        batch_size=48,
+        crop=1,
+        indexed=True,
+        rank=rank,
+        world_size=world_size,
+    )
     step = FastAT(fastadv.Linf(0.1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     seen: list[int] = []

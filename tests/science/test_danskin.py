@@ -17,10 +17,14 @@ _ATTACKS = {
         fastadv.L2(0.4, bounds=None), steps=4, step_size=0.4, random_start=False, keep="last"
     ),
     "l1": fastadv.pgd(
-        fastadv.L1(0.9, bounds=None), steps=4, step_size=0.9, random_start=False, keep="last",
+        fastadv.L1(0.9, bounds=None),
+        steps=4,
+        step_size=0.9,
+        random_start=False,
+        keep="last",
         sparsity=1e-9,
     ),
-}  # fmt: skip
+}
 
 
 class _Logistic(nn.Module):

@@ -63,9 +63,13 @@ def test_the_gradient_of_a_net_is_that_of_the_written_out_loss(name, trained_dig
     target = (y + 1) % _C
     step_size = 1e-3
     attack = fastadv.pgd(
-        fastadv.L2(0.01, bounds=None), steps=1, step_size=step_size, random_start=False, loss=name,
+        fastadv.L2(0.01, bounds=None),
+        steps=1,
+        step_size=step_size,
+        random_start=False,
+        loss=name,
         keep="last",
-    )  # fmt: skip
+    )
     step = attack(net, x, y, target=target) - x
     leaf = x.clone().requires_grad_()
     loss = -F.cross_entropy(net(leaf), target, reduction="sum")

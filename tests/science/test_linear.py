@@ -65,9 +65,12 @@ def test_linf_ends_at_minus_label_times_eps_sign_w_bit_for_bit(
     if bounds is not None:
         x = x.clamp(*bounds)
     attack = fastadv.pgd(
-        fastadv.Linf(0.07, bounds=bounds), steps=3, step_size=0.05, random_start=random_start,
+        fastadv.Linf(0.07, bounds=bounds),
+        steps=3,
+        step_size=0.05,
+        random_start=random_start,
         keep="last",
-    )  # fmt: skip
+    )
     closed = torch.where(sign[:, None] * w > 0, x - 0.07, x + 0.07)
     if bounds is not None:
         closed = closed.clamp(*bounds)
@@ -210,7 +213,11 @@ def test_l1_in_a_box_fills_the_largest_weights_to_their_bounds(device):
     eps = (closed - x).abs().sum(1)  # the budget that fills exactly these
     # a step of half the budget moves each of the four by eps / 8: 60 of them fill all
     attack = fastadv.pgd(
-        fastadv.L1(eps), steps=60, step_size=eps / 2, sparsity=(count - 0.5) / _D,
-        random_start=False, keep="last",
-    )  # fmt: skip
+        fastadv.L1(eps),
+        steps=60,
+        step_size=eps / 2,
+        sparsity=(count - 0.5) / _D,
+        random_start=False,
+        keep="last",
+    )
     torch.testing.assert_close(attack(model, x, y), closed, rtol=0, atol=1e-14)

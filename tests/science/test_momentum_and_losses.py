@@ -91,8 +91,10 @@ def test_a_larger_radius_never_raises_the_robust_accuracy(name, trained_digits):
     """
     net, x, y = trained_digits
     make, largest = {
-        "linf": (fastadv.Linf, 0.16), "l2": (fastadv.L2, 0.8), "l1": (fastadv.L1, 4.0)
-    }[name]  # fmt: skip
+        "linf": (fastadv.Linf, 0.16),
+        "l2": (fastadv.L2, 0.8),
+        "l1": (fastadv.L1, 4.0),
+    }[name]
     curve = [_clean(net, x, y)]
     for part in (0.125, 0.25, 0.5, 1.0):
         attack = fastadv.pgd(make(largest * part), steps=20)

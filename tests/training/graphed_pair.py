@@ -27,9 +27,7 @@ class Pair:
     def train(self, data, **more) -> None:
         """Both on each batch; losses are compared as bits."""
         for x, y in data:
-            *_, eager = train_batch(
-                self.eager_step, self.eager, self.eager_optimizer, x, y, **more
-            )  # fmt: skip
+            *_, eager = train_batch(self.eager_step, self.eager, self.eager_optimizer, x, y, **more)
             loss = self.run(self.net, x, y, **more)
             assert torch.equal(loss, eager) and not loss.requires_grad
         self.agree()

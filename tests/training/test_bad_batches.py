@@ -29,7 +29,7 @@ _BAD_BATCHES = {
     "float y": (lambda x, y: (x, y.float()), TypeError, "y must be an integer tensor"),
     "negative y": (lambda x, y: (x, y - 1), ValueError, "y must not be negative; got -1"),
     "large y": (lambda x, y: (x, y + 1), ValueError, r"y must lie in \[0, 5\), the classes of the"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", METHODS)

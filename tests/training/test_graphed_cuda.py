@@ -35,17 +35,24 @@ def _data(count: int, **more: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 _SETTINGS = {
-    "FastAT": {}, "NFGSM": {}, "PGDAT": {"modifiers": [AWP()]}, "TRADES": {"precision": "bf16"},
-    "MART": {}, "FreeAT": {}, "YOPO": {"first_layer": "1"},
-}  # fmt: skip
+    "FastAT": {},
+    "NFGSM": {},
+    "PGDAT": {"modifiers": [AWP()]},
+    "TRADES": {"precision": "bf16"},
+    "MART": {},
+    "FreeAT": {},
+    "YOPO": {"first_layer": "1"},
+}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_replayed_steps_equal_the_eager_loop_bit_for_bit(name):
     pair = Pair(
-        lambda: METHODS[name](THREAT, **_SETTINGS[name]), net=_mlp(), optimizer=_sgd,
+        lambda: METHODS[name](THREAT, **_SETTINGS[name]),
+        net=_mlp(),
+        optimizer=_sgd,
         cuda_graph=True,
-    )  # fmt: skip
+    )
     pair.train(_data(6))
     pair.train([*_data(3, seed=2), *_data(4, size=5)])
     assert pair.run.replays == 6 - 3 + 3 + 2

@@ -43,8 +43,9 @@ def _refusals():
     yield "optimizer", conv_net(), lambda net: torch.optim.RMSprop(net.parameters()), "of RMSprop"
 
 
-@pytest.mark.parametrize(("net", "optimizer", "words"), [r[1:] for r in _refusals()],
-                         ids=[r[0] for r in _refusals()])  # fmt: skip
+@pytest.mark.parametrize(
+    ("net", "optimizer", "words"), [r[1:] for r in _refusals()], ids=[r[0] for r in _refusals()]
+)
 def test_what_cannot_be_recorded_is_trained_eagerly_and_that_is_said_once(
     tape, net, optimizer, words
 ):

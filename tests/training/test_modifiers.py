@@ -112,9 +112,10 @@ def test_awp_sees_the_same_dropout_masks_twice_and_the_users_generator_once():
 def test_grad_align_is_one_minus_the_mean_cosine_of_the_two_input_gradients():
     ((x, y),) = batches(1, dtype=torch.float64)
     net = conv_net(dtype=torch.float64)
-    plain, step = training.FastAT(THREAT, seed=5), training.FastAT(
-        THREAT, seed=5, modifiers=[GradAlign(0.3)]
-    )  # fmt: skip
+    plain, step = (
+        training.FastAT(THREAT, seed=5),
+        training.FastAT(THREAT, seed=5, modifiers=[GradAlign(0.3)]),
+    )
     near = fastadv.ops.noise.start.random_start(x, eps=0.1, seed=6, bounds=None)
     assert 0.09 < (near - x).abs().max() <= 0.1
 

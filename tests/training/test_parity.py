@@ -51,41 +51,46 @@ _CASES = {
     "fast": (
         functools.partial(training.FastAT, step_size=1.25 * EPS),
         functools.partial(reference.fast_step, eps=EPS, step_size=1.25 * EPS, clamp_start=False),
-        EPS, _same,
+        EPS,
+        _same,
     ),
     "fast, clamped": (
         functools.partial(training.FastAT, step_size=1.25 * EPS, clamp_start=True),
         functools.partial(reference.fast_step, eps=EPS, step_size=1.25 * EPS, clamp_start=True),
-        EPS, _into_image,
+        EPS,
+        _into_image,
     ),
     "nfgsm": (
         training.NFGSM,
         functools.partial(reference.nfgsm_step, step_size=EPS),
-        2 * EPS, _into_image,
+        2 * EPS,
+        _into_image,
     ),
     "pgd": (
         functools.partial(training.PGDAT, steps=4, step_size=0.03),
         functools.partial(reference.pgd_step, eps=EPS, step_size=0.03, steps=4),
-        EPS, _into_image,
+        EPS,
+        _into_image,
     ),
     "trades": (
         functools.partial(training.TRADES, steps=4, step_size=0.03, beta=6.0),
         functools.partial(reference.trades_step, eps=EPS, step_size=0.03, steps=4, beta=6.0),
-        0.001, _same,
+        0.001,
+        _same,
     ),
     "mart": (
         functools.partial(training.MART, steps=4, step_size=0.03, beta=5.0),
         functools.partial(reference.mart_step, eps=EPS, step_size=0.03, steps=4, beta=5.0),
-        0.001, _same,
+        0.001,
+        _same,
     ),
     "yopo": (
-        functools.partial(
-            training.YOPO, first_layer="0", outer=OUTER, inner=3, step_size=0.03
-        ),
+        functools.partial(training.YOPO, first_layer="0", outer=OUTER, inner=3, step_size=0.03),
         functools.partial(reference.yopo_step, eps=EPS, step_size=0.03, outer=OUTER, inner=3),
-        EPS, _same,
+        EPS,
+        _same,
     ),
-}  # fmt: skip
+}
 
 
 def _train_both(case, net, optimizer, *, dtype, **settings):
@@ -138,9 +143,17 @@ def test_the_signs_that_trades_gets_wrong_at_its_own_start_are_as_many_as_the_te
         moved = x_adv.clone()
         y = torch.zeros(len(x), dtype=torch.int64)
         crafting.ascend(
-            net, moved, x, y, threat=fastadv.Linf(1.0, bounds=None), steps=1, step_size=0.25,
-            eps=1.0, loss="kl", reference=net(x).softmax(1),
-        )  # fmt: skip
+            net,
+            moved,
+            x,
+            y,
+            threat=fastadv.Linf(1.0, bounds=None),
+            steps=1,
+            step_size=0.25,
+            eps=1.0,
+            loss="kl",
+            reference=net(x).softmax(1),
+        )
         signs["ours"] = (moved - x_adv).sign()
         for name in wrong:
             wrong[name] += int((signs[name] != signs["exact"]).sum())

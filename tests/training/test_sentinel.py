@@ -16,9 +16,17 @@ from fastadv.training.verdict import judge
 
 THREAT = fastadv.Linf(0.1)
 HEALTHY = Check(
-    batch=1, clean=0.98, single_step=0.93, pgd=0.88, samples=1000, one_class=0.12, train_loss=0.3,
-    craft_loss=0.1, classes=10, is_warm=True,
-)  # fmt: skip
+    batch=1,
+    clean=0.98,
+    single_step=0.93,
+    pgd=0.88,
+    samples=1000,
+    one_class=0.12,
+    train_loss=0.3,
+    craft_loss=0.1,
+    classes=10,
+    is_warm=True,
+)
 
 
 def _verdicts(*changes: dict) -> list[str]:
@@ -195,8 +203,7 @@ def test_nan_is_seen_at_the_next_look_and_rolled_back(held_out):
 
 
 def test_three_rollbacks_are_the_most(held_out):
-    sentinel = _scripted(held_out, [dict(train_loss=math.nan)] * 4, every=1,
-                         on_collapse="rollback")  # fmt: skip
+    sentinel = _scripted(held_out, [dict(train_loss=math.nan)] * 4, every=1, on_collapse="rollback")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TrainingWarning)
         step, net, optimizer = _trained(sentinel, 3)

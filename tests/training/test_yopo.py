@@ -31,9 +31,17 @@ def test_yopo_hands_over_the_mean_of_the_gradients_that_the_authors_sum():
             lambda p, name=name: handed.update({name: p.grad.clone()})
         )
     reference.yopo_step(
-        theirs, torch.optim.SGD(theirs.parameters(), lr=0.0), x, y, first_layer=theirs[0], eps=EPS,
-        step_size=0.03, outer=3, inner=2, noise=noise,
-    )  # fmt: skip
+        theirs,
+        torch.optim.SGD(theirs.parameters(), lr=0.0),
+        x,
+        y,
+        first_layer=theirs[0],
+        eps=EPS,
+        step_size=0.03,
+        outer=3,
+        inner=2,
+        noise=noise,
+    )
     step = training.YOPO(THREAT, first_layer="0", outer=3, inner=2, step_size=0.03)
     step.loss(net, x, y, x_init=x + noise).backward()
     for name, p in net.named_parameters():

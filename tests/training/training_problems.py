@@ -74,9 +74,13 @@ def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
 
 
 def train_batch(
-    step, model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor,
+    step,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: torch.Tensor,
+    y: torch.Tensor,
     **more: object,
-) -> list[torch.Tensor]:  # fmt: skip
+) -> list[torch.Tensor]:
     """The user's loop on one batch; the losses."""
     losses = []
     for loss in step(model, x, y, **more):

@@ -74,14 +74,27 @@ class AutoPGD(Attack):
     ) -> SlotAlgorithm:
         if self.threat.norm == "l1":
             return AutoPGDL1Slots(
-                oracle, self.threat, steps=self.steps, restarts=self.restarts, targets=targets,
-                large_radii=self.large_radii, seed=self.seed, keep=self.keep,
+                oracle,
+                self.threat,
+                steps=self.steps,
+                restarts=self.restarts,
+                targets=targets,
+                large_radii=self.large_radii,
+                seed=self.seed,
+                keep=self.keep,
                 first_step=first_step,
-            )  # fmt: skip
+            )
         return AutoPGDSlots(
-            oracle, self.threat, steps=self.steps, restarts=self.restarts, targets=targets,
-            rho=self.rho, seed=self.seed, keep=self.keep, first_step=first_step,
-        )  # fmt: skip
+            oracle,
+            self.threat,
+            steps=self.steps,
+            restarts=self.restarts,
+            targets=targets,
+            rho=self.rho,
+            seed=self.seed,
+            keep=self.keep,
+            first_step=first_step,
+        )
 
 
 def apgd_ce(
@@ -113,9 +126,17 @@ def apgd_ce(
     Source: Croce and Hein 2020, arXiv:2003.01690; L1: 2021, arXiv:2103.01208.
     """
     return AutoPGD(
-        "apgd_ce", threat, steps, restarts, "ce", rho=rho, large_radii=large_radii, eot=eot,
-        keep=keep, seed=seed,
-    )  # fmt: skip
+        "apgd_ce",
+        threat,
+        steps,
+        restarts,
+        "ce",
+        rho=rho,
+        large_radii=large_radii,
+        eot=eot,
+        keep=keep,
+        seed=seed,
+    )
 
 
 def apgd_dlr(
@@ -136,9 +157,17 @@ def apgd_dlr(
     Source: Croce and Hein 2020, arXiv:2003.01690, section 4.
     """
     return AutoPGD(
-        "apgd_dlr", threat, steps, restarts, "dlr", rho=rho, large_radii=large_radii, eot=eot,
-        keep=keep, seed=seed,
-    )  # fmt: skip
+        "apgd_dlr",
+        threat,
+        steps,
+        restarts,
+        "dlr",
+        rho=rho,
+        large_radii=large_radii,
+        eot=eot,
+        keep=keep,
+        seed=seed,
+    )
 
 
 def apgd_t(
@@ -164,6 +193,15 @@ def apgd_t(
     Source: Croce and Hein 2020, arXiv:2003.01690, section 4.
     """
     return AutoPGD(
-        "apgd_t", threat, steps, restarts, loss, n_target_classes=n_target_classes, rho=rho,
-        large_radii=large_radii, eot=eot, keep=keep, seed=seed,
-    )  # fmt: skip
+        "apgd_t",
+        threat,
+        steps,
+        restarts,
+        loss,
+        n_target_classes=n_target_classes,
+        rho=rho,
+        large_radii=large_radii,
+        eot=eot,
+        keep=keep,
+        seed=seed,
+    )

@@ -106,9 +106,18 @@ class AutoPGDSlots(AscentSlots):
     stride = 4
 
     def __init__(
-        self, oracle: Oracle, threat: ThreatModel, *, steps: int, restarts: int, targets: int,
-        rho: float, seed: int, keep: str, first_step: int,
-    ) -> None:  # fmt: skip
+        self,
+        oracle: Oracle,
+        threat: ThreatModel,
+        *,
+        steps: int,
+        restarts: int,
+        targets: int,
+        rho: float,
+        seed: int,
+        keep: str,
+        first_step: int,
+    ) -> None:
         self.oracle = oracle
         self.threat = threat
         self.restarts = restarts
@@ -136,9 +145,14 @@ class AutoPGDSlots(AscentSlots):
         start = work.x_init
         if start is None:
             start = start_point(
-                self.threat, work.x, seed=self.seed, sample_ids=work.sample_ids, draw=items,
-                kind=_START_KINDS[self.threat.norm], eps=work.eps,
-            )  # fmt: skip
+                self.threat,
+                work.x,
+                seed=self.seed,
+                sample_ids=work.sample_ids,
+                draw=items,
+                kind=_START_KINDS[self.threat.norm],
+                eps=work.eps,
+            )
         state.common.load(rows, work, start, best=start)
         if state.x_hit is not None:
             put_rows(state.x_hit, rows, start)
@@ -150,12 +164,26 @@ class AutoPGDSlots(AscentSlots):
         if common.unprobed:
             probe(common, grad, self.oracle)
         apgd.apgd_check_(
-            state.progress, common.step_size, common.loss, common.best_loss, common.slots,
-            self._checkpoints, rho=self.rho,
-        )  # fmt: skip
+            state.progress,
+            common.step_size,
+            common.loss,
+            common.best_loss,
+            common.slots,
+            self._checkpoints,
+            rho=self.rho,
+        )
         _STEPS[self.threat.norm](
-            common.x_adv.detach(), state.x_previous, common.x_best, state.grad_best, grad,
-            common.x, step_size=common.step_size, eps=common.eps, bounds=self.threat.bounds,
-            slots=common.slots, progress=state.progress,
-            correct=None if state.x_hit is None else common.correct, x_hit=state.x_hit,
-        )  # fmt: skip
+            common.x_adv.detach(),
+            state.x_previous,
+            common.x_best,
+            state.grad_best,
+            grad,
+            common.x,
+            step_size=common.step_size,
+            eps=common.eps,
+            bounds=self.threat.bounds,
+            slots=common.slots,
+            progress=state.progress,
+            correct=None if state.x_hit is None else common.correct,
+            x_hit=state.x_hit,
+        )

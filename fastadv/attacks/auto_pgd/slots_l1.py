@@ -40,9 +40,18 @@ class AutoPGDL1Slots(AscentSlots):
     stride = 4
 
     def __init__(
-        self, oracle: Oracle, threat: ThreatModel, *, steps: int, restarts: int, targets: int,
-        large_radii: bool, seed: int, keep: str, first_step: int,
-    ) -> None:  # fmt: skip
+        self,
+        oracle: Oracle,
+        threat: ThreatModel,
+        *,
+        steps: int,
+        restarts: int,
+        targets: int,
+        large_radii: bool,
+        seed: int,
+        keep: str,
+        first_step: int,
+    ) -> None:
         self.oracle = oracle
         self.threat = threat
         self.restarts = restarts
@@ -54,9 +63,12 @@ class AutoPGDL1Slots(AscentSlots):
         self.first_radius = radius[0]
         last_phase = max(t for t, entry in enumerate(plan) if entry in (GIVEN_START, RANDOM_START))
         self.rules = Rules(
-            self.steps, max(first_step, last_phase), keep == "first_success", best_from=0,
+            self.steps,
+            max(first_step, last_phase),
+            keep == "first_success",
+            best_from=0,
             any_error=targets > 0,
-        )  # fmt: skip
+        )
         self._plan = torch.tensor(plan, dtype=torch.int32)
         self._radius = torch.tensor(radius)
 
@@ -80,10 +92,15 @@ class AutoPGDL1Slots(AscentSlots):
         start = work.x_init
         if start is None:
             start = random_start(
-                work.x, eps=work.eps * self.first_radius, seed=self.seed,
-                sample_ids=work.sample_ids, draw=items, kind="l1_gaussian",
-                bounds=self.threat.bounds, scale=1.0,
-            )  # fmt: skip
+                work.x,
+                eps=work.eps * self.first_radius,
+                seed=self.seed,
+                sample_ids=work.sample_ids,
+                draw=items,
+                kind="l1_gaussian",
+                bounds=self.threat.bounds,
+                scale=1.0,
+            )
         state.common.load(rows, work, start, best=start)
         if state.x_hit is not None:
             put_rows(state.x_hit, rows, start)
@@ -95,9 +112,21 @@ class AutoPGDL1Slots(AscentSlots):
         if common.unprobed:
             probe(common, grad, self.oracle)
         apgd_l1_step_(
-            common.x_adv.detach(), common.x_best, state.grad_best, grad, common.x,
-            step_size=common.step_size, sparsity=state.sparsity, phase_eps=state.phase_eps,
-            support=state.support, eps=common.eps, bounds=self.threat.bounds,
-            best_loss=common.best_loss, slots=common.slots, plan=self._plan, radius=self._radius,
-            correct=None if state.x_hit is None else common.correct, x_hit=state.x_hit,
-        )  # fmt: skip
+            common.x_adv.detach(),
+            common.x_best,
+            state.grad_best,
+            grad,
+            common.x,
+            step_size=common.step_size,
+            sparsity=state.sparsity,
+            phase_eps=state.phase_eps,
+            support=state.support,
+            eps=common.eps,
+            bounds=self.threat.bounds,
+            best_loss=common.best_loss,
+            slots=common.slots,
+            plan=self._plan,
+            radius=self._radius,
+            correct=None if state.x_hit is None else common.correct,
+            x_hit=state.x_hit,
+        )

@@ -45,11 +45,18 @@ class Call:
     """
 
     def __init__(
-        self, attack: Attack, model: Model, x: torch.Tensor, y: torch.Tensor | None, *,
-        target: torch.Tensor | str | None, sample_ids: torch.Tensor | None,
-        x_init: torch.Tensor | None, execution: Execution,
+        self,
+        attack: Attack,
+        model: Model,
+        x: torch.Tensor,
+        y: torch.Tensor | None,
+        *,
+        target: torch.Tensor | str | None,
+        sample_ids: torch.Tensor | None,
+        x_init: torch.Tensor | None,
+        execution: Execution,
         clean_logits: torch.Tensor | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if not callable(model):
             raise TypeError(f"model must be callable; got {type(model).__name__}")
         targets.check_rule(target)
@@ -93,9 +100,13 @@ class Call:
         self.batch_size = execution.batch_size or max(1, len(x))
         aims = target is not None or attack.most_targets > 0
         self.oracle = Oracle(
-            model, attack.resolved_loss, targeted=aims, passes=attack.passes,
-            bounds=attack.threat.bounds, inset=inputs.check_inset(execution, attack.threat.bounds),
-        )  # fmt: skip
+            model,
+            attack.resolved_loss,
+            targeted=aims,
+            passes=attack.passes,
+            bounds=attack.threat.bounds,
+            inset=inputs.check_inset(execution, attack.threat.bounds),
+        )
 
     def result(self) -> AttackResult:
         with self._isolated():
@@ -146,9 +157,15 @@ class Call:
             step = torch.as_tensor(ledger.step, device=found.device)[found[rows]].long()
             self._account(search)
             return Fallen(
-                found[rows], layout.gather_rows(x_adv, rows), prediction[rows], margin[rows], step,
-                ledger.faults, ledger.loss, ledger.x_adv,
-            )  # fmt: skip
+                found[rows],
+                layout.gather_rows(x_adv, rows),
+                prediction[rows],
+                margin[rows],
+                step,
+                ledger.faults,
+                ledger.loss,
+                ledger.x_adv,
+            )
 
     def last_iterates(self) -> torch.Tensor:
         """The iterates after the last step: no early stop, no verification."""
@@ -179,15 +196,21 @@ class Call:
 
     def _account(self, search: Search) -> None:
         self.cost = cost_of(
-            self.oracle, search, self.x, rows=self.batch_size, began=self.began,
+            self.oracle,
+            search,
+            self.x,
+            rows=self.batch_size,
+            began=self.began,
             timed=self.execution.timed,
-        )  # fmt: skip
+        )
 
     def _as_given(self, x_adv: torch.Tensor) -> torch.Tensor:
         """In the memory format of the caller's x."""
-        return x_adv if self.given_format is None else x_adv.contiguous(
-            memory_format=self.given_format
-        )  # fmt: skip
+        return (
+            x_adv
+            if self.given_format is None
+            else x_adv.contiguous(memory_format=self.given_format)
+        )
 
     def _device(self, indices: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(indices, device=self.x.device)
@@ -252,9 +275,16 @@ class Call:
         eps = spread("eps", attack.threat.eps, x)
         step_size = spread("step_size", attack.effective_step_size, x)
         return Work(
-            x=x, labels=labels, targets=chosen, reference=reference, ranking=ranking,
-            sample_ids=self.sample_ids, eps=eps, step_size=step_size, x_init=self.x_init,
-        )  # fmt: skip
+            x=x,
+            labels=labels,
+            targets=chosen,
+            reference=reference,
+            ranking=ranking,
+            sample_ids=self.sample_ids,
+            eps=eps,
+            step_size=step_size,
+            x_init=self.x_init,
+        )
 
     def _groups(self, work: Work) -> list[tuple[int, np.ndarray]]:
         """(first step that may count as a success, samples): not the start iterate where it may

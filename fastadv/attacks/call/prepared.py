@@ -123,10 +123,14 @@ def _checked_search(
     while True:
         try:
             return search_model(
-                model, precision=execution.precision, channels_last=execution.channels_last,
-                fold_batchnorm=execution.fold_batchnorm, compile=execution.compile, x=x,
+                model,
+                precision=execution.precision,
+                channels_last=execution.channels_last,
+                fold_batchnorm=execution.fold_batchnorm,
+                compile=execution.compile,
+                x=x,
                 logits=logits,
-            )  # fmt: skip
+            )
         except Exception as error:
             if not memory.may_halve(error, len(x), x.device):
                 raise

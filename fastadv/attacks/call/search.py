@@ -34,9 +34,13 @@ class Search:
     """Runs the algorithm of `attack`. cost: what it cost so far, passes apart."""
 
     def __init__(
-        self, attack: "Attack", oracle: Oracle, execution: Execution, batch_size: int,
+        self,
+        attack: "Attack",
+        oracle: Oracle,
+        execution: Execution,
+        batch_size: int,
         prepared: Prepared,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.attack = attack
         self.oracle = oracle
         self.execution = execution
@@ -208,10 +212,18 @@ class Search:
         if self.prepared.graphs is None or changeable:
             return Plan(make())
         key: Hashable = (
-            self.attack, targets, first_step, size, self.oracle.search is None, work.x.shape[1:],
-            work.x.dtype, work.x.stride()[1:], work.targets is None,
-            None if work.reference is None else work.reference.shape[1], self.oracle.inset,
-        )  # fmt: skip
+            self.attack,
+            targets,
+            first_step,
+            size,
+            self.oracle.search is None,
+            work.x.shape[1:],
+            work.x.dtype,
+            work.x.stride()[1:],
+            work.targets is None,
+            None if work.reference is None else work.reference.shape[1],
+            self.oracle.inset,
+        )
         plan = self.prepared.plans.of(key, make)
         plan.algorithm.oracle = self.oracle
         return plan

@@ -10,9 +10,14 @@ _RULES = ("least_likely", "second_best", "random")
 
 
 def choose(
-    target: torch.Tensor | str, logits: torch.Tensor | None, labels: torch.Tensor, *,
-    seed: int, sample_ids: torch.Tensor, x: torch.Tensor,
-) -> torch.Tensor:  # fmt: skip
+    target: torch.Tensor | str,
+    logits: torch.Tensor | None,
+    labels: torch.Tensor,
+    *,
+    seed: int,
+    sample_ids: torch.Tensor,
+    x: torch.Tensor,
+) -> torch.Tensor:
     """(B,) targets: `target` itself, or by rule, never the label: "least_likely" and "second_best"
     by the clean logits, "random" uniform over the other classes and keyed by (seed, sample_id)."""
     if not isinstance(target, str):

@@ -39,9 +39,24 @@ def margin_of(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor,
     correct = torch.empty_like(labels, dtype=torch.bool)
     if len(logits):
         heads.loss_head_(
-            logits, labels, None, None, margin, None, prediction, correct, None, None, "margin",
-            float("inf"), 0, 0, False, 0, False,
-        )  # fmt: skip
+            logits,
+            labels,
+            None,
+            None,
+            margin,
+            None,
+            prediction,
+            correct,
+            None,
+            None,
+            "margin",
+            float("inf"),
+            0,
+            0,
+            False,
+            0,
+            False,
+        )
     return margin, prediction
 
 
@@ -55,9 +70,24 @@ def loss_at(
     prediction = torch.empty_like(work.labels)
     correct = torch.empty_like(work.labels, dtype=torch.bool)
     heads.loss_head_(
-        logits, work.labels, work.targets if targeted else None, work.reference, value, None,
-        prediction, correct, None, None, loss.kind, loss.parameter, 0, 0, False, 0, False,
-    )  # fmt: skip
+        logits,
+        work.labels,
+        work.targets if targeted else None,
+        work.reference,
+        value,
+        None,
+        prediction,
+        correct,
+        None,
+        None,
+        loss.kind,
+        loss.parameter,
+        0,
+        0,
+        False,
+        0,
+        False,
+    )
     return value, prediction
 
 

@@ -109,11 +109,19 @@ class GradientAttack(Attack):
         if self.threat.norm == "l1":
             options["sparsity"] = self.effective_sparsity
         return ProjectedGradient(
-            oracle, self.threat, steps=self.steps, restarts=self.restarts, seed=self.seed,
-            start_kind=kind or None, clamp_start=self.clamp_start, first_step=first_step,
-            momentum_decay=self.decay, stop_early=self.keep == "first_success",
-            keep_best=self.keep == "best", step_options=options,
-        )  # fmt: skip
+            oracle,
+            self.threat,
+            steps=self.steps,
+            restarts=self.restarts,
+            seed=self.seed,
+            start_kind=kind or None,
+            clamp_start=self.clamp_start,
+            first_step=first_step,
+            momentum_decay=self.decay,
+            stop_early=self.keep == "first_success",
+            keep_best=self.keep == "best",
+            step_options=options,
+        )
 
 
 def _madry_step(attack: GradientAttack) -> float:

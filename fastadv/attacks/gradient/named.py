@@ -25,9 +25,18 @@ def fgsm(
     """
     check_threat(threat)
     return GradientAttack(
-        "fgsm", threat, steps=1, step_size=threat.eps, loss=loss, kappa=kappa,
-        label_smoothing=label_smoothing, eot=eot, sparsity=sparsity, keep=keep, seed=seed,
-    )  # fmt: skip
+        "fgsm",
+        threat,
+        steps=1,
+        step_size=threat.eps,
+        loss=loss,
+        kappa=kappa,
+        label_smoothing=label_smoothing,
+        eot=eot,
+        sparsity=sparsity,
+        keep=keep,
+        seed=seed,
+    )
 
 
 def rfgsm(
@@ -53,9 +62,19 @@ def rfgsm(
     if threat.norm != "linf":
         raise ValueError(f"rfgsm is defined for Linf only; got {threat!r}: use pgd")
     return GradientAttack(
-        "rfgsm", threat, steps=steps, step_size=step_size, restarts=restarts, random_start="sign",
-        loss=loss, kappa=kappa, label_smoothing=label_smoothing, eot=eot, keep=keep, seed=seed,
-    )  # fmt: skip
+        "rfgsm",
+        threat,
+        steps=steps,
+        step_size=step_size,
+        restarts=restarts,
+        random_start="sign",
+        loss=loss,
+        kappa=kappa,
+        label_smoothing=label_smoothing,
+        eot=eot,
+        keep=keep,
+        seed=seed,
+    )
 
 
 def bim(
@@ -77,9 +96,18 @@ def bim(
     Source: Kurakin et al. 2017, arXiv:1607.02533.
     """
     return GradientAttack(
-        "bim", threat, steps=steps, step_size=step_size, loss=loss, kappa=kappa,
-        label_smoothing=label_smoothing, eot=eot, sparsity=sparsity, keep=keep, seed=seed,
-    )  # fmt: skip
+        "bim",
+        threat,
+        steps=steps,
+        step_size=step_size,
+        loss=loss,
+        kappa=kappa,
+        label_smoothing=label_smoothing,
+        eot=eot,
+        sparsity=sparsity,
+        keep=keep,
+        seed=seed,
+    )
 
 
 def pgd(
@@ -118,11 +146,22 @@ def pgd(
     Source: Madry et al. 2018, arXiv:1706.06083, section 2.1.
     """
     return GradientAttack(
-        "pgd", threat, steps=steps, step_size=step_size, restarts=restarts,
-        random_start=random_start, clamp_start=clamp_start, loss=loss, kappa=kappa,
-        label_smoothing=label_smoothing, eot=eot, sparsity=sparsity, guard=guard, keep=keep,
+        "pgd",
+        threat,
+        steps=steps,
+        step_size=step_size,
+        restarts=restarts,
+        random_start=random_start,
+        clamp_start=clamp_start,
+        loss=loss,
+        kappa=kappa,
+        label_smoothing=label_smoothing,
+        eot=eot,
+        sparsity=sparsity,
+        guard=guard,
+        keep=keep,
         seed=seed,
-    )  # fmt: skip
+    )
 
 
 def mifgsm(
@@ -146,7 +185,16 @@ def mifgsm(
     Source: Dong et al. 2018, arXiv:1710.06081.
     """
     return GradientAttack(
-        "mifgsm", threat, steps=steps, step_size=step_size, loss=loss, kappa=kappa,
-        label_smoothing=label_smoothing, eot=eot, decay=decay, sparsity=sparsity, keep=keep,
+        "mifgsm",
+        threat,
+        steps=steps,
+        step_size=step_size,
+        loss=loss,
+        kappa=kappa,
+        label_smoothing=label_smoothing,
+        eot=eot,
+        decay=decay,
+        sparsity=sparsity,
+        keep=keep,
         seed=seed,
-    )  # fmt: skip
+    )

@@ -21,10 +21,21 @@ class ProjectedGradient:
     stride = 4
 
     def __init__(
-        self, oracle: Oracle, threat: ThreatModel, *, steps: int, restarts: int, seed: int,
-        start_kind: str | None, clamp_start: bool, first_step: int, momentum_decay: float | None,
-        stop_early: bool, keep_best: bool, step_options: dict[str, Any],
-    ) -> None:  # fmt: skip
+        self,
+        oracle: Oracle,
+        threat: ThreatModel,
+        *,
+        steps: int,
+        restarts: int,
+        seed: int,
+        start_kind: str | None,
+        clamp_start: bool,
+        first_step: int,
+        momentum_decay: float | None,
+        stop_early: bool,
+        keep_best: bool,
+        step_options: dict[str, Any],
+    ) -> None:
         self.oracle = oracle
         self.threat = threat
         self.steps = steps
@@ -69,16 +80,27 @@ class ProjectedGradient:
         if self.start_kind == "sign":
             return self._sign_start(work, restarts)
         return start_point(
-            self.threat, work.x, seed=self.seed, sample_ids=work.sample_ids, draw=restarts,
-            kind=self.start_kind, clamp_start=self.clamp_start, eps=work.eps,
-        )  # fmt: skip
+            self.threat,
+            work.x,
+            seed=self.seed,
+            sample_ids=work.sample_ids,
+            draw=restarts,
+            kind=self.start_kind,
+            clamp_start=self.clamp_start,
+            eps=work.eps,
+        )
 
     def _sign_start(self, work: Work, restarts: torch.Tensor) -> torch.Tensor:
         """x + step_size * (a random sign for each element), in the ball (R-FGSM)."""
         noise = start.random_start(
-            torch.zeros_like(work.x), eps=1.0, seed=self.seed, sample_ids=work.sample_ids,
-            draw=restarts, kind="linf_uniform", bounds=None,
-        )  # fmt: skip
+            torch.zeros_like(work.x),
+            eps=1.0,
+            seed=self.seed,
+            sample_ids=work.sample_ids,
+            draw=restarts,
+            kind="linf_uniform",
+            bounds=None,
+        )
         bounds = self.threat.bounds if self.clamp_start else None
         return linf.linf_step(
             work.x, noise, work.x, step_size=work.step_size, eps=work.eps, bounds=bounds
@@ -100,9 +122,14 @@ class ProjectedGradient:
             model = self.oracle.model
             options.update(model_input=state.model_input, mean=model.mean, std=model.std)  # type: ignore[union-attr]
         self.threat.step_(
-            state.x_adv, grad, state.x, step_size=state.step_size, eps=state.eps,
-            slots=state.slots, **options,
-        )  # fmt: skip
+            state.x_adv,
+            grad,
+            state.x,
+            step_size=state.step_size,
+            eps=state.eps,
+            slots=state.slots,
+            **options,
+        )
 
     def variant(self, state: SlotState) -> Hashable:
         return state.unprobed

@@ -75,9 +75,17 @@ class FastAdaptiveBoundary(Attack):
         if oracle.targeted and not self.most_targets:
             raise ValueError("fab goes to the nearest class and takes no target=: use apgd_ce")
         return BoundarySlots(
-            oracle, self.threat, steps=self.steps, restarts=self.restarts, targets=targets,
-            alpha_max=self.alpha_max, eta=self.eta, beta=self.beta, seed=self.seed, keep=self.keep,
-        )  # fmt: skip
+            oracle,
+            self.threat,
+            steps=self.steps,
+            restarts=self.restarts,
+            targets=targets,
+            alpha_max=self.alpha_max,
+            eta=self.eta,
+            beta=self.beta,
+            seed=self.seed,
+            keep=self.keep,
+        )
 
 
 def fab(
@@ -107,9 +115,16 @@ def fab(
     Source: Croce and Hein 2020, arXiv:1907.02044.
     """
     return FastAdaptiveBoundary(
-        "fab", threat, steps, restarts, alpha_max=alpha_max, eta=eta, beta=beta, keep=keep,
+        "fab",
+        threat,
+        steps,
+        restarts,
+        alpha_max=alpha_max,
+        eta=eta,
+        beta=beta,
+        keep=keep,
         seed=seed,
-    )  # fmt: skip
+    )
 
 
 def fab_t(
@@ -132,6 +147,14 @@ def fab_t(
     Source: Croce and Hein 2020, arXiv:2003.01690, section 5.
     """
     return FastAdaptiveBoundary(
-        "fab_t", threat, steps, restarts, n_target_classes=n_target_classes, alpha_max=alpha_max,
-        eta=eta, beta=beta, keep=keep, seed=seed,
-    )  # fmt: skip
+        "fab_t",
+        threat,
+        steps,
+        restarts,
+        n_target_classes=n_target_classes,
+        alpha_max=alpha_max,
+        eta=eta,
+        beta=beta,
+        keep=keep,
+        seed=seed,
+    )

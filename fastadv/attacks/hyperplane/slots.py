@@ -42,9 +42,19 @@ class BoundarySlots:
     needs_last = False  # a slot ends only after its last point has been evaluated
 
     def __init__(
-        self, oracle: Oracle, threat: ThreatModel, *, steps: int, restarts: int, targets: int,
-        alpha_max: float, eta: float, beta: float, seed: int, keep: str,
-    ) -> None:  # fmt: skip
+        self,
+        oracle: Oracle,
+        threat: ThreatModel,
+        *,
+        steps: int,
+        restarts: int,
+        targets: int,
+        alpha_max: float,
+        eta: float,
+        beta: float,
+        seed: int,
+        keep: str,
+    ) -> None:
         self.oracle = oracle
         self.threat = threat
         self.steps = steps
@@ -71,9 +81,14 @@ class BoundarySlots:
         start = work.x if work.x_init is None else work.x_init
         if self.restarts > 1:
             random = random_start(
-                work.x, eps=work.eps / 2, seed=self.seed, sample_ids=work.sample_ids, draw=items,
-                kind=_START_KINDS[self.threat.norm], bounds=self.threat.bounds,
-            )  # fmt: skip
+                work.x,
+                eps=work.eps / 2,
+                seed=self.seed,
+                sample_ids=work.sample_ids,
+                draw=items,
+                kind=_START_KINDS[self.threat.norm],
+                bounds=self.threat.bounds,
+            )
             again = (items % self.restarts > 0).view(-1, *[1] * (work.x.ndim - 1))
             start = torch.where(again, random, start)
         state.common.load(rows, work, start, best=start)
@@ -104,12 +119,23 @@ class BoundarySlots:
     def _move(self, state: BoundaryState, grad: torch.Tensor | None) -> None:
         common = state.common
         fab.fab_step_(
-            common.x_adv.detach(), state.closest, grad, common.x, difference=common.loss,
-            prediction=common.prediction, labels=common.labels, distance=state.distance,
-            pulled_back=state.pulled_back, slots=common.slots, eps=common.eps,
-            bounds=self.threat.bounds, norm=self.threat.norm, steps=self.steps,
-            stop_early=self.keep == "first_success", **self.options,
-        )  # fmt: skip
+            common.x_adv.detach(),
+            state.closest,
+            grad,
+            common.x,
+            difference=common.loss,
+            prediction=common.prediction,
+            labels=common.labels,
+            distance=state.distance,
+            pulled_back=state.pulled_back,
+            slots=common.slots,
+            eps=common.eps,
+            bounds=self.threat.bounds,
+            norm=self.threat.norm,
+            steps=self.steps,
+            stop_early=self.keep == "first_success",
+            **self.options,
+        )
 
     def _nearest(self, state: SlotState) -> torch.Tensor:
         """The gradient of z_j - z_y for the class j whose boundary is nearest; fills the loss."""
@@ -125,14 +151,35 @@ class BoundarySlots:
         for candidate in range(last + 1):
             targets = torch.full_like(state.labels, candidate)
             heads.loss_head_(
-                logits, state.labels, targets, None, loss, grad_logits, state.prediction,
-                state.correct, None, None, "difference", 0.0, 0, 0, False, 0, False,
-            )  # fmt: skip
+                logits,
+                state.labels,
+                targets,
+                None,
+                loss,
+                grad_logits,
+                state.prediction,
+                state.correct,
+                None,
+                None,
+                "difference",
+                0.0,
+                0,
+                0,
+                False,
+                0,
+                False,
+            )
             grad = self.oracle.backward(output, at, grad_logits, keep_graph=candidate < last)
             fab.fab_nearest_(
-                nearest, state.loss, ratio, grad, loss, state.labels, candidate,
+                nearest,
+                state.loss,
+                ratio,
+                grad,
+                loss,
+                state.labels,
+                candidate,
                 norm=self.threat.norm,
-            )  # fmt: skip
+            )
         return nearest
 
     def variant(self, state: BoundaryState) -> Hashable:

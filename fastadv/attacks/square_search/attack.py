@@ -52,9 +52,16 @@ class SquareAttack(Attack):
         if oracle.targeted:
             raise ValueError("square lowers the margin of the label and takes no target=")
         return SquareSlots(
-            oracle, self.threat, queries=self.queries, restarts=self.restarts, p_init=self.p_init,
-            rescale=self.rescale, seed=self.seed, first_step=first_step, room=room,
-        )  # fmt: skip
+            oracle,
+            self.threat,
+            queries=self.queries,
+            restarts=self.restarts,
+            p_init=self.p_init,
+            rescale=self.rescale,
+            seed=self.seed,
+            first_step=first_step,
+            room=room,
+        )
 
 
 def square(

@@ -70,9 +70,12 @@ class SquareState:
         proposals = self.proposals(rows)
         alike = replace(self, x_new=self.x, labels_new=self.labels)  # one row a slot
         return replace(
-            take_fields(alike, rows), x_new=layout.gather_rows(self.x_new, proposals),
-            labels_new=self.labels_new[proposals], single=None, generation=next(_GENERATION),
-        )  # fmt: skip
+            take_fields(alike, rows),
+            x_new=layout.gather_rows(self.x_new, proposals),
+            labels_new=self.labels_new[proposals],
+            single=None,
+            generation=next(_GENERATION),
+        )
 
     def put(self, rows: torch.Tensor, state: "SquareState") -> None:
         """Write the slots of `state` into `rows`: what `take` gave, back."""
@@ -120,9 +123,18 @@ class SquareSlots:
     needs_last = False
 
     def __init__(
-        self, oracle: Oracle, threat: ThreatModel, *, queries: int, restarts: int, p_init: float,
-        rescale: bool, seed: int, first_step: int, room: int,
-    ) -> None:  # fmt: skip
+        self,
+        oracle: Oracle,
+        threat: ThreatModel,
+        *,
+        queries: int,
+        restarts: int,
+        p_init: float,
+        rescale: bool,
+        seed: int,
+        first_step: int,
+        room: int,
+    ) -> None:
         self.oracle = oracle
         self.threat = threat
         self.queries = queries
@@ -144,22 +156,33 @@ class SquareSlots:
             )
         if self._table is None:
             self._table = square_table(
-                self.queries, x.shape[1:], norm=self.threat.norm, p_init=self.p_init,
-                seed=self.seed, restarts=self.items, rescale=self.rescale, device=device,
-            )  # fmt: skip
+                self.queries,
+                x.shape[1:],
+                norm=self.threat.norm,
+                p_init=self.p_init,
+                seed=self.seed,
+                restarts=self.items,
+                rescale=self.rescale,
+                device=device,
+            )
 
         def vector(dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros(batch, dtype=dtype, device=device)
 
         return SquareState(
-            x=layout.dense_like(x, batch), x_best=layout.dense_like(x, batch),
-            labels=vector(torch.int64), eps=vector(work.eps.dtype),
-            sample_ids=vector(torch.int64), best_loss=vector(work.eps.dtype),
-            restarts=vector(torch.int32), wasted=vector(torch.int32),
+            x=layout.dense_like(x, batch),
+            x_best=layout.dense_like(x, batch),
+            labels=vector(torch.int64),
+            eps=vector(work.eps.dtype),
+            sample_ids=vector(torch.int64),
+            best_loss=vector(work.eps.dtype),
+            restarts=vector(torch.int32),
+            wasted=vector(torch.int32),
             slots=torch.zeros(batch, columns.WIDTH, dtype=torch.int32, device=device),
             queries=torch.zeros(batch, 1, dtype=torch.int32, device=device),
-            x_new=layout.dense_like(x, batch), labels_new=vector(torch.int64),
-        )  # fmt: skip
+            x_new=layout.dense_like(x, batch),
+            labels_new=vector(torch.int64),
+        )
 
     def start(
         self, state: SquareState, rows: torch.Tensor | None, work: Work, items: torch.Tensor
@@ -167,9 +190,14 @@ class SquareSlots:
         start = work.x_init
         if start is None:
             start = square_start(
-                work.x, eps=work.eps, bounds=self.threat.bounds, norm=self.threat.norm,
-                seed=self.seed, sample_ids=work.sample_ids, draw=items,
-            )  # fmt: skip
+                work.x,
+                eps=work.eps,
+                bounds=self.threat.bounds,
+                norm=self.threat.norm,
+                seed=self.seed,
+                sample_ids=work.sample_ids,
+                draw=items,
+            )
         put_rows(state.x, rows, work.x)
         put_rows(state.x_best, rows, start)
         put_rows(state.labels, rows, work.labels)
@@ -203,18 +231,41 @@ class SquareSlots:
         prediction = torch.empty_like(state.labels_new)
         correct = torch.empty_like(state.labels_new, dtype=torch.bool)
         heads.loss_head_(
-            logits, state.labels_new, None, None, loss, None, prediction, correct, None, None,
-            "margin", 0.0, 0, 0, False, 0, False,
-        )  # fmt: skip
+            logits,
+            state.labels_new,
+            None,
+            None,
+            loss,
+            None,
+            prediction,
+            correct,
+            None,
+            None,
+            "margin",
+            0.0,
+            0,
+            0,
+            False,
+            0,
+            False,
+        )
         self._move(state, loss, prediction)
 
     def _move(self, state: SquareState, loss: torch.Tensor, prediction: torch.Tensor) -> None:
         assert self._table is not None
         options: dict[str, Any] = dict(
-            loss=loss, prediction=prediction, labels=state.labels, best_loss=state.best_loss,
-            queries=state.queries, wasted=state.wasted, slots=state.slots,
-            restarts=state.restarts, table=self._table, eps=state.eps, bounds=self.threat.bounds,
-        )  # fmt: skip
+            loss=loss,
+            prediction=prediction,
+            labels=state.labels,
+            best_loss=state.best_loss,
+            queries=state.queries,
+            wasted=state.wasted,
+            slots=state.slots,
+            restarts=state.restarts,
+            table=self._table,
+            eps=state.eps,
+            bounds=self.threat.bounds,
+        )
         if self.threat.norm != "linf":
             options.update(sample_ids=state.sample_ids, seed=self.seed)
         _MOVES[self.threat.norm](state.x_new, state.x_best, state.x, **options)

@@ -63,9 +63,7 @@ class AutoAttack:
         self.apgd = APGDAttack(
             model, n_restarts=5, norm=norm, eps=eps, seed=seed, device=device, logger=self.logger
         )
-        self.fab = FABAttack_PT(
-            model, n_restarts=5, norm=norm, eps=eps, seed=seed, device=device
-        )  # fmt: skip
+        self.fab = FABAttack_PT(model, n_restarts=5, norm=norm, eps=eps, seed=seed, device=device)
         self.square = SquareAttack(
             model, norm=norm, eps=eps, seed=seed, device=device, resc_schedule=False
         )
@@ -150,9 +148,8 @@ class AutoAttack:
         return (x_adv, y_adv) if return_labels else x_adv
 
     def run_standard_evaluation_individual(
-        self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250,
-        return_labels: bool = False,
-    ) -> dict[str, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
+        self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250, return_labels: bool = False
+    ) -> dict[str, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]:
         """Every attack alone on all samples: name -> what `run_standard_evaluation` returns."""
         names, verbose = self.attacks_to_run, self.verbose
         if verbose:

@@ -80,10 +80,15 @@ class APGDAttack(SubAttack):
     def settings(self, *, keep: str, seed: int) -> fastadv.Attack:
         self._check_loss()
         return _MAKERS[self.loss](
-            threat_of(self.norm, self.eps), steps=self.n_iter, restarts=self.n_restarts,
-            rho=self.thr_decr, large_radii=self.use_largereps and keep != "best",
-            eot=self.eot_iter, keep=keep, seed=seed,
-        )  # fmt: skip
+            threat_of(self.norm, self.eps),
+            steps=self.n_iter,
+            restarts=self.n_restarts,
+            rho=self.thr_decr,
+            large_radii=self.use_largereps and keep != "best",
+            eot=self.eot_iter,
+            keep=keep,
+            seed=seed,
+        )
 
     def _check_loss(self) -> None:
         if self.loss not in self._losses:
@@ -133,19 +138,37 @@ class APGDAttack_targeted(APGDAttack):
         logger: Logger | None = None,
     ) -> None:
         super().__init__(
-            predict, n_iter=n_iter, norm=norm, n_restarts=n_restarts, eps=eps, seed=seed,
-            loss="dlr-targeted", eot_iter=eot_iter, rho=rho, topk=topk, verbose=verbose,
-            device=device, use_largereps=use_largereps, is_tf_model=is_tf_model, logger=logger,
-        )  # fmt: skip
+            predict,
+            n_iter=n_iter,
+            norm=norm,
+            n_restarts=n_restarts,
+            eps=eps,
+            seed=seed,
+            loss="dlr-targeted",
+            eot_iter=eot_iter,
+            rho=rho,
+            topk=topk,
+            verbose=verbose,
+            device=device,
+            use_largereps=use_largereps,
+            is_tf_model=is_tf_model,
+            logger=logger,
+        )
         self.n_target_classes = n_target_classes
 
     def settings(self, *, keep: str, seed: int) -> fastadv.Attack:
         self._check_loss()
         return fastadv.apgd_t(
-            threat_of(self.norm, self.eps), steps=self.n_iter, restarts=self.n_restarts,
-            n_target_classes=self.n_target_classes, rho=self.thr_decr,
-            large_radii=self.use_largereps, eot=self.eot_iter, keep=keep, seed=seed,
-        )  # fmt: skip
+            threat_of(self.norm, self.eps),
+            steps=self.n_iter,
+            restarts=self.n_restarts,
+            n_target_classes=self.n_target_classes,
+            rho=self.thr_decr,
+            large_radii=self.use_largereps,
+            eot=self.eot_iter,
+            keep=keep,
+            seed=seed,
+        )
 
     def perturb(  # type: ignore[override]
         self, x: torch.Tensor, y: torch.Tensor | None = None, x_init: torch.Tensor | None = None

@@ -60,14 +60,26 @@ class FABAttack_PT(SubAttack):
         threat = threat_of(self.norm, self.eps)
         if self.targeted:
             return fastadv.fab_t(
-                threat, steps=self.n_iter, restarts=self.n_restarts,
-                n_target_classes=self.n_target_classes, alpha_max=self.alpha_max, eta=self.eta,
-                beta=self.beta, keep=keep, seed=seed,
-            )  # fmt: skip
+                threat,
+                steps=self.n_iter,
+                restarts=self.n_restarts,
+                n_target_classes=self.n_target_classes,
+                alpha_max=self.alpha_max,
+                eta=self.eta,
+                beta=self.beta,
+                keep=keep,
+                seed=seed,
+            )
         return fastadv.fab(
-            threat, steps=self.n_iter, restarts=self.n_restarts, alpha_max=self.alpha_max,
-            eta=self.eta, beta=self.beta, keep=keep, seed=seed,
-        )  # fmt: skip
+            threat,
+            steps=self.n_iter,
+            restarts=self.n_restarts,
+            alpha_max=self.alpha_max,
+            eta=self.eta,
+            beta=self.beta,
+            keep=keep,
+            seed=seed,
+        )
 
     def perturb(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The closest adversarial examples within eps, x where there is none.

@@ -55,9 +55,13 @@ class SquareAttack(SubAttack):
                 f"targeted={self.targeted!r}, loss={self.loss!r}"
             )
         return fastadv.square(
-            threat_of(self.norm, self.eps), queries=self.n_queries, restarts=self.n_restarts,
-            p_init=self.p_init, rescale=self.rescale_schedule, seed=seed,
-        )  # fmt: skip
+            threat_of(self.norm, self.eps),
+            queries=self.n_queries,
+            restarts=self.n_restarts,
+            p_init=self.p_init,
+            rescale=self.rescale_schedule,
+            seed=seed,
+        )
 
     def perturb(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         """Adversarial examples, x where none was found.

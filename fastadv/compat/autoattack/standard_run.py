@@ -38,9 +38,14 @@ class StandardRun:
     """`AutoAttack.run_standard_evaluation` of the settings, samples and state at hand."""
 
     def __init__(
-        self, settings: AutoAttack, x_orig: torch.Tensor, y_orig: torch.Tensor, *, bs: int,
+        self,
+        settings: AutoAttack,
+        x_orig: torch.Tensor,
+        y_orig: torch.Tensor,
+        *,
+        bs: int,
         state_path: str | os.PathLike[str] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if len(x_orig) == 0:
             raise ValueError("x_orig must hold at least one sample; got none")
         self.settings = settings
@@ -80,12 +85,19 @@ class StandardRun:
             self.began = time.time()
             if self.attacks:
                 fastadv.autoattack(
-                    self.threat, version="custom", attacks=self.attacks, keep="authors",
+                    self.threat,
+                    version="custom",
+                    attacks=self.attacks,
+                    keep="authors",
                     seed=self.seed,
                 ).run(
-                    self.settings.model, self.x, self.y, execution=self.execution,
-                    progress=progress, on_stage=self._after_stage,
-                )  # fmt: skip
+                    self.settings.model,
+                    self.x,
+                    self.y,
+                    execution=self.execution,
+                    progress=progress,
+                    on_stage=self._after_stage,
+                )
         self._say_outcome(progress)
         x_adv = progress.x_adv.to(self.x_orig.device)
         return x_adv, progress.prediction.to(self.y_orig.device, self.y_orig.dtype)
@@ -93,15 +105,23 @@ class StandardRun:
     def _clean(self) -> Progress:
         """What the model does with the samples as they are, or what the state says."""
         look = Call(
-            fastadv.fgsm(self.threat, loss="margin", seed=self.seed), self.settings.model, self.x,
-            self.y, target=None, sample_ids=None, x_init=None, execution=self.execution,
-        )  # fmt: skip
+            fastadv.fgsm(self.threat, loss="margin", seed=self.seed),
+            self.settings.model,
+            self.x,
+            self.y,
+            target=None,
+            sample_ids=None,
+            x_init=None,
+            execution=self.execution,
+        )
         logits = look.clean_logits()
         progress = Progress.of_clean(look.x, self.y.to(torch.int64), logits)
         message = checks.classes_text(
-            logits.shape[1], self.names, self.settings.apgd_targeted.n_target_classes,
+            logits.shape[1],
+            self.names,
+            self.settings.apgd_targeted.n_target_classes,
             self.settings.fab.n_target_classes,
-        )  # fmt: skip
+        )
         if message is not None:
             self.settings.logger.log(f"Warning: {message}")
         if not self.is_restored:
@@ -112,9 +132,8 @@ class StandardRun:
         progress = self.state.restored(progress, look.x)
         self._say(f"initial clean accuracy: {self.state.clean_accuracy:.2%}")
         self._say(
-            "robust accuracy at the time of restoring the state: "
-            f"{self._accuracy(progress):.2%}"
-        )  # fmt: skip
+            f"robust accuracy at the time of restoring the state: {self._accuracy(progress):.2%}"
+        )
         return progress
 
     def _after_stage(self, progress: Progress) -> None:

@@ -70,10 +70,15 @@ class EvaluationState:
         if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
             raise ValueError(f"{path} is {_NOT_A_STATE}")
         return cls(
-            set(saved["attacks_to_run"]), Path(path), set(saved["run_attacks"]),
-            saved["robust_flags"], saved["clean_accuracy"], saved["identity"], saved["seed"],
+            set(saved["attacks_to_run"]),
+            Path(path),
+            set(saved["run_attacks"]),
+            saved["robust_flags"],
+            saved["clean_accuracy"],
+            saved["identity"],
+            saved["seed"],
             saved["progress"],
-        )  # fmt: skip
+        )
 
     def record(self, progress: Progress, names: list[str], *, clean_accuracy: float) -> None:
         """Take over what is known after a stage, and write it. names: of the attacks, in order."""

@@ -60,15 +60,21 @@ class SubAttack:
         raise NotImplementedError
 
     def _attacked(
-        self, x: torch.Tensor, y: torch.Tensor | None, *, keep: str = "authors",
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor | None,
+        *,
+        keep: str = "authors",
         x_init: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """The adversarial examples on the attack's device, x itself where none was found."""
         model = self.target_model
         device = device_for(self.device, model, x)
         if y is not None and y.ndim == 0:  # one sample without its batch dimension
             x, y = x[None], y[None]
         return self.settings(keep=keep, seed=whole_seed(self.seed))(
-            model, x.to(device), None if y is None else y.to(device),
+            model,
+            x.to(device),
+            None if y is None else y.to(device),
             x_init=None if x_init is None else x_init.to(device),
-        )  # fmt: skip
+        )

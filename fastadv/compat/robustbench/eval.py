@@ -49,10 +49,21 @@ def benchmark(
     threat = getattr(threat_model, "value", threat_model)
     if threat in _CORRUPTED:
         return peer.load("eval", f"threat_model={threat!r}").benchmark(
-            model, n_examples, getattr(dataset, "value", dataset), threat, to_disk, model_name,
-            data_dir, corruptions_data_dir, device, batch_size, eps, log_path, preprocessing,
+            model,
+            n_examples,
+            getattr(dataset, "value", dataset),
+            threat,
+            to_disk,
+            model_name,
+            data_dir,
+            corruptions_data_dir,
+            device,
+            batch_size,
+            eps,
+            log_path,
+            preprocessing,
             aa_state_path,
-        )  # fmt: skip
+        )
     if threat not in _ATTACKED:
         raise ValueError(f"threat_model must be one of {_ATTACKED + _CORRUPTED}; got {threat!r}")
     if eps is None:
@@ -64,9 +75,13 @@ def benchmark(
             f"dataset by name; got model_name={model_name!r}, dataset={name or 'tensors'}"
         )
     x, y = samples.load(
-        dataset, n_examples, data_dir, threat_model=threat, model_name=model_name,
+        dataset,
+        n_examples,
+        data_dir,
+        threat_model=threat,
+        model_name=model_name,
         preprocessing=preprocessing,
-    )  # fmt: skip
+    )
     if device is not None and isinstance(model, torch.nn.Module):
         model.to(device)
     where = own_device(model, x) if device is None else torch.device(device)

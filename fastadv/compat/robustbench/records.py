@@ -7,16 +7,34 @@ from typing import Any
 from fastadv.evaluation.checkpoint import write_atomically
 
 _FIELDS = (
-    "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue",
-    "architecture", "eps", "clean_acc", "reported", "corruptions_acc", "corruptions_acc_3d",
-    "corruptions_mce", "corruptions_mce_3d", "autoattack_acc", "footnote",
-)  # fmt: skip
+    "link",
+    "name",
+    "authors",
+    "additional_data",
+    "number_forward_passes",
+    "dataset",
+    "venue",
+    "architecture",
+    "eps",
+    "clean_acc",
+    "reported",
+    "corruptions_acc",
+    "corruptions_acc_3d",
+    "corruptions_mce",
+    "corruptions_mce_3d",
+    "autoattack_acc",
+    "footnote",
+)
 
 
 def update(
-    dataset: str, threat_model: str, model_name: str, accuracy: float, adv_accuracy: float,
+    dataset: str,
+    threat_model: str,
+    model_name: str,
+    accuracy: float,
+    adv_accuracy: float,
     eps: float,
-) -> None:  # fmt: skip
+) -> None:
     """Write the accuracies, in % as text, into the model's file; other fields of it are kept."""
     path = Path("model_info") / dataset / threat_model / f"{model_name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

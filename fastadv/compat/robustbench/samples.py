@@ -26,9 +26,14 @@ def name_of(dataset: Any) -> str | None:
 
 
 def load(
-    dataset: Any, n_examples: int, data_dir: str, *, threat_model: str, model_name: str | None,
+    dataset: Any,
+    n_examples: int,
+    data_dir: str,
+    *,
+    threat_model: str,
+    model_name: str | None,
     preprocessing: str | Callable | None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(images in [0, 1], labels) of the first n_examples of the test split.
 
     Raises FileNotFoundError if the files are not there and RobustBench, which would download them,

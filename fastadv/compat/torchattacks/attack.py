@@ -106,9 +106,14 @@ class Attack:
         return values
 
     def _targets(
-        self, mode: str, model: Model, x: torch.Tensor, y: torch.Tensor | None,
-        sample_ids: torch.Tensor, seed: int,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        mode: str,
+        model: Model,
+        x: torch.Tensor,
+        y: torch.Tensor | None,
+        sample_ids: torch.Tensor,
+        seed: int,
+    ) -> torch.Tensor:
         """(B,) targets of `mode`; the model and a user's function see x in eval mode."""
         if mode == _LABEL:
             if y is None:
@@ -257,9 +262,14 @@ class Attack:
     ) -> tuple[float, float, float] | None:
         """Attack every batch of data_loader; see `saving.save`."""
         figures = saving.save(
-            self, data_loader, save_path, verbose=verbose, predictions=save_predictions,
-            clean_inputs=save_clean_inputs, save_type=save_type,
-        )  # fmt: skip
+            self,
+            data_loader,
+            save_path,
+            verbose=verbose,
+            predictions=save_predictions,
+            clean_inputs=save_clean_inputs,
+            save_type=save_type,
+        )
         return figures if return_verbose else None
 
     load = staticmethod(saving.load)

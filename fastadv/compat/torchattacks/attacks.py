@@ -57,9 +57,14 @@ class RFGSM(Attack):
     """
 
     def __init__(
-        self, model: Model, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10, *,
+        self,
+        model: Model,
+        eps: float = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        *,
         seed: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__("RFGSM", model, seed=seed)
         self.eps = eps
         self.alpha = alpha
@@ -86,9 +91,14 @@ class BIM(Attack):
     """
 
     def __init__(
-        self, model: Model, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10, *,
+        self,
+        model: Model,
+        eps: float = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        *,
         seed: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__("BIM", model, seed=seed)
         self.eps = eps
         self.alpha = alpha
@@ -108,9 +118,15 @@ class PGD(Attack):
     """
 
     def __init__(
-        self, model: Model, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10,
-        random_start: bool = True, *, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        eps: float = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        random_start: bool = True,
+        *,
+        seed: int = 0,
+    ) -> None:
         super().__init__("PGD", model, seed=seed)
         self.eps = eps
         self.alpha = alpha
@@ -136,9 +152,16 @@ class EOTPGD(Attack):
     """
 
     def __init__(
-        self, model: Model, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10,
-        eot_iter: int = 2, random_start: bool = True, *, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        eps: float = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        eot_iter: int = 2,
+        random_start: bool = True,
+        *,
+        seed: int = 0,
+    ) -> None:
         super().__init__("EOTPGD", model, seed=seed)
         self.eps = eps
         self.alpha = alpha
@@ -153,9 +176,13 @@ class EOTPGD(Attack):
 
     def _settings(self, *, batch: int, seed: int) -> fastadv.Attack:
         return fastadv.bim(
-            self.threat(), steps=self.steps, step_size=self.alpha, eot=self.eot_iter, keep="last",
+            self.threat(),
+            steps=self.steps,
+            step_size=self.alpha,
+            eot=self.eot_iter,
+            keep="last",
             seed=seed,
-        )  # fmt: skip
+        )
 
 
 class PGDL2(Attack):
@@ -168,9 +195,16 @@ class PGDL2(Attack):
     """
 
     def __init__(
-        self, model: Model, eps: float = 1.0, alpha: float = 0.2, steps: int = 10,
-        random_start: bool = True, eps_for_division: float = 1e-10, *, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        eps: float = 1.0,
+        alpha: float = 0.2,
+        steps: int = 10,
+        random_start: bool = True,
+        eps_for_division: float = 1e-10,
+        *,
+        seed: int = 0,
+    ) -> None:
         super().__init__("PGDL2", model, seed=seed)
         self.eps = eps
         self.alpha = alpha
@@ -186,16 +220,25 @@ class PGDL2(Attack):
             return None
         share = philox.uniforms(self._seed, sample_ids, streams.START_RADIUS, 0, 1)[:, 0]
         return fastadv.start_point(
-            self.threat(), x, seed=self._seed, sample_ids=sample_ids, kind="sphere",
+            self.threat(),
+            x,
+            seed=self._seed,
+            sample_ids=sample_ids,
+            kind="sphere",
             eps=share * self.eps,
-        )  # fmt: skip
+        )
 
     def _settings(self, *, batch: int, seed: int) -> fastadv.Attack:
         # our gradient is of the summed loss: batch times that of the mean
         return fastadv.pgd(
-            self.threat(), steps=self.steps, step_size=self.alpha, random_start=False,
-            guard=batch * self.eps_for_division, keep="last", seed=seed,
-        )  # fmt: skip
+            self.threat(),
+            steps=self.steps,
+            step_size=self.alpha,
+            random_start=False,
+            guard=batch * self.eps_for_division,
+            keep="last",
+            seed=seed,
+        )
 
 
 class TPGD(Attack):
@@ -208,9 +251,14 @@ class TPGD(Attack):
     _takes_labels = False
 
     def __init__(
-        self, model: Model, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10, *,
+        self,
+        model: Model,
+        eps: float = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        *,
         seed: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__("TPGD", model, seed=seed)
         self.eps = eps
         self.alpha = alpha
@@ -219,9 +267,13 @@ class TPGD(Attack):
     def _start(self, x: torch.Tensor, sample_ids: torch.Tensor) -> torch.Tensor | None:
         # a radius of 1 cuts nothing off: normals of Philox end at 5.77
         return start.random_start(
-            x, eps=1.0, seed=self._seed, sample_ids=sample_ids, kind="linf_gaussian",
+            x,
+            eps=1.0,
+            seed=self._seed,
+            sample_ids=sample_ids,
+            kind="linf_gaussian",
             scale=_TPGD_DEVIATION,
-        )  # fmt: skip
+        )
 
     def _settings(self, *, batch: int, seed: int) -> fastadv.Attack:
         return fastadv.bim(
@@ -237,9 +289,15 @@ class MIFGSM(Attack):
     """
 
     def __init__(
-        self, model: Model, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10,
-        decay: float = 1.0, *, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        eps: float = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        decay: float = 1.0,
+        *,
+        seed: int = 0,
+    ) -> None:
         super().__init__("MIFGSM", model, seed=seed)
         self.eps = eps
         self.steps = steps
@@ -248,6 +306,10 @@ class MIFGSM(Attack):
 
     def _settings(self, *, batch: int, seed: int) -> fastadv.Attack:
         return fastadv.mifgsm(
-            self.threat(), steps=self.steps, step_size=self.alpha, decay=self.decay, keep="last",
+            self.threat(),
+            steps=self.steps,
+            step_size=self.alpha,
+            decay=self.decay,
+            keep="last",
             seed=seed,
-        )  # fmt: skip
+        )

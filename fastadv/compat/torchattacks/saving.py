@@ -35,9 +35,15 @@ class _Attack(Protocol):
 
 
 def save(
-    attack: _Attack, data_loader: DataLoader, save_path: str | os.PathLike | None, *,
-    verbose: bool, predictions: bool, clean_inputs: bool, save_type: str,
-) -> tuple[float, float, float]:  # fmt: skip
+    attack: _Attack,
+    data_loader: DataLoader,
+    save_path: str | os.PathLike | None,
+    *,
+    verbose: bool,
+    predictions: bool,
+    clean_inputs: bool,
+    save_type: str,
+) -> tuple[float, float, float]:
     """Attack every (inputs, labels) of data_loader; (robust accuracy in %, L2, seconds).
 
     The file, of torchattacks' own format, holds images in [0, 1]: float, or uint8 (save_type "int")
@@ -66,9 +72,7 @@ def save(
         prediction = attack.get_output_with_eval_nograd(seen).argmax(1)
         tally.add(prediction, labels.to(prediction.device), x_adv, x)
         clean = to_type(x, "int") if save_type == "int" else x
-        batch = {
-            "adv_inputs": stored, "labels": labels, "preds": prediction, "clean_inputs": clean
-        }  # fmt: skip
+        batch = {"adv_inputs": stored, "labels": labels, "preds": prediction, "clean_inputs": clean}
         if save_path is not None:
             for name, rows in columns.items():
                 rows.append(batch[name].detach().cpu())

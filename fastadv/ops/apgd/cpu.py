@@ -10,9 +10,14 @@ _TILE = 1 << 16  # elements whose buffers stay in the cache from one operation t
 
 
 def check(
-    progress: np.ndarray, step_size: np.ndarray, loss: np.ndarray, best_loss: np.ndarray,
-    slot_state: np.ndarray, checkpoints: np.ndarray, rho: float,
-) -> None:  # fmt: skip
+    progress: np.ndarray,
+    step_size: np.ndarray,
+    loss: np.ndarray,
+    best_loss: np.ndarray,
+    slot_state: np.ndarray,
+    checkpoints: np.ndarray,
+    rho: float,
+) -> None:
     """`apgd_check_` on arrays, in place."""
     step = slot_state[:, slots.STEP]  # the head has advanced it already
     active = slot_state[:, slots.ACTIVE] != 0
@@ -27,9 +32,10 @@ def check(
     np.copyto(columns[apgd_progress.RESTORE], 0.0, where=active)
     if starts:
         for column, value in (
-            (apgd_progress.PREVIOUS_LOSS, 0.0), (apgd_progress.INCREASES, 0.0),
+            (apgd_progress.PREVIOUS_LOSS, 0.0),
+            (apgd_progress.INCREASES, 0.0),
             (apgd_progress.REDUCED, 1.0),
-        ):  # fmt: skip
+        ):
             columns[column][first] = value
         columns[apgd_progress.CHECKED_BEST][first] = best_loss[first]
     checks = later & (period > 0)
@@ -46,10 +52,16 @@ def check(
 
 
 def linf_step(
-    images: list[torch.Tensor], step_size: torch.Tensor, eps: torch.Tensor, lo: float, hi: float,
-    slot_state: np.ndarray, progress: np.ndarray, hits: np.ndarray | None,
+    images: list[torch.Tensor],
+    step_size: torch.Tensor,
+    eps: torch.Tensor,
+    lo: float,
+    hi: float,
+    slot_state: np.ndarray,
+    progress: np.ndarray,
+    hits: np.ndarray | None,
     x_hit: torch.Tensor | None,
-) -> None:  # fmt: skip
+) -> None:
     """`apgd_linf_step_` on (B, D) rows of x_adv, x_previous, x_best, grad_best, grad and x."""
     x_adv, x_previous, x_best, grad_best, grad, x = images
     active = slot_state[:, slots.ACTIVE] != 0

@@ -13,9 +13,23 @@ from fastadv.ops.steps import l1
 
 
 def _check_reference(
-    x_adv, x_best, grad_best, grad, x, step_size, sparsity, phase_eps, support, eps, best_loss,
-    slot_state, plan, radius, correct, x_hit,
-) -> None:  # fmt: skip
+    x_adv,
+    x_best,
+    grad_best,
+    grad,
+    x,
+    step_size,
+    sparsity,
+    phase_eps,
+    support,
+    eps,
+    best_loss,
+    slot_state,
+    plan,
+    radius,
+    correct,
+    x_hit,
+) -> None:
     if x_adv.numel() == 0:
         return
     adv, best, best_grad, direction, clean = (
@@ -57,16 +71,43 @@ def _check_reference(
 
 
 def _launch_check(
-    x_adv, x_best, grad_best, grad, x, step_size, sparsity, phase_eps, support, eps, best_loss,
-    slot_state, plan, radius, correct, x_hit,
-) -> None:  # fmt: skip
+    x_adv,
+    x_best,
+    grad_best,
+    grad,
+    x,
+    step_size,
+    sparsity,
+    phase_eps,
+    support,
+    eps,
+    best_loss,
+    slot_state,
+    plan,
+    radius,
+    correct,
+    x_hit,
+) -> None:
     from fastadv.kernels.apgd.l1 import launch_apgd_l1_check
 
     launch_apgd_l1_check(
-        x_adv, x_best, grad_best, grad, x, step_size=step_size, sparsity=sparsity,
-        phase_eps=phase_eps, support=support, eps=eps, best_loss=best_loss, slot_state=slot_state,
-        plan=plan, radius=radius, correct=correct, x_hit=x_hit,
-    )  # fmt: skip
+        x_adv,
+        x_best,
+        grad_best,
+        grad,
+        x,
+        step_size=step_size,
+        sparsity=sparsity,
+        phase_eps=phase_eps,
+        support=support,
+        eps=eps,
+        best_loss=best_loss,
+        slot_state=slot_state,
+        plan=plan,
+        radius=radius,
+        correct=correct,
+        x_hit=x_hit,
+    )
 
 
 _CHECK = registry.register(
@@ -138,16 +179,42 @@ def apgd_l1_step_(
     )
     apgd_rows.check_state(x_adv, slots, None)
     apgd_rows.check_rows(
-        x, layout.compute_dtype(x), step_size=step_size, sparsity=sparsity, phase_eps=phase_eps,
-        support=support, eps=eps, best_loss=best_loss,
-    )  # fmt: skip
+        x,
+        layout.compute_dtype(x),
+        step_size=step_size,
+        sparsity=sparsity,
+        phase_eps=phase_eps,
+        support=support,
+        eps=eps,
+        best_loss=best_loss,
+    )
     apgd_rows.check_hit(x, correct, x_hit)
     _checked_tables(plan, radius)
     _CHECK(
-        x_adv, x_best, grad_best, grad, x, step_size, sparsity, phase_eps, support, eps, best_loss,
-        slots, plan.contiguous(), radius.contiguous(), correct, x_hit,
-    )  # fmt: skip
+        x_adv,
+        x_best,
+        grad_best,
+        grad,
+        x,
+        step_size,
+        sparsity,
+        phase_eps,
+        support,
+        eps,
+        best_loss,
+        slots,
+        plan.contiguous(),
+        radius.contiguous(),
+        correct,
+        x_hit,
+    )
     l1.l1_step_(
-        x_adv, grad, x, step_size=step_size, eps=phase_eps,
-        bounds=None if bounds is None else (bounds[0], bounds[1]), sparsity=sparsity, slots=slots,
-    )  # fmt: skip
+        x_adv,
+        grad,
+        x,
+        step_size=step_size,
+        eps=phase_eps,
+        bounds=None if bounds is None else (bounds[0], bounds[1]),
+        sparsity=sparsity,
+        slots=slots,
+    )

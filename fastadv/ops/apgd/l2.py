@@ -47,9 +47,21 @@ def _tile(turn, step, radius, lo, hi, kept, share, images, x_hit) -> None:
 
 
 def _reference(
-    x_adv, x_previous, x_best, grad_best, grad, x, step_size, eps, lo, hi,
-    slot_state, progress, correct, x_hit,
-) -> None:  # fmt: skip
+    x_adv,
+    x_previous,
+    x_best,
+    grad_best,
+    grad,
+    x,
+    step_size,
+    eps,
+    lo,
+    hi,
+    slot_state,
+    progress,
+    correct,
+    x_hit,
+) -> None:
     if x_adv.numel() == 0:
         return
     turn = apgd_rows.turn_of(slot_state, progress, correct)
@@ -60,21 +72,52 @@ def _reference(
     share = torch.full_like(step, 0.75).masked_fill_(turn.first, 1.0)
     for rows, _ in apgd_rows.tiles(len(x), len(images[0][0]), _TILE, split_rows=False):
         _tile(
-            turn.rows(rows), step[rows], radius[rows], lo, hi, kept[rows], share[rows],
-            [t[rows] for t in images], None if hits is None else hits[rows],
-        )  # fmt: skip
+            turn.rows(rows),
+            step[rows],
+            radius[rows],
+            lo,
+            hi,
+            kept[rows],
+            share[rows],
+            [t[rows] for t in images],
+            None if hits is None else hits[rows],
+        )
 
 
 def _launch(
-    x_adv, x_previous, x_best, grad_best, grad, x, step_size, eps, lo, hi,
-    slot_state, progress, correct, x_hit,
-) -> None:  # fmt: skip
+    x_adv,
+    x_previous,
+    x_best,
+    grad_best,
+    grad,
+    x,
+    step_size,
+    eps,
+    lo,
+    hi,
+    slot_state,
+    progress,
+    correct,
+    x_hit,
+) -> None:
     from fastadv.kernels.apgd.l2 import launch_apgd_l2
 
     launch_apgd_l2(
-        x_adv, x_previous, x_best, grad_best, grad, x, step_size=step_size, eps=eps, lo=lo, hi=hi,
-        slot_state=slot_state, progress=progress, correct=correct, x_hit=x_hit,
-    )  # fmt: skip
+        x_adv,
+        x_previous,
+        x_best,
+        grad_best,
+        grad,
+        x,
+        step_size=step_size,
+        eps=eps,
+        lo=lo,
+        hi=hi,
+        slot_state=slot_state,
+        progress=progress,
+        correct=correct,
+        x_hit=x_hit,
+    )
 
 
 _STEP = registry.register(
@@ -110,6 +153,18 @@ def apgd_l2_step_(
     Source: Croce and Hein 2020, arXiv:2003.01690, section 3, and its authors' code.
     """
     apgd.step_in_place(
-        _STEP, x_adv, x_previous, x_best, grad_best, grad, x, step_size, eps, bounds, slots,
-        progress, correct, x_hit,
-    )  # fmt: skip
+        _STEP,
+        x_adv,
+        x_previous,
+        x_best,
+        grad_best,
+        grad,
+        x,
+        step_size,
+        eps,
+        bounds,
+        slots,
+        progress,
+        correct,
+        x_hit,
+    )

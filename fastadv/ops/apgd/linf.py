@@ -129,9 +129,21 @@ def _linf_tile(turn, step, radius, lo, hi, kept, share, images, x_hit) -> None:
 
 
 def _linf_reference(
-    x_adv, x_previous, x_best, grad_best, grad, x, step_size, eps, lo, hi,
-    slot_state, progress, correct, x_hit,
-) -> None:  # fmt: skip
+    x_adv,
+    x_previous,
+    x_best,
+    grad_best,
+    grad,
+    x,
+    step_size,
+    eps,
+    lo,
+    hi,
+    slot_state,
+    progress,
+    correct,
+    x_hit,
+) -> None:
     if x_adv.numel() == 0:
         return
     turn = apgd_rows.turn_of(slot_state, progress, correct)
@@ -142,15 +154,34 @@ def _linf_reference(
     share = torch.full_like(step, 0.75).masked_fill_(turn.first, 1.0)
     for rows, columns in apgd_rows.tiles(len(x), len(images[0][0]), _TILE, split_rows=True):
         _linf_tile(
-            turn.rows(rows), step[rows], radius[rows], lo, hi, kept[rows], share[rows],
-            [t[rows, columns] for t in images], None if hits is None else hits[rows, columns],
-        )  # fmt: skip
+            turn.rows(rows),
+            step[rows],
+            radius[rows],
+            lo,
+            hi,
+            kept[rows],
+            share[rows],
+            [t[rows, columns] for t in images],
+            None if hits is None else hits[rows, columns],
+        )
 
 
 def _linf_on_cpu(
-    x_adv, x_previous, x_best, grad_best, grad, x, step_size, eps, lo, hi,
-    slot_state, progress, correct, x_hit,
-) -> None:  # fmt: skip
+    x_adv,
+    x_previous,
+    x_best,
+    grad_best,
+    grad,
+    x,
+    step_size,
+    eps,
+    lo,
+    hi,
+    slot_state,
+    progress,
+    correct,
+    x_hit,
+) -> None:
     written = (x_adv, x_previous, x_best, grad_best)
     if not backend.runs_numpy(x_adv) or x_adv.numel() == 0:
         _linf_reference(
@@ -158,23 +189,53 @@ def _linf_on_cpu(
         )
         return
     apgd_numpy.linf_step(
-        [apgd_rows.as_rows(t.detach()) for t in (*written, grad, x)], step_size, eps, lo, hi,
-        slot_state.numpy(), progress.numpy(), None if correct is None else ~correct.numpy(),
+        [apgd_rows.as_rows(t.detach()) for t in (*written, grad, x)],
+        step_size,
+        eps,
+        lo,
+        hi,
+        slot_state.numpy(),
+        progress.numpy(),
+        None if correct is None else ~correct.numpy(),
         None if x_hit is None else apgd_rows.as_rows(x_hit),
-    )  # fmt: skip
+    )
     backend.wrote(*written, x_hit)
 
 
 def _launch_linf(
-    x_adv, x_previous, x_best, grad_best, grad, x, step_size, eps, lo, hi,
-    slot_state, progress, correct, x_hit,
-) -> None:  # fmt: skip
+    x_adv,
+    x_previous,
+    x_best,
+    grad_best,
+    grad,
+    x,
+    step_size,
+    eps,
+    lo,
+    hi,
+    slot_state,
+    progress,
+    correct,
+    x_hit,
+) -> None:
     from fastadv.kernels.apgd.linf import launch_apgd_linf
 
     launch_apgd_linf(
-        x_adv, x_previous, x_best, grad_best, grad, x, step_size=step_size, eps=eps, lo=lo, hi=hi,
-        slot_state=slot_state, progress=progress, correct=correct, x_hit=x_hit,
-    )  # fmt: skip
+        x_adv,
+        x_previous,
+        x_best,
+        grad_best,
+        grad,
+        x,
+        step_size=step_size,
+        eps=eps,
+        lo=lo,
+        hi=hi,
+        slot_state=slot_state,
+        progress=progress,
+        correct=correct,
+        x_hit=x_hit,
+    )
 
 
 _LINF = registry.register(
@@ -183,9 +244,21 @@ _LINF = registry.register(
 
 
 def step_in_place(
-    op, x_adv, x_previous, x_best, grad_best, grad, x, step_size, eps, bounds, slot_state,
-    progress, correct, x_hit,
-) -> None:  # fmt: skip
+    op,
+    x_adv,
+    x_previous,
+    x_best,
+    grad_best,
+    grad,
+    x,
+    step_size,
+    eps,
+    bounds,
+    slot_state,
+    progress,
+    correct,
+    x_hit,
+) -> None:
     """Check the arguments, bring `grad` to x_adv's layout and call `op`."""
     lo, hi = step_arguments.check_bounds(bounds)
     grad = apgd_rows.checked_images(
@@ -195,9 +268,21 @@ def step_in_place(
     apgd_rows.check_rows(x, progress.dtype, step_size=step_size, eps=eps)
     apgd_rows.check_hit(x, correct, x_hit)
     op(
-        x_adv, x_previous, x_best, grad_best, grad, x, step_size, eps, lo, hi, slot_state,
-        progress, correct, x_hit,
-    )  # fmt: skip
+        x_adv,
+        x_previous,
+        x_best,
+        grad_best,
+        grad,
+        x,
+        step_size,
+        eps,
+        lo,
+        hi,
+        slot_state,
+        progress,
+        correct,
+        x_hit,
+    )
 
 
 def apgd_linf_step_(
@@ -234,6 +319,18 @@ def apgd_linf_step_(
     Source: Croce and Hein 2020, arXiv:2003.01690, section 3; bit for bit its authors' code.
     """
     step_in_place(
-        _LINF, x_adv, x_previous, x_best, grad_best, grad, x, step_size, eps, bounds, slots,
-        progress, correct, x_hit,
-    )  # fmt: skip
+        _LINF,
+        x_adv,
+        x_previous,
+        x_best,
+        grad_best,
+        grad,
+        x,
+        step_size,
+        eps,
+        bounds,
+        slots,
+        progress,
+        correct,
+        x_hit,
+    )

@@ -24,24 +24,52 @@ class AugmentedBatch(NamedTuple):
 
 
 def _launch_augment(
-    images, index, seed, draw, pad, reflect, flip, dtype, channels_last, mean, std,
-    start_eps, lo, hi, start_seed, start_draw,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    images,
+    index,
+    seed,
+    draw,
+    pad,
+    reflect,
+    flip,
+    dtype,
+    channels_last,
+    mean,
+    std,
+    start_eps,
+    lo,
+    hi,
+    start_seed,
+    start_draw,
+) -> tuple[torch.Tensor, torch.Tensor]:
     from fastadv.kernels.augment.augment import launch_augment
 
     x = empty_batch(images, index, dtype, channels_last)
     x_start = None if start_eps is None else torch.empty_like(x)
     launch_augment(
-        x, x_start, images, index, seed=seed, draw=draw, pad=pad, reflect=reflect,
-        flip=flip_key(flip, draw), mean=mean, std=std, start_seed=start_seed,
-        start_draw=start_draw, eps=start_eps or 0.0, lo=lo, hi=hi, channels_last=channels_last,
-    )  # fmt: skip
+        x,
+        x_start,
+        images,
+        index,
+        seed=seed,
+        draw=draw,
+        pad=pad,
+        reflect=reflect,
+        flip=flip_key(flip, draw),
+        mean=mean,
+        std=std,
+        start_seed=start_seed,
+        start_draw=start_draw,
+        eps=start_eps or 0.0,
+        lo=lo,
+        hi=hi,
+        channels_last=channels_last,
+    )
     return x, no_start(images, dtype) if x_start is None else x_start
 
 
 def _fake_augment(
     images, index, seed, draw, pad, reflect, flip, dtype, channels_last, mean, std, start_eps, *args
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor]:
     x = empty_batch(images, index, dtype, channels_last)
     return x, no_start(images, dtype) if start_eps is None else torch.empty_like(x)
 
@@ -96,9 +124,22 @@ def augment_batch(
     arXiv:2404.00498, section 3.6.
     """
     arguments = _checked(
-        images, index, seed, epoch, crop, padding, flip, dtype, channels_last, mean, std,
-        start_eps, start_seed, start_draw, bounds,
-    )  # fmt: skip
+        images,
+        index,
+        seed,
+        epoch,
+        crop,
+        padding,
+        flip,
+        dtype,
+        channels_last,
+        mean,
+        std,
+        start_eps,
+        start_seed,
+        start_draw,
+        bounds,
+    )
     x, x_start = _AUGMENT(images, *arguments)
     return AugmentedBatch(x, None if start_eps is None else x_start)
 
@@ -123,17 +164,43 @@ def augment_batch_reference(
 ) -> AugmentedBatch:
     """The eager twin of `augment_batch`: it defines the result, bit for bit."""
     arguments = _checked(
-        images, index, seed, epoch, crop, padding, flip, dtype, channels_last, mean, std,
-        start_eps, start_seed, start_draw, bounds,
-    )  # fmt: skip
+        images,
+        index,
+        seed,
+        epoch,
+        crop,
+        padding,
+        flip,
+        dtype,
+        channels_last,
+        mean,
+        std,
+        start_eps,
+        start_seed,
+        start_draw,
+        bounds,
+    )
     x, x_start = augment_reference.augment(images, *arguments)
     return AugmentedBatch(x, None if start_eps is None else x_start)
 
 
 def _checked(
-    images, index, seed, epoch, crop, padding, flip, dtype, channels_last, mean, std,
-    start_eps, start_seed, start_draw, bounds,
-) -> tuple:  # fmt: skip
+    images,
+    index,
+    seed,
+    epoch,
+    crop,
+    padding,
+    flip,
+    dtype,
+    channels_last,
+    mean,
+    std,
+    start_eps,
+    start_seed,
+    start_draw,
+    bounds,
+) -> tuple:
     """The op's arguments after images; values of tensors are not checked (no synchronisation)."""
     check_images(images)
     if (index.ndim, index.dtype, index.device) != (1, torch.int64, images.device):
@@ -160,10 +227,22 @@ def _checked(
         start_eps = float(start_eps)
     lo, hi = step_arguments.check_bounds(bounds)
     return (
-        index.contiguous(), philox.signed_seed(seed), epoch, crop, padding == "reflect", flip,
-        dtype, channels_last, mean, std, start_eps, lo, hi, philox.signed_seed(start_seed),
+        index.contiguous(),
+        philox.signed_seed(seed),
+        epoch,
+        crop,
+        padding == "reflect",
+        flip,
+        dtype,
+        channels_last,
+        mean,
+        std,
+        start_eps,
+        lo,
+        hi,
+        philox.signed_seed(start_seed),
         start_draw,
-    )  # fmt: skip
+    )
 
 
 def check_images(images: torch.Tensor) -> None:

@@ -71,9 +71,23 @@ def _flipped(
 
 
 def augment(
-    images, index, seed, draw, pad, reflect, flip, dtype, channels_last, mean, std,
-    start_eps, lo, hi, start_seed, start_draw,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    images,
+    index,
+    seed,
+    draw,
+    pad,
+    reflect,
+    flip,
+    dtype,
+    channels_last,
+    mean,
+    std,
+    start_eps,
+    lo,
+    hi,
+    start_seed,
+    start_draw,
+) -> tuple[torch.Tensor, torch.Tensor]:
     rows = images.index_select(0, index)
     if rows.numel() > 0:
         if pad > 0:

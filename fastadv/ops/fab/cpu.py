@@ -55,9 +55,17 @@ def project(
 
 @np.errstate(divide="ignore", over="ignore", invalid="ignore")
 def move(
-    x_adv: np.ndarray, grad: np.ndarray, x: np.ndarray, difference: np.ndarray, moving: np.ndarray,
-    lo: float, hi: float, alpha_max: float, eta: float, norm: str,
-) -> None:  # fmt: skip
+    x_adv: np.ndarray,
+    grad: np.ndarray,
+    x: np.ndarray,
+    difference: np.ndarray,
+    moving: np.ndarray,
+    lo: float,
+    hi: float,
+    alpha_max: float,
+    eta: float,
+    norm: str,
+) -> None:
     """FAB's step from x_adv, in place, of the rows whose indices are `moving` (ascending)."""
     for rows in chunks(moving, x_adv.shape[1]):
         start, clean = x_adv[rows], x[rows]
@@ -115,9 +123,13 @@ class _Hyperplane:
         self.order = _descending(weight) if norm == "l1" else None
 
     def projection(
-        self, points: np.ndarray, offset: np.ndarray, lo: float, hi: float,
+        self,
+        points: np.ndarray,
+        offset: np.ndarray,
+        lo: float,
+        hi: float,
         out: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(d, ||d||) with w . d = -offset as far as the box allows."""
         room = self._signed_room(points, offset < 0, lo, hi, out)
         need = np.abs(offset)

@@ -35,10 +35,17 @@ def _fooled(slots, difference, prediction, labels, pulled_back) -> torch.Tensor:
 
 
 def _judge(
-    slots: torch.Tensor, difference: torch.Tensor, fooled: torch.Tensor, length: torch.Tensor,
-    distance: torch.Tensor, pulled_back: torch.Tensor, eps: torch.Tensor, steps: int,
-    stop_early: bool, moves: bool,
-) -> _Verdict:  # fmt: skip
+    slots: torch.Tensor,
+    difference: torch.Tensor,
+    fooled: torch.Tensor,
+    length: torch.Tensor,
+    distance: torch.Tensor,
+    pulled_back: torch.Tensor,
+    eps: torch.Tensor,
+    steps: int,
+    stop_early: bool,
+    moves: bool,
+) -> _Verdict:
     """Rules 1 to 3, written into slots, distance and pulled_back; length: ||x_adv - x||."""
     active = slots[:, slot_columns.ACTIVE] != 0
     step = slots[:, slot_columns.STEP].clone()
@@ -63,9 +70,26 @@ def _judge(
 
 
 def fab_step_eager(
-    x_adv, closest, grad, x, difference, prediction, labels, distance, pulled_back, slots, eps,
-    lo, hi, norm, steps, stop_early, alpha_max, eta, beta,
-) -> None:  # fmt: skip
+    x_adv,
+    closest,
+    grad,
+    x,
+    difference,
+    prediction,
+    labels,
+    distance,
+    pulled_back,
+    slots,
+    eps,
+    lo,
+    hi,
+    norm,
+    steps,
+    stop_early,
+    alpha_max,
+    eta,
+    beta,
+) -> None:
     if x_adv.numel() == 0:
         return
     dtype = layout.compute_dtype(x_adv)
@@ -74,9 +98,17 @@ def fab_step_eager(
     away = start - clean
     fooled = _fooled(slots, difference, prediction, labels, pulled_back)
     verdict = _judge(
-        slots, difference, fooled, row_norms(away, norm), distance, pulled_back, eps, steps,
-        stop_early, grad is not None,
-    )  # fmt: skip
+        slots,
+        difference,
+        fooled,
+        row_norms(away, norm),
+        distance,
+        pulled_back,
+        eps,
+        steps,
+        stop_early,
+        grad is not None,
+    )
     closest_rows = _rows(closest)
     closest_rows.copy_(torch.where(verdict.closer.unsqueeze(1), stored, closest_rows))
     new = torch.where(verdict.pulled.unsqueeze(1), clean + beta * away, start)
@@ -100,15 +132,49 @@ def fab_step_eager(
 
 
 def fab_step_on_cpu(
-    x_adv, closest, grad, x, difference, prediction, labels, distance, pulled_back, slots, eps,
-    lo, hi, norm, steps, stop_early, alpha_max, eta, beta,
-) -> None:  # fmt: skip
+    x_adv,
+    closest,
+    grad,
+    x,
+    difference,
+    prediction,
+    labels,
+    distance,
+    pulled_back,
+    slots,
+    eps,
+    lo,
+    hi,
+    norm,
+    steps,
+    stop_early,
+    alpha_max,
+    eta,
+    beta,
+) -> None:
     """`fab_step_eager` where numpy can do the long rows: only those that each rule touches."""
     if not backend.runs_numpy(x_adv) or x_adv.numel() == 0:
         return fab_step_eager(
-            x_adv, closest, grad, x, difference, prediction, labels, distance, pulled_back, slots,
-            eps, lo, hi, norm, steps, stop_early, alpha_max, eta, beta,
-        )  # fmt: skip
+            x_adv,
+            closest,
+            grad,
+            x,
+            difference,
+            prediction,
+            labels,
+            distance,
+            pulled_back,
+            slots,
+            eps,
+            lo,
+            hi,
+            norm,
+            steps,
+            stop_early,
+            alpha_max,
+            eta,
+            beta,
+        )
     points, kept, clean = (_rows(t.detach()).numpy() for t in (x_adv, closest, x))
     fooled = _fooled(slots, difference, prediction, labels, pulled_back)
     hits = fooled.numpy().nonzero()[0]
@@ -117,9 +183,17 @@ def fab_step_on_cpu(
     for rows in fab_numpy.chunks(hits, size):
         lengths[rows] = fab_numpy.row_lengths(points[rows] - clean[rows], norm)
     verdict = _judge(
-        slots, difference, fooled, length, distance, pulled_back, eps, steps, stop_early,
+        slots,
+        difference,
+        fooled,
+        length,
+        distance,
+        pulled_back,
+        eps,
+        steps,
+        stop_early,
         grad is not None,
-    )  # fmt: skip
+    )
     closer, pulled, moving = (mask.numpy().nonzero()[0] for mask in verdict)
     for rows in fab_numpy.chunks(closer, size):
         kept[rows] = points[rows]
@@ -133,7 +207,7 @@ def fab_step_on_cpu(
 
 def fab_nearest_reference(
     grad_nearest, difference_nearest, ratio, grad, difference, labels, candidate, norm
-) -> None:  # fmt: skip
+) -> None:
     if grad.numel() == 0:
         return
     dual = {"linf": "l1", "l2": "l2", "l1": "linf"}[norm]

@@ -16,27 +16,67 @@ from fastadv.ops.steps import arguments as step_arguments
 
 
 def _launch_step(
-    x_adv, closest, grad, x, difference, prediction, labels, distance, pulled_back, slots, eps,
-    lo, hi, norm, steps, stop_early, alpha_max, eta, beta,
-) -> None:  # fmt: skip
+    x_adv,
+    closest,
+    grad,
+    x,
+    difference,
+    prediction,
+    labels,
+    distance,
+    pulled_back,
+    slots,
+    eps,
+    lo,
+    hi,
+    norm,
+    steps,
+    stop_early,
+    alpha_max,
+    eta,
+    beta,
+) -> None:
     from fastadv.kernels.fab.step import launch_fab_step
 
     launch_fab_step(
-        x_adv, closest, grad, x, difference, prediction, labels, distance,
-        pulled_back.view(torch.uint8), slots, eps, lo=lo, hi=hi, norm=norm, steps=steps,
-        stop_early=stop_early, alpha_max=alpha_max, eta=eta, beta=beta,
-    )  # fmt: skip
+        x_adv,
+        closest,
+        grad,
+        x,
+        difference,
+        prediction,
+        labels,
+        distance,
+        pulled_back.view(torch.uint8),
+        slots,
+        eps,
+        lo=lo,
+        hi=hi,
+        norm=norm,
+        steps=steps,
+        stop_early=stop_early,
+        alpha_max=alpha_max,
+        eta=eta,
+        beta=beta,
+    )
 
 
 def _launch_nearest(
     grad_nearest, difference_nearest, ratio, grad, difference, labels, candidate, norm
-) -> None:  # fmt: skip
+) -> None:
     from fastadv.kernels.fab.nearest import launch_fab_nearest
 
     launch_fab_nearest(
-        grad_nearest, difference_nearest, ratio, grad, difference, labels, candidate=candidate,
-        norm=norm, guard=fab_reference.GUARD,
-    )  # fmt: skip
+        grad_nearest,
+        difference_nearest,
+        ratio,
+        grad,
+        difference,
+        labels,
+        candidate=candidate,
+        norm=norm,
+        guard=fab_reference.GUARD,
+    )
 
 
 _STEP = registry.register(
@@ -166,9 +206,26 @@ def fab_step_(
     grad = None if grad is None else layout.in_format(grad, memory_format)
     x = layout.in_format(x, memory_format)
     _STEP(
-        x_adv, closest, grad, x, difference, prediction, labels, distance, pulled_back, slots, eps,
-        lo, hi, norm, steps, stop_early, alpha_max, eta, beta,
-    )  # fmt: skip
+        x_adv,
+        closest,
+        grad,
+        x,
+        difference,
+        prediction,
+        labels,
+        distance,
+        pulled_back,
+        slots,
+        eps,
+        lo,
+        hi,
+        norm,
+        steps,
+        stop_early,
+        alpha_max,
+        eta,
+        beta,
+    )
 
 
 def fab_nearest_(
@@ -214,6 +271,12 @@ def fab_nearest_(
         labels=(labels, _INTEGERS),
     )
     _NEAREST(
-        grad_nearest, difference_nearest, ratio, layout.in_format(grad, memory_format), difference,
-        labels, candidate, norm,
-    )  # fmt: skip
+        grad_nearest,
+        difference_nearest,
+        ratio,
+        layout.in_format(grad, memory_format),
+        difference,
+        labels,
+        candidate,
+        norm,
+    )

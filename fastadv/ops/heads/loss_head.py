@@ -12,17 +12,45 @@ _KINDS |= {"difference": "difference", "kl": "kl"}
 
 
 def _launch(
-    logits, labels, targets, reference, loss, grad, prediction, correct, slots, best_loss,
-    kind, parameter, steps, first_step, stop_early, best_from, any_error,
-) -> None:  # fmt: skip
+    logits,
+    labels,
+    targets,
+    reference,
+    loss,
+    grad,
+    prediction,
+    correct,
+    slots,
+    best_loss,
+    kind,
+    parameter,
+    steps,
+    first_step,
+    stop_early,
+    best_from,
+    any_error,
+) -> None:
     from fastadv.kernels.heads.loss_head import launch_loss_head
 
     launch_loss_head(
-        logits, labels, targets, reference, loss, grad, prediction, correct, slots,
-        best_loss if slots is not None else None, kind=kind, parameter=parameter, steps=steps,
-        first_step=first_step, stop_early=stop_early, best_from=best_from,
+        logits,
+        labels,
+        targets,
+        reference,
+        loss,
+        grad,
+        prediction,
+        correct,
+        slots,
+        best_loss if slots is not None else None,
+        kind=kind,
+        parameter=parameter,
+        steps=steps,
+        first_step=first_step,
+        stop_early=stop_early,
+        best_from=best_from,
         any_error=any_error,
-    )  # fmt: skip
+    )
 
 
 _LOSS_HEAD = registry.register(
@@ -189,9 +217,24 @@ def loss_head_(
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     _LOSS_HEAD(
-        logits, labels, targets, reference, loss, grad, prediction, correct, slots, best_loss,
-        kind, parameter, steps, first_step, stop_early, best_from, any_error,
-    )  # fmt: skip
+        logits,
+        labels,
+        targets,
+        reference,
+        loss,
+        grad,
+        prediction,
+        correct,
+        slots,
+        best_loss,
+        kind,
+        parameter,
+        steps,
+        first_step,
+        stop_early,
+        best_from,
+        any_error,
+    )
 
 
 def _empty_output(logits: torch.Tensor) -> HeadOutput:
@@ -215,11 +258,14 @@ def _check_classes(kind: str, classes: int, targeted: bool) -> None:
 
 
 def _checked(
-    logits: torch.Tensor, labels: torch.Tensor, loss: str, targets: torch.Tensor | None,
-    reference: torch.Tensor | None, label_smoothing: float, kappa: float,
-) -> tuple[
-    torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, str, float
-]:  # fmt: skip
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    loss: str,
+    targets: torch.Tensor | None,
+    reference: torch.Tensor | None,
+    label_smoothing: float,
+    kappa: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, str, float]:
     """The op's logits, labels, targets, reference, kind and parameter; raises ValueError."""
     kind = _KINDS.get(loss)
     if kind is None:

@@ -155,9 +155,12 @@ def _kl(rows: _Rows, reference: torch.Tensor, grad: torch.Tensor | None) -> torc
 
 
 def _ascended(
-    rows: _Rows, reference: torch.Tensor | None, kind: str, parameter: float,
+    rows: _Rows,
+    reference: torch.Tensor | None,
+    kind: str,
+    parameter: float,
     grad: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(loss, the margin's gap); fills `grad`, zero in unusable rows and where it is not finite."""
     if kind == "cross_entropy":
         return _cross_entropy(rows, parameter, grad), None
@@ -172,12 +175,24 @@ def _ascended(
 
 
 def loss_head_in_place(
-    logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None,
-    reference: torch.Tensor | None, loss: torch.Tensor, grad: torch.Tensor | None,
-    prediction: torch.Tensor, correct: torch.Tensor, slots: torch.Tensor | None,
-    best_loss: torch.Tensor | None, kind: str, parameter: float, steps: int, first_step: int,
-    stop_early: bool, best_from: int, any_error: bool,
-) -> None:  # fmt: skip
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    targets: torch.Tensor | None,
+    reference: torch.Tensor | None,
+    loss: torch.Tensor,
+    grad: torch.Tensor | None,
+    prediction: torch.Tensor,
+    correct: torch.Tensor,
+    slots: torch.Tensor | None,
+    best_loss: torch.Tensor | None,
+    kind: str,
+    parameter: float,
+    steps: int,
+    first_step: int,
+    stop_early: bool,
+    best_from: int,
+    any_error: bool,
+) -> None:
     """The arguments of the op `fastadv::loss_head_`, by position."""
     z = logits.to(layout.compute_dtype(logits)).contiguous()
     last = z.shape[1] - 1
@@ -225,10 +240,17 @@ def loss_head_in_place(
 
 
 def _advance_slots(
-    slots: torch.Tensor, best_loss: torch.Tensor | None, loss: torch.Tensor, fooled: torch.Tensor,
-    has_nan: torch.Tensor, invalid: torch.Tensor, steps: int, first_step: int, stop_early: bool,
+    slots: torch.Tensor,
+    best_loss: torch.Tensor | None,
+    loss: torch.Tensor,
+    fooled: torch.Tensor,
+    has_nan: torch.Tensor,
+    invalid: torch.Tensor,
+    steps: int,
+    first_step: int,
+    stop_early: bool,
     best_from: int,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Evaluate the iterates: successes, faults, best losses, and which slots step again.
 
     Returns which slots were active before: only they are written.

@@ -55,9 +55,14 @@ def _even_share(length: int, limit: int) -> int:
 
 
 def _fill(
-    pairs: np.ndarray, c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, c3: np.ndarray,
-    keys: np.ndarray, room: np.ndarray,
-) -> None:  # fmt: skip
+    pairs: np.ndarray,
+    c0: np.ndarray,
+    c1: np.ndarray,
+    c2: np.ndarray,
+    c3: np.ndarray,
+    keys: np.ndarray,
+    room: np.ndarray,
+) -> None:
     """Words (0, 1) and (2, 3) of each counter as 64-bit words: (rows, calls, 2).
 
     c0: (1, calls), all others (rows, 1): the first two rounds are hardly more than their sums.

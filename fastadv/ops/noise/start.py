@@ -9,9 +9,14 @@ from fastadv.ops.steps import arguments as step_arguments
 from fastadv.ops.steps import l1
 
 KINDS = (
-    "linf_uniform", "linf_gaussian", "l2_uniform", "l2_sphere", "l2_gaussian", "l1_uniform",
+    "linf_uniform",
+    "linf_gaussian",
+    "l2_uniform",
+    "l2_sphere",
+    "l2_gaussian",
+    "l1_uniform",
     "l1_gaussian",
-)  # fmt: skip
+)
 
 _TINY = 1e-12  # guards 0/0: a draw of zeros starts at x (D = 1, one in 2^24)
 
@@ -58,7 +63,7 @@ def _offset(
 
 def _start_reference(
     x, sample_ids, draws, eps, eps_rows, lo, hi, seed, kind, scale
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     if x.numel() == 0:
         return torch.empty_like(x)
     batch, dtype = x.shape[0], layout.compute_dtype(x)
@@ -80,17 +85,25 @@ def _is_stored_as(moved: torch.Tensor, x: torch.Tensor) -> bool:
     return moved.dtype == x.dtype and moved.is_contiguous() and x.is_contiguous()
 
 
-def _launch_start(
-    x, sample_ids, draws, eps, eps_rows, lo, hi, seed, kind, scale
-) -> torch.Tensor:  # fmt: skip
+def _launch_start(x, sample_ids, draws, eps, eps_rows, lo, hi, seed, kind, scale) -> torch.Tensor:
     from fastadv.kernels.noise.start import launch_random_start
 
     out = torch.empty_like(x)
     launch_random_start(
-        out, x, sample_ids, draws, eps=eps, eps_rows=eps_rows, lo=lo, hi=hi, seed=seed, kind=kind,
-        scale=scale, inner=layout.inner_extent(x, torch.contiguous_format),
+        out,
+        x,
+        sample_ids,
+        draws,
+        eps=eps,
+        eps_rows=eps_rows,
+        lo=lo,
+        hi=hi,
+        seed=seed,
+        kind=kind,
+        scale=scale,
+        inner=layout.inner_extent(x, torch.contiguous_format),
         channels_last=not x.is_contiguous(),
-    )  # fmt: skip
+    )
     return out
 
 
@@ -161,9 +174,15 @@ def random_start_reference(
 
 
 def _checked(
-    x: torch.Tensor, eps: float | torch.Tensor, seed: int, sample_ids: torch.Tensor | None,
-    draw: int | torch.Tensor, kind: str, bounds: tuple[float, float] | None, scale: float | None,
-) -> tuple:  # fmt: skip
+    x: torch.Tensor,
+    eps: float | torch.Tensor,
+    seed: int,
+    sample_ids: torch.Tensor | None,
+    draw: int | torch.Tensor,
+    kind: str,
+    bounds: tuple[float, float] | None,
+    scale: float | None,
+) -> tuple:
     """The op's arguments after x; values of tensors are not checked (no synchronisation)."""
     if x.ndim == 0 or not x.is_floating_point():
         raise ValueError(f"x must be a (B, ...) float tensor; got {tuple(x.shape)} {x.dtype}")

@@ -25,9 +25,15 @@ class Accepted(NamedTuple):
 
 
 def accept(
-    loss: torch.Tensor, prediction: torch.Tensor, labels: torch.Tensor, best_loss: torch.Tensor,
-    queries: torch.Tensor, wasted: torch.Tensor, slots: torch.Tensor, count: int,
-) -> Accepted:  # fmt: skip
+    loss: torch.Tensor,
+    prediction: torch.Tensor,
+    labels: torch.Tensor,
+    best_loss: torch.Tensor,
+    queries: torch.Tensor,
+    wasted: torch.Tensor,
+    slots: torch.Tensor,
+    count: int,
+) -> Accepted:
     """Take each active slot's first valid row that raises the loss or fools; update its scalars."""
     batch, width = queries.shape
     active = slots[:, columns.ACTIVE] != 0
@@ -60,9 +66,12 @@ def accept(
 
 
 def schedule(
-    queries: torch.Tensor, slots: torch.Tensor, upcoming: torch.Tensor, goes_on: torch.Tensor,
+    queries: torch.Tensor,
+    slots: torch.Tensor,
+    upcoming: torch.Tensor,
+    goes_on: torch.Tensor,
     count: int,
-) -> None:  # fmt: skip
+) -> None:
     """Write the next queries of the slots that go on; one without any is finished."""
     upcoming = upcoming.to(queries.dtype)
     queries.copy_(torch.where(goes_on[:, None], upcoming, queries))
@@ -79,11 +88,20 @@ def check_images(x: torch.Tensor) -> None:
 
 
 def check_state(
-    x_new: torch.Tensor, x_best: torch.Tensor, x: torch.Tensor, loss: torch.Tensor,
-    prediction: torch.Tensor, labels: torch.Tensor, best_loss: torch.Tensor,
-    queries: torch.Tensor, wasted: torch.Tensor, slots: torch.Tensor, restarts: torch.Tensor,
-    table: SquareTable, columns_of_geometry: int,
-) -> None:  # fmt: skip
+    x_new: torch.Tensor,
+    x_best: torch.Tensor,
+    x: torch.Tensor,
+    loss: torch.Tensor,
+    prediction: torch.Tensor,
+    labels: torch.Tensor,
+    best_loss: torch.Tensor,
+    queries: torch.Tensor,
+    wasted: torch.Tensor,
+    slots: torch.Tensor,
+    restarts: torch.Tensor,
+    table: SquareTable,
+    columns_of_geometry: int,
+) -> None:
     """Shapes, dtypes and layouts; values are not read (no synchronisation)."""
     check_images(x)
     batch, device = x.shape[0], x.device

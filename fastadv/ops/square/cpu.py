@@ -58,9 +58,25 @@ def _accept_one(loss, prediction, labels, best_loss, query, slots, count):
 
 
 def square_linf(
-    x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slots, restarts,
-    geometry, signs, eps, eps_rows, lo, hi, count,
-) -> None:  # fmt: skip
+    x_new,
+    x_best,
+    x,
+    loss,
+    prediction,
+    labels,
+    best_loss,
+    queries,
+    wasted,
+    slots,
+    restarts,
+    geometry,
+    signs,
+    eps,
+    eps_rows,
+    lo,
+    hi,
+    count,
+) -> None:
     """`fastadv.ops.square.linf`'s reference, bit for bit, on tensors of the CPU."""
     if x.numel() == 0:
         return
@@ -97,9 +113,15 @@ def _step(windows, loss, prediction, labels, best_loss, query, wasted, slots, fi
     """The step for any number of rows; returns which slots go on."""
     width = query.shape[1]
     going, slot, row, accepted, cursor = _accept(
-        loss.reshape(query.shape), prediction.reshape(query.shape), labels, best_loss, query,
-        wasted, slots, count,
-    )  # fmt: skip
+        loss.reshape(query.shape),
+        prediction.reshape(query.shape),
+        labels,
+        best_loss,
+        query,
+        wasted,
+        slots,
+        count,
+    )
     own = accepted >= 0
     slot, row, accepted = slot[own], row[own], accepted[own]
     windows.copy(first[slot] + accepted, windows.best, slot, windows.new, slot * width + row)

@@ -12,9 +12,13 @@ from fastadv.ops.steps import arguments as step_arguments
 
 
 def propose_linf(
-    x_best: torch.Tensor, x: torch.Tensor, sign: torch.Tensor | float,
-    eps: float | torch.Tensor, lo: float, hi: float,
-) -> torch.Tensor:  # fmt: skip
+    x_best: torch.Tensor,
+    x: torch.Tensor,
+    sign: torch.Tensor | float,
+    eps: float | torch.Tensor,
+    lo: float,
+    hi: float,
+) -> torch.Tensor:
     """clamp(min(max(x_best + 2 eps sign, x - eps), x + eps), lo, hi), in x_best's dtype."""
     dtype = layout.compute_dtype(x_best)
     best, clean = x_best.to(dtype), x.to(dtype)
@@ -39,16 +43,36 @@ def _changing_queries(
     total = torch.zeros_like(top)
     for c in range(channels):
         base = ((signs[:, :, c] > 0) * channels + c) * plane
-        for i, j, sign in ((top, left, 1), (top + side, left + side, 1), (top + side, left, -1),
-                           (top, left + side, -1)):  # fmt: skip
+        for i, j, sign in (
+            (top, left, 1),
+            (top + side, left + side, 1),
+            (top + side, left, -1),
+            (top, left + side, -1),
+        ):
             total += sign * area.gather(1, base + i * (width + 1) + j)
     return total > 0
 
 
 def _linf_reference(
-    x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slots, restarts,
-    geometry, signs, eps, eps_rows, lo, hi, count,
-) -> None:  # fmt: skip
+    x_new,
+    x_best,
+    x,
+    loss,
+    prediction,
+    labels,
+    best_loss,
+    queries,
+    wasted,
+    slots,
+    restarts,
+    geometry,
+    signs,
+    eps,
+    eps_rows,
+    lo,
+    hi,
+    count,
+) -> None:
     if x.numel() == 0:
         return
     batch, width = queries.shape
@@ -74,10 +98,11 @@ def _linf_reference(
     ahead = changes & (query >= result.cursor[:, None])
     rank = ahead.int().cumsum(1)
     upcoming = [
-        torch.where(ahead & (rank == k + 1), query, count).amin(1) if count
+        torch.where(ahead & (rank == k + 1), query, count).amin(1)
+        if count
         else torch.zeros(batch, dtype=torch.int64, device=x.device)
         for k in range(width)
-    ]  # fmt: skip
+    ]
     rows = torch.arange(x.shape[2], device=x.device).view(-1, 1)
     line = torch.arange(x.shape[3], device=x.device)
     new = x_new.unflatten(0, (batch, width))
@@ -115,16 +140,48 @@ def _linf_eager(*args) -> None:
 
 
 def _linf_launch(
-    x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slots, restarts,
-    geometry, signs, eps, eps_rows, lo, hi, count,
-) -> None:  # fmt: skip
+    x_new,
+    x_best,
+    x,
+    loss,
+    prediction,
+    labels,
+    best_loss,
+    queries,
+    wasted,
+    slots,
+    restarts,
+    geometry,
+    signs,
+    eps,
+    eps_rows,
+    lo,
+    hi,
+    count,
+) -> None:
     from fastadv.kernels.square.linf import launch_square_linf
 
     launch_square_linf(
-        x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slots, restarts,
-        geometry, signs, eps=eps, eps_rows=eps_rows, lo=lo, hi=hi, query_count=count,
+        x_new,
+        x_best,
+        x,
+        loss,
+        prediction,
+        labels,
+        best_loss,
+        queries,
+        wasted,
+        slots,
+        restarts,
+        geometry,
+        signs,
+        eps=eps,
+        eps_rows=eps_rows,
+        lo=lo,
+        hi=hi,
+        query_count=count,
         channels_last=not x_best.is_contiguous(),
-    )  # fmt: skip
+    )
 
 
 _LINF = registry.register(
@@ -177,9 +234,20 @@ def square_linf_(
     Source: Andriushchenko et al. 2020, arXiv:1912.00049, algorithms 1 and 2.
     """
     square_accept.check_state(
-        x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slots, restarts,
-        table, 3,
-    )  # fmt: skip
+        x_new,
+        x_best,
+        x,
+        loss,
+        prediction,
+        labels,
+        best_loss,
+        queries,
+        wasted,
+        slots,
+        restarts,
+        table,
+        3,
+    )
     if table.signs.shape[1] != x.shape[1]:
         raise ValueError(f"table has {table.signs.shape[1]} channels, x {x.shape[1]}")
     lo, hi = step_arguments.check_bounds(bounds)
@@ -187,7 +255,21 @@ def square_linf_(
     memory_format = layout.dense_format(x_best)
     assert memory_format is not None, "checked above"
     _LINF(
-        x_new, x_best, layout.in_format(x, memory_format), loss, prediction, labels, best_loss,
-        queries, wasted, slots, restarts, table.geometry, table.signs, *radius, lo, hi,
+        x_new,
+        x_best,
+        layout.in_format(x, memory_format),
+        loss,
+        prediction,
+        labels,
+        best_loss,
+        queries,
+        wasted,
+        slots,
+        restarts,
+        table.geometry,
+        table.signs,
+        *radius,
+        lo,
+        hi,
         table.queries,
-    )  # fmt: skip
+    )

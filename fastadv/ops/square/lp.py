@@ -37,10 +37,18 @@ def _root(square: torch.Tensor) -> torch.Tensor:
 
 
 def propose_lp(
-    x_best: torch.Tensor, x: torch.Tensor, sign: torch.Tensor, geometry: torch.Tensor,
-    patterns: torch.Tensor, pattern_start: torch.Tensor, *, norm: str, eps: float | torch.Tensor,
-    lo: float, hi: float,
-) -> torch.Tensor:  # fmt: skip
+    x_best: torch.Tensor,
+    x: torch.Tensor,
+    sign: torch.Tensor,
+    geometry: torch.Tensor,
+    patterns: torch.Tensor,
+    pattern_start: torch.Tensor,
+    *,
+    norm: str,
+    eps: float | torch.Tensor,
+    lo: float,
+    hi: float,
+) -> torch.Tensor:
     """The proposals (B, C, H, W) of queries with geometry (B, 6), patterns that begin at
     pattern_start (B,), and sign (B, C).
 
@@ -86,9 +94,29 @@ def propose_lp(
 
 
 def _lp_reference(
-    x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slots, restarts,
-    sample_ids, geometry, patterns, pattern_start, eps, eps_rows, lo, hi, seed, count, norm,
-) -> None:  # fmt: skip
+    x_new,
+    x_best,
+    x,
+    loss,
+    prediction,
+    labels,
+    best_loss,
+    queries,
+    wasted,
+    slots,
+    restarts,
+    sample_ids,
+    geometry,
+    patterns,
+    pattern_start,
+    eps,
+    eps_rows,
+    lo,
+    hi,
+    seed,
+    count,
+    norm,
+) -> None:
     if x.numel() == 0:
         return
     batch, width = queries.shape
@@ -105,25 +133,73 @@ def _lp_reference(
         draw = restarts.long() * count + upcoming[:, k].clamp(0, count - 1)
         sign = philox.signs(seed, sample_ids, streams.SQUARE_SIGN, draw, x.shape[1])
         proposal = propose_lp(
-            x_best, x, sign, geometry[draw], patterns, pattern_start[draw], norm=norm,
-            eps=eps if eps_rows is None else eps_rows, lo=lo, hi=hi,
-        )  # fmt: skip
+            x_best,
+            x,
+            sign,
+            geometry[draw],
+            patterns,
+            pattern_start[draw],
+            norm=norm,
+            eps=eps if eps_rows is None else eps_rows,
+            lo=lo,
+            hi=hi,
+        )
         writes = going & (upcoming[:, k] < count).view(-1, 1, 1, 1)
         new[:, k] = torch.where(writes, proposal, new[:, k])
     square_accept.schedule(queries, slots, upcoming.clamp(max=count), result.goes_on, count)
 
 
 def _lp_launch(
-    x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slots, restarts,
-    sample_ids, geometry, patterns, pattern_start, eps, eps_rows, lo, hi, seed, count, norm,
-) -> None:  # fmt: skip
+    x_new,
+    x_best,
+    x,
+    loss,
+    prediction,
+    labels,
+    best_loss,
+    queries,
+    wasted,
+    slots,
+    restarts,
+    sample_ids,
+    geometry,
+    patterns,
+    pattern_start,
+    eps,
+    eps_rows,
+    lo,
+    hi,
+    seed,
+    count,
+    norm,
+) -> None:
     from fastadv.kernels.square.lp import launch_square_lp
 
     launch_square_lp(
-        x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slots, restarts,
-        sample_ids, geometry, patterns, pattern_start, norm=norm, eps=eps, eps_rows=eps_rows,
-        lo=lo, hi=hi, seed=seed, query_count=count, channels_last=not x_best.is_contiguous(),
-    )  # fmt: skip
+        x_new,
+        x_best,
+        x,
+        loss,
+        prediction,
+        labels,
+        best_loss,
+        queries,
+        wasted,
+        slots,
+        restarts,
+        sample_ids,
+        geometry,
+        patterns,
+        pattern_start,
+        norm=norm,
+        eps=eps,
+        eps_rows=eps_rows,
+        lo=lo,
+        hi=hi,
+        seed=seed,
+        query_count=count,
+        channels_last=not x_best.is_contiguous(),
+    )
 
 
 _LP = registry.register(
@@ -136,13 +212,39 @@ _LP = registry.register(
 
 
 def _step(
-    x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slots, restarts,
-    sample_ids, table, seed, eps, bounds, norm,
-) -> None:  # fmt: skip
+    x_new,
+    x_best,
+    x,
+    loss,
+    prediction,
+    labels,
+    best_loss,
+    queries,
+    wasted,
+    slots,
+    restarts,
+    sample_ids,
+    table,
+    seed,
+    eps,
+    bounds,
+    norm,
+) -> None:
     square_accept.check_state(
-        x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slots, restarts,
-        table, 6,
-    )  # fmt: skip
+        x_new,
+        x_best,
+        x,
+        loss,
+        prediction,
+        labels,
+        best_loss,
+        queries,
+        wasted,
+        slots,
+        restarts,
+        table,
+        6,
+    )
     if (sample_ids.shape, sample_ids.device) != (x.shape[:1], x.device):
         raise ValueError(
             f"sample_ids must be ({x.shape[0]},) on {x.device}; got {tuple(sample_ids.shape)} on "
@@ -153,11 +255,28 @@ def _step(
     memory_format = layout.dense_format(x_best)
     assert memory_format is not None, "checked above"
     _LP(
-        x_new, x_best, layout.in_format(x, memory_format), loss, prediction, labels, best_loss,
-        queries, wasted, slots, restarts, sample_ids.long().contiguous(), table.geometry,
-        table.patterns, table.pattern_start, *radius, lo, hi, philox.signed_seed(seed),
-        table.queries, norm,
-    )  # fmt: skip
+        x_new,
+        x_best,
+        layout.in_format(x, memory_format),
+        loss,
+        prediction,
+        labels,
+        best_loss,
+        queries,
+        wasted,
+        slots,
+        restarts,
+        sample_ids.long().contiguous(),
+        table.geometry,
+        table.patterns,
+        table.pattern_start,
+        *radius,
+        lo,
+        hi,
+        philox.signed_seed(seed),
+        table.queries,
+        norm,
+    )
 
 
 def square_l2_(
@@ -194,9 +313,24 @@ def square_l2_(
     Source: Andriushchenko et al. 2020, arXiv:1912.00049, algorithm 3.
     """
     _step(
-        x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slots, restarts,
-        sample_ids, table, seed, eps, bounds, "l2",
-    )  # fmt: skip
+        x_new,
+        x_best,
+        x,
+        loss,
+        prediction,
+        labels,
+        best_loss,
+        queries,
+        wasted,
+        slots,
+        restarts,
+        sample_ids,
+        table,
+        seed,
+        eps,
+        bounds,
+        "l2",
+    )
 
 
 def square_l1_(
@@ -227,6 +361,21 @@ def square_l1_(
     Source: Croce and Hein 2021, arXiv:2103.01208, and their code in AutoAttack.
     """
     _step(
-        x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slots, restarts,
-        sample_ids, table, seed, eps, bounds, "l1",
-    )  # fmt: skip
+        x_new,
+        x_best,
+        x,
+        loss,
+        prediction,
+        labels,
+        best_loss,
+        queries,
+        wasted,
+        slots,
+        restarts,
+        sample_ids,
+        table,
+        seed,
+        eps,
+        bounds,
+        "l1",
+    )

@@ -179,9 +179,15 @@ def square_table(
     else:
         transposed = philox.words(seed, sample, streams.SQUARE_CHOICE, draw, 1)[:, 0] & 1
     table = square_table_from(
-        u, shape, norm=norm, signs=signs, transposed=transposed, p_init=p_init, restarts=restarts,
+        u,
+        shape,
+        norm=norm,
+        signs=signs,
+        transposed=transposed,
+        p_init=p_init,
+        restarts=restarts,
         rescale=rescale,
-    )  # fmt: skip
+    )
     tensors = (tensor.to(device) for tensor in table[:4])
     return table._replace(**dict(zip(SquareTable._fields, tensors, strict=False)))
 

@@ -83,9 +83,13 @@ class Windows:
             yield which, element, stored, np.logical_or.reduce(stored != at_best, 0)
 
     def copy(
-        self, index: np.ndarray, to: np.ndarray, to_row: np.ndarray, of: np.ndarray,
+        self,
+        index: np.ndarray,
+        to: np.ndarray,
+        to_row: np.ndarray,
+        of: np.ndarray,
         of_row: np.ndarray,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """The windows `index` of images `of_row` to the same places of images `to_row`."""
         shift = (to_row - of_row) * self.size
         for which, element in self.elements(index, of_row):

@@ -100,9 +100,12 @@ def active_rows(slots: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def reference_momentum(
-    momentum: torch.Tensor, grad: torch.Tensor, mean_abs: torch.Tensor, decay: float,
+    momentum: torch.Tensor,
+    grad: torch.Tensor,
+    mean_abs: torch.Tensor,
+    decay: float,
     slots: torch.Tensor | None,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """m = decay * m + g / mean|g|, written back for active rows; 0/0 and inf/inf add nothing."""
     unit = grad / mean_abs.view(-1, *[1] * (grad.ndim - 1))
     updated = decay * momentum.to(grad.dtype) + unit.masked_fill(unit.isnan(), 0.0)
@@ -153,25 +156,53 @@ def step_in_place(
     if memory_format is None:
         dense = x_adv.contiguous()
         step_in_place(
-            op, dense, grad, x, step_size, eps, bounds, slots, momentum, decay,
-            model_input, mean, std, *more,
-        )  # fmt: skip
+            op,
+            dense,
+            grad,
+            x,
+            step_size,
+            eps,
+            bounds,
+            slots,
+            momentum,
+            decay,
+            model_input,
+            mean,
+            std,
+            *more,
+        )
         return x_adv.copy_(dense)
     x = layout.in_format(x, memory_format)
     like_grad = memory_format if model_input is None else layout.dense_format(model_input)
     assert like_grad is not None, "checked above"
     grad = layout.in_format(grad, like_grad)
     op(
-        x_adv, grad, x, *step, *radius, lo, hi, slots, momentum, decay,
-        model_input, mean, std, *more,
-    )  # fmt: skip
+        x_adv,
+        grad,
+        x,
+        *step,
+        *radius,
+        lo,
+        hi,
+        slots,
+        momentum,
+        decay,
+        model_input,
+        mean,
+        std,
+        *more,
+    )
     return x_adv
 
 
 def _check_model_input(
-    x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, model_input: torch.Tensor,
-    mean: torch.Tensor | None, std: torch.Tensor | None,
-) -> None:  # fmt: skip
+    x_adv: torch.Tensor,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    model_input: torch.Tensor,
+    mean: torch.Tensor | None,
+    std: torch.Tensor | None,
+) -> None:
     check_step_tensors(x_adv, x_adv, x)
     if x_adv.ndim < 2 or mean is None or std is None:
         raise ValueError("model_input needs mean and std, (C,) each, and x_adv of (B, C, ...)")

@@ -37,9 +37,13 @@ def _threshold(
 
 
 def _projected(
-    x_adv: torch.Tensor, move: torch.Tensor, x: torch.Tensor, eps: torch.Tensor,
-    lo: float, hi: float,
-) -> torch.Tensor:  # fmt: skip
+    x_adv: torch.Tensor,
+    move: torch.Tensor,
+    x: torch.Tensor,
+    eps: torch.Tensor,
+    lo: float,
+    hi: float,
+) -> torch.Tensor:
     """Rows of x_adv + move, projected; x_adv + move itself, clamped, within the budget."""
     u = x_adv - x + move
     room = torch.where(u >= 0, hi - x, x - lo).clamp(min=0).double()
@@ -75,7 +79,7 @@ def _column(scalar: float, rows: torch.Tensor | None, like: torch.Tensor) -> tor
 
 def _moved(
     x_adv, direction, x, step_size, step_rows, eps, eps_rows, lo, hi, sparsity, sparsity_rows
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     if x_adv.numel() == 0:
         return x_adv
     start, d, clean = _rows(x_adv, direction, x)
@@ -86,9 +90,24 @@ def _moved(
 
 
 def _step_inplace_reference(
-    x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi,
-    slots, momentum, decay, model_input, mean, std, sparsity, sparsity_rows,
-) -> None:  # fmt: skip
+    x_adv,
+    grad,
+    x,
+    step_size,
+    step_rows,
+    eps,
+    eps_rows,
+    lo,
+    hi,
+    slots,
+    momentum,
+    decay,
+    model_input,
+    mean,
+    std,
+    sparsity,
+    sparsity_rows,
+) -> None:
     direction = step_arguments.reference_grad(grad, x_adv, model_input, std)
     if momentum is not None:
         direction = momentum_direction(momentum, direction, decay, slots)
@@ -99,17 +118,47 @@ def _step_inplace_reference(
 
 
 def _launch_step_inplace(
-    x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi,
-    slots, momentum, decay, model_input, mean, std, sparsity, sparsity_rows,
-) -> None:  # fmt: skip
+    x_adv,
+    grad,
+    x,
+    step_size,
+    step_rows,
+    eps,
+    eps_rows,
+    lo,
+    hi,
+    slots,
+    momentum,
+    decay,
+    model_input,
+    mean,
+    std,
+    sparsity,
+    sparsity_rows,
+) -> None:
     from fastadv.kernels.steps.l1 import launch_l1
 
     launch_l1(
-        x_adv, x_adv, grad, x, step_size=step_size, step_rows=step_rows, eps=eps,
-        eps_rows=eps_rows, sparsity=sparsity, sparsity_rows=sparsity_rows, lo=lo, hi=hi,
-        slot_state=slots, momentum=momentum, decay=decay, model_input=model_input, mean=mean,
-        std=std, **step_arguments.launch_layout(x_adv, model_input),
-    )  # fmt: skip
+        x_adv,
+        x_adv,
+        grad,
+        x,
+        step_size=step_size,
+        step_rows=step_rows,
+        eps=eps,
+        eps_rows=eps_rows,
+        sparsity=sparsity,
+        sparsity_rows=sparsity_rows,
+        lo=lo,
+        hi=hi,
+        slot_state=slots,
+        momentum=momentum,
+        decay=decay,
+        model_input=model_input,
+        mean=mean,
+        std=std,
+        **step_arguments.launch_layout(x_adv, model_input),
+    )
 
 
 def _project_reference(x_adv, x, eps, eps_rows, lo, hi) -> torch.Tensor:
@@ -126,10 +175,28 @@ def _launch_project(x_adv, x, eps, eps_rows, lo, hi) -> torch.Tensor:
 
     out = torch.empty_like(x_adv)
     launch_l1(
-        out, x_adv, None, x, step_size=0.0, step_rows=None, eps=eps, eps_rows=eps_rows,
-        sparsity=1.0, sparsity_rows=None, lo=lo, hi=hi, slot_state=None, momentum=None, decay=0.0,
-        model_input=None, mean=None, std=None, inner=1, cross=False, channels_last=False,
-    )  # fmt: skip
+        out,
+        x_adv,
+        None,
+        x,
+        step_size=0.0,
+        step_rows=None,
+        eps=eps,
+        eps_rows=eps_rows,
+        sparsity=1.0,
+        sparsity_rows=None,
+        lo=lo,
+        hi=hi,
+        slot_state=None,
+        momentum=None,
+        decay=0.0,
+        model_input=None,
+        mean=None,
+        std=None,
+        inner=1,
+        cross=False,
+        channels_last=False,
+    )
     return out
 
 
@@ -180,9 +247,21 @@ def l1_step_(
     """
     share = step_arguments.scalar_or_rows("sparsity", sparsity, x)
     return step_arguments.step_in_place(
-        _STEP_INPLACE, x_adv, grad, x, step_size, eps, bounds, slots, momentum, decay,
-        model_input, mean, std, *share,
-    )  # fmt: skip
+        _STEP_INPLACE,
+        x_adv,
+        grad,
+        x,
+        step_size,
+        eps,
+        bounds,
+        slots,
+        momentum,
+        decay,
+        model_input,
+        mean,
+        std,
+        *share,
+    )
 
 
 def l1_step(

@@ -24,9 +24,7 @@ def _norm(rows: torch.Tensor) -> torch.Tensor:
     return square.double().sqrt().to(rows.dtype).unsqueeze(1)
 
 
-def _moved(
-    x_adv, direction, x, step_size, step_rows, eps, eps_rows, lo, hi, guard
-) -> torch.Tensor:  # fmt: skip
+def _moved(x_adv, direction, x, step_size, step_rows, eps, eps_rows, lo, hi, guard) -> torch.Tensor:
     dtype = layout.compute_dtype(x_adv)
     if x_adv.numel() == 0:
         return x_adv.to(dtype)
@@ -46,9 +44,23 @@ def _moved(
 
 
 def _step_inplace_reference(
-    x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi,
-    slots, momentum, decay, model_input, mean, std, guard,
-) -> None:  # fmt: skip
+    x_adv,
+    grad,
+    x,
+    step_size,
+    step_rows,
+    eps,
+    eps_rows,
+    lo,
+    hi,
+    slots,
+    momentum,
+    decay,
+    model_input,
+    mean,
+    std,
+    guard,
+) -> None:
     direction = step_arguments.reference_grad(grad, x_adv, model_input, std)
     if momentum is not None:
         direction = momentum_direction(momentum, direction, decay, slots)
@@ -66,9 +78,23 @@ def momentum_direction(
 
 
 def _launch_step_inplace(
-    x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi,
-    slots, momentum, decay, model_input, mean, std, guard,
-) -> None:  # fmt: skip
+    x_adv,
+    grad,
+    x,
+    step_size,
+    step_rows,
+    eps,
+    eps_rows,
+    lo,
+    hi,
+    slots,
+    momentum,
+    decay,
+    model_input,
+    mean,
+    std,
+    guard,
+) -> None:
     from fastadv.kernels.steps.l2 import launch_l2_step, workspace_shape
 
     size = x_adv[0].numel() if len(x_adv) else 0
@@ -77,11 +103,25 @@ def _launch_step_inplace(
     if partials is not None:
         workspace = torch.empty(partials, dtype=layout.compute_dtype(x_adv), device=x_adv.device)
     launch_l2_step(
-        x_adv, grad, x, step_size=step_size, step_rows=step_rows, eps=eps, eps_rows=eps_rows,
-        lo=lo, hi=hi, slot_state=slots, momentum=momentum, decay=decay, model_input=model_input,
-        mean=mean, std=std, guard=guard, workspace=workspace,
+        x_adv,
+        grad,
+        x,
+        step_size=step_size,
+        step_rows=step_rows,
+        eps=eps,
+        eps_rows=eps_rows,
+        lo=lo,
+        hi=hi,
+        slot_state=slots,
+        momentum=momentum,
+        decay=decay,
+        model_input=model_input,
+        mean=mean,
+        std=std,
+        guard=guard,
+        workspace=workspace,
         **step_arguments.launch_layout(x_adv, model_input),
-    )  # fmt: skip
+    )
 
 
 _STEP_INPLACE = registry.register(
@@ -124,9 +164,21 @@ def l2_step_(
     the ball is x_adv + step, not x + (x_adv + step - x): a zero step changes no bit.
     """
     return step_arguments.step_in_place(
-        _STEP_INPLACE, x_adv, grad, x, step_size, eps, bounds, slots, momentum, decay,
-        model_input, mean, std, guard,
-    )  # fmt: skip
+        _STEP_INPLACE,
+        x_adv,
+        grad,
+        x,
+        step_size,
+        eps,
+        bounds,
+        slots,
+        momentum,
+        decay,
+        model_input,
+        mean,
+        std,
+        guard,
+    )
 
 
 def l2_step(

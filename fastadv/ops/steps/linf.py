@@ -7,10 +7,16 @@ from fastadv.ops.steps import arguments as step_arguments
 
 
 def _moved(
-    x_adv: torch.Tensor, direction: torch.Tensor, x: torch.Tensor,
-    step_size: float, step_rows: torch.Tensor | None, eps: float, eps_rows: torch.Tensor | None,
-    lo: float, hi: float,
-) -> torch.Tensor:  # fmt: skip
+    x_adv: torch.Tensor,
+    direction: torch.Tensor,
+    x: torch.Tensor,
+    step_size: float,
+    step_rows: torch.Tensor | None,
+    eps: float,
+    eps_rows: torch.Tensor | None,
+    lo: float,
+    hi: float,
+) -> torch.Tensor:
     """min(max(x_adv + step * sign(direction), x - eps), x + eps) clamped to [lo, hi]."""
     dtype = layout.compute_dtype(x_adv)
     x_adv, x = x_adv.to(dtype), x.to(dtype)
@@ -24,18 +30,29 @@ def _moved(
     return moved.clamp_(lo, hi)
 
 
-def _step_reference(
-    x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi
-) -> torch.Tensor:  # fmt: skip
+def _step_reference(x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi) -> torch.Tensor:
     direction = grad.to(layout.compute_dtype(x_adv))  # sign(NaN) = 0: nothing to replace
     moved = _moved(x_adv, direction, x, step_size, step_rows, eps, eps_rows, lo, hi)
     return moved.to(x_adv.dtype)
 
 
 def _step_inplace_reference(
-    x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi,
-    slots, momentum, decay, model_input, mean, std,
-) -> None:  # fmt: skip
+    x_adv,
+    grad,
+    x,
+    step_size,
+    step_rows,
+    eps,
+    eps_rows,
+    lo,
+    hi,
+    slots,
+    momentum,
+    decay,
+    model_input,
+    mean,
+    std,
+) -> None:
     direction = grad.to(layout.compute_dtype(x_adv))  # sign(NaN) = 0, and 1/std > 0
     if momentum is not None:
         direction = step_arguments.reference_grad(grad, x_adv, model_input, std)
@@ -52,25 +69,67 @@ def _launch_step(x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi) ->
 
     out = torch.empty_like(x_adv)
     launch_linf_step(
-        out, x_adv, grad, x, step_size=step_size, step_rows=step_rows, eps=eps, eps_rows=eps_rows,
-        lo=lo, hi=hi, slot_state=None, momentum=None, decay=0.0, model_input=None, mean=None,
-        std=None, inner=1, cross=False, channels_last=False,
-    )  # fmt: skip
+        out,
+        x_adv,
+        grad,
+        x,
+        step_size=step_size,
+        step_rows=step_rows,
+        eps=eps,
+        eps_rows=eps_rows,
+        lo=lo,
+        hi=hi,
+        slot_state=None,
+        momentum=None,
+        decay=0.0,
+        model_input=None,
+        mean=None,
+        std=None,
+        inner=1,
+        cross=False,
+        channels_last=False,
+    )
     return out
 
 
 def _launch_step_inplace(
-    x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi,
-    slots, momentum, decay, model_input, mean, std,
-) -> None:  # fmt: skip
+    x_adv,
+    grad,
+    x,
+    step_size,
+    step_rows,
+    eps,
+    eps_rows,
+    lo,
+    hi,
+    slots,
+    momentum,
+    decay,
+    model_input,
+    mean,
+    std,
+) -> None:
     from fastadv.kernels.steps.linf import launch_linf_step
 
     launch_linf_step(
-        x_adv, x_adv, grad, x, step_size=step_size, step_rows=step_rows, eps=eps,
-        eps_rows=eps_rows, lo=lo, hi=hi, slot_state=slots, momentum=momentum, decay=decay,
-        model_input=model_input, mean=mean, std=std,
+        x_adv,
+        x_adv,
+        grad,
+        x,
+        step_size=step_size,
+        step_rows=step_rows,
+        eps=eps,
+        eps_rows=eps_rows,
+        lo=lo,
+        hi=hi,
+        slot_state=slots,
+        momentum=momentum,
+        decay=decay,
+        model_input=model_input,
+        mean=mean,
+        std=std,
         **step_arguments.launch_layout(x_adv, model_input),
-    )  # fmt: skip
+    )
 
 
 _STEP = registry.register(
@@ -159,6 +218,17 @@ def linf_step_(
     Example: `fastadv.ops.linf_step_(x_adv, grad, x, step_size=2/255, eps=8/255)`.
     """
     return step_arguments.step_in_place(
-        _STEP_INPLACE, x_adv, grad, x, step_size, eps, bounds, slots, momentum, decay,
-        model_input, mean, std,
-    )  # fmt: skip
+        _STEP_INPLACE,
+        x_adv,
+        grad,
+        x,
+        step_size,
+        eps,
+        bounds,
+        slots,
+        momentum,
+        decay,
+        model_input,
+        mean,
+        std,
+    )

@@ -321,9 +321,8 @@ def test_per_sample_radii_equal_separate_attacks(norm, keep):
         alone = fastadv.pgd(
             type(threat)(float(eps[i])), steps=4, step_size=float(step[i]), keep=keep
         ).run(
-            problem.model, problem.x[i : i + 1], problem.y[i : i + 1],
-            sample_ids=torch.tensor([i]),
-        )  # fmt: skip
+            problem.model, problem.x[i : i + 1], problem.y[i : i + 1], sample_ids=torch.tensor([i])
+        )
         assert differing_fields(alone, rows_of(result, torch.tensor([i]))) == [], i
 
 

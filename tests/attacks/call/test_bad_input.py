@@ -231,9 +231,11 @@ def test_nan_logits_are_warned_of_where_clean_samples_are_not_looked_at(call):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         _run(
-            model=lambda z: _plain(z) * float("nan"), y=torch.zeros(6, dtype=torch.long),
-            attack=_attack(keep="last"), call=call,
-        )  # fmt: skip
+            model=lambda z: _plain(z) * float("nan"),
+            y=torch.zeros(6, dtype=torch.long),
+            attack=_attack(keep="last"),
+            call=call,
+        )
     assert _only(caught, "nan_logits").count == 6
 
 
@@ -424,9 +426,11 @@ def test_dlr_of_too_few_classes_names_the_margin_loss(classes, target):
     model = Quadratic(48, classes)
     with pytest.raises(ValueError, match="needs at least .*classes.*loss='margin'"):
         _run(
-            model=model, y=torch.zeros(6, dtype=torch.long), attack=_attack(loss="dlr"),
+            model=model,
+            y=torch.zeros(6, dtype=torch.long),
+            attack=_attack(loss="dlr"),
             target=target,
-        )  # fmt: skip
+        )
 
 
 def test_losses_that_need_or_forbid_a_target_say_so():

@@ -250,9 +250,12 @@ def test_a_model_unfit_for_half_precision_is_searched_as_it_is_and_that_is_said(
 
 
 EPS = {
-    "mnist_kw_0.1": 0.1, "mnist_wong_0.3": 0.3, "cifar_sgd_8px": 0.5 / 255,
-    "cifar_madry_8px": 8 / 255, "cifar_wide_kw": 2 / 255,
-}  # fmt: skip
+    "mnist_kw_0.1": 0.1,
+    "mnist_wong_0.3": 0.3,
+    "cifar_sgd_8px": 0.5 / 255,
+    "cifar_madry_8px": 8 / 255,
+    "cifar_wide_kw": 2 / 255,
+}
 
 
 @pytest.mark.parametrize("name", EPS)

@@ -19,10 +19,15 @@ def _network(seed=0):
     """Convolutions with BatchNorm whose statistics are not trivial, in eval mode."""
     torch.manual_seed(seed)
     net = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Flatten(), nn.Linear(8 * 16, 5),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 16, 5),
+    )
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2)
@@ -279,9 +284,11 @@ def test_one_slow_step_is_seen_in_every_schedule(caplog, batching):
     attack = fastadv.pgd(threat_of("linf", 0.01), steps=16)
     with caplog.at_level(logging.WARNING, logger="fastadv"):
         attack.run(
-            Stalling(problem.model), problem.x, problem.y,
+            Stalling(problem.model),
+            problem.x,
+            problem.y,
             execution=fastadv.Execution(batching=batching),
-        )  # fmt: skip
+        )
     assert len(caplog.messages) == 1 and "times the median" in caplog.messages[0]
 
 

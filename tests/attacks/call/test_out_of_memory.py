@@ -157,10 +157,17 @@ class _Failing:
 @pytest.mark.parametrize(
     "place, calls",
     [
-        ("allocate", {1}), ("allocate", {1, 2}), ("start", {1}), ("start", {2}), ("start", {3}),
-        ("step", {1}), ("step", {2, 3}), ("step", {6}), ("step", {5, 9, 14}),
+        ("allocate", {1}),
+        ("allocate", {1, 2}),
+        ("start", {1}),
+        ("start", {2}),
+        ("start", {3}),
+        ("step", {1}),
+        ("step", {2, 3}),
+        ("step", {6}),
+        ("step", {5, 9, 14}),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("keep", ["first_success", "last"])
 def test_beside_the_model_what_was_under_way_starts_again(
     monkeypatch, keep, place, calls, batching

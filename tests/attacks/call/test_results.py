@@ -87,18 +87,29 @@ def test_first_success_is_what_a_plain_loop_finds(norm, batching, targeted):
     goals = target if targeted else [None] * 30
     attack = fastadv.pgd(threat, steps=STEPS, step_size=step_size, restarts=3, **_options(norm))
     result = attack.run(
-        problem.model, problem.x, problem.y, target=target,
+        problem.model,
+        problem.x,
+        problem.y,
+        target=target,
         execution=fastadv.Execution(batching=batching, batch_size=8),
-    )  # fmt: skip
+    )
     if not targeted:
         assert_mixed(result, problem.y, STEPS)
     assert result.success.any() and not result.success.all()
     for i in range(30):
         one = slice(i, i + 1)
         x_adv, step = _brute_force(
-            problem.model, threat, problem.x[one], problem.y[one], i, steps=STEPS, restarts=3,
-            step_size=step_size, keep="first_success", target=goals[i],
-        )  # fmt: skip
+            problem.model,
+            threat,
+            problem.x[one],
+            problem.y[one],
+            i,
+            steps=STEPS,
+            restarts=3,
+            step_size=step_size,
+            keep="first_success",
+            target=goals[i],
+        )
         assert int(result.step[i]) == step, i
         # gradients of the head and of torch's cross-entropy differ in the last place
         torch.testing.assert_close(result.x_adv[one], x_adv, rtol=0, atol=1e-12)
@@ -121,9 +132,16 @@ def test_best_is_the_iterate_of_highest_loss_over_all_steps_and_restarts(norm, r
     for i in range(24):
         one = slice(i, i + 1)
         x_adv, _ = _brute_force(
-            problem.model, threat, problem.x[one], problem.y[one], i, steps=STEPS,
-            restarts=restarts, step_size=step_size, keep="best",
-        )  # fmt: skip
+            problem.model,
+            threat,
+            problem.x[one],
+            problem.y[one],
+            i,
+            steps=STEPS,
+            restarts=restarts,
+            step_size=step_size,
+            keep="best",
+        )
         torch.testing.assert_close(result.x_adv[one], x_adv, rtol=0, atol=1e-12)
 
 

@@ -64,11 +64,17 @@ def test_proposals_are_the_authors(norm, device):
         np.testing.assert_array_equal(active.cpu().numpy(), (margin > 0).cpu().numpy())
         rows = active.nonzero()[:, 0]
         x_new = square_lp.propose_lp(
-            x_best[rows], x[rows], problem.tensor(stored["signs"][query])[rows].float(),
-            problem.tensor(np.tile(geometry[query], (len(rows), 1))).int(), patterns,
+            x_best[rows],
+            x[rows],
+            problem.tensor(stored["signs"][query])[rows].float(),
+            problem.tensor(np.tile(geometry[query], (len(rows), 1))).int(),
+            patterns,
             torch.full((len(rows),), int(first[stored["size"][query]]), device=device),
-            norm=norm, eps=eps, lo=0.0, hi=1.0,
-        )  # fmt: skip
+            norm=norm,
+            eps=eps,
+            lo=0.0,
+            hi=1.0,
+        )
         logits = problem.model(x_new).detach()
         own = logits.gather(1, y[rows, None])[:, 0]
         rival = logits.scatter(1, y[rows, None], -torch.inf).amax(1)

@@ -167,8 +167,9 @@ def _of(masks: dict[str, str], **times) -> Round:
 def test_ratios_are_of_process_time_and_of_what_is_left_beside_the_model(problem, environment):
     own = _of(
         {"autoattack": "0" * 12, OURS: "0" * 12},
-        autoattack=dict(cpu=6.0, bare=2.0), fastadv=dict(cpu=3.0, bare=1.0),
-    )  # fmt: skip
+        autoattack=dict(cpu=6.0, bare=2.0),
+        fastadv=dict(cpu=3.0, bare=1.0),
+    )
     rows = _rows(problem, own, environment)
     assert {row.baseline for row in rows} == {"autoattack"}
     total = rows[-1]

@@ -95,9 +95,18 @@ def test_a_run_from_the_command_line_ends_in_tables_that_the_report_can_write(
     monkeypatch.setattr(autoattack_tables, "ops", lambda rows: counted.append(rows) or "counted")
     results, out = tmp_path / "results", tmp_path / "out"
     arguments = [
-        "--models", str(models), "--authors", str(package), "--case", "mnist_kw_0.1",
-        "cifar_madry_8px", "--samples", "4", f"--results={results}", f"--out={out}",
-    ]  # fmt: skip
+        "--models",
+        str(models),
+        "--authors",
+        str(package),
+        "--case",
+        "mnist_kw_0.1",
+        "cifar_madry_8px",
+        "--samples",
+        "4",
+        f"--results={results}",
+        f"--out={out}",
+    ]
     autoattack.main(arguments)
     printed = capsys.readouterr().out
     rows = schema.read_rows("autoattack", results)
@@ -113,13 +122,16 @@ def test_a_run_from_the_command_line_ends_in_tables_that_the_report_can_write(
     assert total.robustness.robust_accuracy == 0.5  # eps 0.1: 0.16 and 0.45 fall, 0 and 1 do not
     assert ours[-1].robustness.robust_accuracy == 0.75  # 8/255: 0.16 falls
     assert sorted(path.name for path in out.iterdir()) == [
-        "cifar_madry_8px.json", "mnist_kw_0.1.json",
-    ]  # fmt: skip
+        "cifar_madry_8px.json",
+        "mnist_kw_0.1.json",
+    ]
     page = tmp_path / "page.md"
-    page.write_text("".join(
-        f"<!-- benchmark:{name} -->\n<!-- /benchmark -->\n"
-        for name in ("autoattack", "autoattack-attacks")
-    ))  # fmt: skip
+    page.write_text(
+        "".join(
+            f"<!-- benchmark:{name} -->\n<!-- /benchmark -->\n"
+            for name in ("autoattack", "autoattack-attacks")
+        )
+    )
     report.main(["--readme", str(page), "--results", str(results)])
     report.main(["--readme", str(page), "--results", str(results), "--check"])
     text = page.read_text()

@@ -104,10 +104,15 @@ def test_bounds_that_cross_leave_x_no_gradient(rule: str, as_bound):
 
 
 # one pixel at both bounds at once: with numbers the rule of a bound, with tensors all of it
-@pytest.mark.parametrize(("rule", "as_bound", "expected"), [
-    ("old", float, 1.0), ("old", torch.tensor, 1.0),
-    ("new", float, 0.0), ("new", torch.tensor, 1.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rule", "as_bound", "expected"),
+    [
+        ("old", float, 1.0),
+        ("old", torch.tensor, 1.0),
+        ("new", float, 0.0),
+        ("new", torch.tensor, 1.0),
+    ],
+)
 def test_bounds_that_are_equal(rule: str, as_bound, expected: float):
     with clamp_rule(rule):
         _, grad = _gradients("clamp", _leaf([0.0, 0.5, 1.0]), as_bound(0.5), as_bound(0.5))

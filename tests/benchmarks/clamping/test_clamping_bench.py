@@ -29,9 +29,8 @@ from fastadv import textbook
 PAGE = Path(__file__).parents[3] / "docs" / "pytorch-versions.md"
 KEPT = {
     "old": dict.fromkeys(FORMS, 1.0) | {"hardtanh": 0.0, "min(max)": 0.5},
-    "new": dict.fromkeys(FORMS, 0.0)
-    | {BARE: 1.0, "clamp, tensors": 0.5, "min(max)": 0.5},
-}  # fmt: skip
+    "new": dict.fromkeys(FORMS, 0.0) | {BARE: 1.0, "clamp, tensors": 0.5, "min(max)": 0.5},
+}
 
 
 @pytest.fixture(scope="module")
@@ -151,17 +150,32 @@ def test_all_libraries_take_one_step_size_and_start(problem):
 
 def _row(row, rule, date, provider=MENDED, *, torch_version="2.13.0", clamp=(5, 0), warned=0):
     where = replace(
-        row.environment, date=date, versions={"fastadv": "0", "torch": torch_version,
-        "clamp rule": rule},
-    )  # fmt: skip
-    extra = {f"{BARE}: robust": 5, f"{BARE}: seconds": 1, f"{BARE}: forwards": 10,
-             f"{BARE}: backwards": 10, "clamp: robust": clamp[0], "clamp: missed": clamp[1],
-             "clamp: beyond": 0, "clamp: kept": 1, "clamp: warned": warned, "clamp: seconds": 2,
-             "clamp: forwards": 20, "clamp: backwards": 11}  # fmt: skip
+        row.environment,
+        date=date,
+        versions={"fastadv": "0", "torch": torch_version, "clamp rule": rule},
+    )
+    extra = {
+        f"{BARE}: robust": 5,
+        f"{BARE}: seconds": 1,
+        f"{BARE}: forwards": 10,
+        f"{BARE}: backwards": 10,
+        "clamp: robust": clamp[0],
+        "clamp: missed": clamp[1],
+        "clamp: beyond": 0,
+        "clamp: kept": 1,
+        "clamp: warned": warned,
+        "clamp: seconds": 2,
+        "clamp: forwards": 20,
+        "clamp: backwards": 11,
+    }
     return replace(
-        row, suite="clamping", case="FGSM digits_net", provider=provider, environment=where,
+        row,
+        suite="clamping",
+        case="FGSM digits_net",
+        provider=provider,
+        environment=where,
         extra=extra,
-    )  # fmt: skip
+    )
 
 
 def test_tables_take_the_newest_row_of_each_rule_and_torch(row):
@@ -182,12 +196,21 @@ def test_tables_take_the_newest_row_of_each_rule_and_torch(row):
 
 def test_the_table_of_forms_says_the_cost_and_how_rules_agree(row):
     rows = [
-        _row(row, rule, "2026-01-01T00:00:00+00:00", name, torch_version=version, clamp=clamp,
-             warned=name == MENDED)
+        _row(
+            row,
+            rule,
+            "2026-01-01T00:00:00+00:00",
+            name,
+            torch_version=version,
+            clamp=clamp,
+            warned=name == MENDED,
+        )
         for name in (MENDED, UNMENDED)
         for rule, version, clamp in (
-            ("new (in place of torch's)", "2.13.0", (5, 0)), ("new", "2.14.1", (6, 1)))
-    ]  # fmt: skip
+            ("new (in place of torch's)", "2.13.0", (5, 0)),
+            ("new", "2.14.1", (6, 1)),
+        )
+    ]
     text = clamping_tables.forms(rows)
     assert "| digits_net | clamp | new | 1 | 1 of 1 | 1 (1) |" in text
     assert "forwards 2.00x (2.00x to 2.00x), backwards 1.10x (1.10x to 1.10x)" in text

@@ -92,15 +92,25 @@ def _run(problem: Problem, environment, *names: str) -> tuple[list[schema.Row], 
 
 def test_a_run_from_the_command_line_ends_in_rows_and_a_table(tmp_path, models, capsys):
     results = tmp_path / "results"
-    execution.main([
-        "--models", str(models), "--only", "mnist_kw_0.1", "--samples", "4", "--rounds", "2",
-        f"--results={results}",
-    ])  # fmt: skip
+    execution.main(
+        [
+            "--models",
+            str(models),
+            "--only",
+            "mnist_kw_0.1",
+            "--samples",
+            "4",
+            "--rounds",
+            "2",
+            f"--results={results}",
+        ]
+    )
     rows = schema.read_rows("execution", results)
     assert [(row.case, row.provider) for row in rows] == [
-        (f"{attack} mnist_kw_0.1", name) for attack in ("PGD-20", "APGD-CE-50")
+        (f"{attack} mnist_kw_0.1", name)
+        for attack in ("PGD-20", "APGD-CE-50")
         for name in EXECUTIONS
-    ]  # fmt: skip
+    ]
     for row in rows:
         assert (row.baseline, row.n, row.rounds, row.dtype) == (EXACT, 4, 2, "float32")
         assert (row.equality.error, row.equality.tolerance) == (0, 1)
@@ -138,10 +148,19 @@ def test_a_search_that_differs_too_much_fails_the_run_and_the_others_keep_their_
 ):
     results = tmp_path / "results"
     with pytest.raises(SystemExit, match="2 searches have no row"):
-        execution.main([
-            "--models", str(models), "--only", "PGD-20 mnist_wong", "--samples", "4", "--rounds",
-            "1", f"--results={results}",
-        ])  # fmt: skip
+        execution.main(
+            [
+                "--models",
+                str(models),
+                "--only",
+                "PGD-20 mnist_wong",
+                "--samples",
+                "4",
+                "--rounds",
+                "1",
+                f"--results={results}",
+            ]
+        )
     rows = schema.read_rows("execution", results)
     assert [row.provider for row in rows] == [EXACT, "channels_last"]
     # eps 0.3 reaches the next class from both ends; the blind search has its random start alone
@@ -265,13 +284,19 @@ def test_a_success_that_is_none_on_the_fp32_model_is_refused(moved):
 
 
 def test_the_summary_counts_what_has_no_row_too(row, with_changes):
-    extra = {"missed": 0, "beyond": 0, "denied": 0, "forwards": 9, "backwards": 8,
-             "preparation": 0.1, "model_share": 0.5, "share_of_limit": 0.4}  # fmt: skip
+    extra = {
+        "missed": 0,
+        "beyond": 0,
+        "denied": 0,
+        "forwards": 9,
+        "backwards": 8,
+        "preparation": 0.1,
+        "model_share": 0.5,
+        "share_of_limit": 0.4,
+    }
     base = dict(suite="execution", baseline=EXACT, ratio=1.0)
     exact = with_changes(provider=EXACT, case="PGD-20 a", extra=extra, **base)
-    fast = replace(
-        exact, provider="bf16", ratio=2.0, extra=extra | {"missed": 1, "denied": 3}
-    )  # fmt: skip
+    fast = replace(exact, provider="bf16", ratio=2.0, extra=extra | {"missed": 1, "denied": 3})
     off = extra | {"bf16: no row": 1, "bf16: missed": 2, "bf16: beyond": 5}
     failed = extra | {"bf16: no row": 1}
     rows = [exact, fast, replace(exact, case="PGD-20 b", extra=off)]

@@ -69,12 +69,18 @@ def of_op(made):
     def make(case, shape, times, dtype="float32", percent=85.0, moved=10**8):
         return [
             made(
-                provider, time, suite="gpu_ops", case=case, shape=shape, dtype=dtype,
-                baseline=EAGER, ratio=times[EAGER] / time,
+                provider,
+                time,
+                suite="gpu_ops",
+                case=case,
+                shape=shape,
+                dtype=dtype,
+                baseline=EAGER,
+                ratio=times[EAGER] / time,
                 bandwidth=schema.Bandwidth(moved, 4000.0, percent),
             )
             for provider, time in times.items()
-        ]  # fmt: skip
+        ]
 
     return make
 
@@ -90,10 +96,31 @@ def test_nothing_is_measured_without_rows():
 def test_every_bar_has_its_goal():
     goals = {line[0]: line[2] for line in gpu_bars.judged([], {}) if line[1] == "issue 6"}
     assert list(goals.values()) == [
-        ">= 90 %", ">= 4 x", ">= 0.97 x", ">= 80 %", ">= 4 x", ">= 0.97 x", "<= 15 us", "<= 15 us",
-        ">= 80 %", ">= 3 x", ">= 20 x", ">= 20 x", ">= 3 x", ">= 1.8 x", "<= 3 %", ">= 5 x", "<= 1",
-        "<= 0", ">= 5 x", ">= 1.8 x", "<= 20 s", "<= 3 s", "<= 0", "<= 0",
-    ]  # fmt: skip
+        ">= 90 %",
+        ">= 4 x",
+        ">= 0.97 x",
+        ">= 80 %",
+        ">= 4 x",
+        ">= 0.97 x",
+        "<= 15 us",
+        "<= 15 us",
+        ">= 80 %",
+        ">= 3 x",
+        ">= 20 x",
+        ">= 20 x",
+        ">= 3 x",
+        ">= 1.8 x",
+        "<= 3 %",
+        ">= 5 x",
+        "<= 1",
+        "<= 0",
+        ">= 5 x",
+        ">= 1.8 x",
+        "<= 20 s",
+        "<= 3 s",
+        "<= 0",
+        "<= 0",
+    ]
 
 
 def test_the_names_in_bars_are_those_that_sections_write():
@@ -120,9 +147,11 @@ def test_ops_are_compared_at_the_shape_and_dtype_that_are_named(of_op):
     slow = {OURS: 9.0, EAGER: 10.0, COMPILED: 1.0}
     rows = of_op("linf_step_", LARGE, {OURS: 2.0, EAGER: 10.0, COMPILED: 1.9}, percent=91.0)
     for others in (
-        of_op("linf_step_", SMALL, slow), of_op("linf_step_", LARGE, slow, dtype="bfloat16"),
-        of_op("linf_step_ (momentum)", LARGE, slow), of_op("fab_step_ (linf)", LARGE, slow),
-    ):  # fmt: skip
+        of_op("linf_step_", SMALL, slow),
+        of_op("linf_step_", LARGE, slow, dtype="bfloat16"),
+        of_op("linf_step_ (momentum)", LARGE, slow),
+        of_op("fab_step_ (linf)", LARGE, slow),
+    ):
         rows += others
     where = f"linf_step_ 256x3x224x224, {OURS}"
     assert verdicts(rows) == {
@@ -141,8 +170,10 @@ def test_the_worst_head_decides(of_op):
     found = verdicts(rows)
     assert found["loss heads, of copy bandwidth"][::2] == ("79 %", "NOT MET")
     assert found["loss heads over the eager chain"] == (
-        "3 x", f"loss_head_ (dlr) 4096x1000, {OURS}", "NOT MET"
-    )  # fmt: skip
+        "3 x",
+        f"loss_head_ (dlr) 4096x1000, {OURS}",
+        "NOT MET",
+    )
     assert found["loss heads over torch.compile"][::2] == ("1 x", "met")
     assert len(found) == 3
 
@@ -164,8 +195,10 @@ def test_the_projection_is_compared_with_the_authors_and_each_size_of_images_apa
     found = verdicts(rows)
     assert found["L1 projection over the authors', 3x224x224"][::2] == ("25 x", "met")
     assert found["L1 projection over the authors', 3x32x32"] == (
-        "19 x", f"project_l1 128x3x32x32, {OURS}", "NOT MET"
-    )  # fmt: skip
+        "19 x",
+        f"project_l1 128x3x32x32, {OURS}",
+        "NOT MET",
+    )
     without = [row for row in rows if row.provider != AUTHORS]
     assert verdicts(without) == {}
 
@@ -174,9 +207,11 @@ def test_the_hosts_time_is_of_each_op(made):
     rows = [
         made(provider, us, suite="gpu_ops", case=f"{op}, host time", unit="us")
         for op, provider, us in (
-            ("linf_step_", OURS, 14.0), ("loss_head_ (ce)", OURS, 16.0), ("linf_step_", EAGER, 99.0)
+            ("linf_step_", OURS, 14.0),
+            ("loss_head_ (ce)", OURS, 16.0),
+            ("linf_step_", EAGER, 99.0),
         )
-    ]  # fmt: skip
+    ]
     assert verdicts(rows) == {
         "host time of linf_step_": ("14 us", OURS, "met"),
         "host time of the cross-entropy head": ("16 us", OURS, "NOT MET"),
@@ -186,10 +221,13 @@ def test_the_hosts_time_is_of_each_op(made):
 def test_pgd_is_the_best_of_its_kind_and_its_overhead_the_worst(made):
     names = [variant.name for variant in gpu_attack_providers.VARIANTS]
     ratios = {
-        "fastadv fp32, all steps": 1.5, "fastadv fp32 graph, all steps": 1.9,
-        "fastadv fp32 graph": 7.0, "fastadv bf16": 2.0, "fastadv bf16 graph channels_last": 3.4,
+        "fastadv fp32, all steps": 1.5,
+        "fastadv fp32 graph, all steps": 1.9,
+        "fastadv fp32 graph": 7.0,
+        "fastadv bf16": 2.0,
+        "fastadv bf16 graph channels_last": 3.4,
         "fastadv bf16 graph channels_last, all steps": 8.0,
-    }  # fmt: skip
+    }
     assert set(ratios) <= set(names)
     over = {name: {"over_bare_percent": 2.0} for name in ratios if "all steps" in name}
     over["fastadv fp32, all steps"] = {"over_bare_percent": 60.0}
@@ -218,23 +256,39 @@ def test_pgd_is_the_best_of_its_kind_and_its_overhead_the_worst(made):
 def autoattack(made):
     def make(provider, ratio, missed, beyond, *, n=1000, attack="AutoAttack, standard"):
         robustness = schema.Robustness(
-            attack, "linf", 8 / 255, 16 / 255, Budget().steps, 1, 0, n,
-            "preact_resnet18, 900 batches of Fast-AT", "CIFAR-10, held out", 0.8, 0.4,
-        )  # fmt: skip
+            attack,
+            "linf",
+            8 / 255,
+            16 / 255,
+            Budget().steps,
+            1,
+            0,
+            n,
+            "preact_resnet18, 900 batches of Fast-AT",
+            "CIFAR-10, held out",
+            0.8,
+            0.4,
+        )
         return made(
-            provider, suite=gpu_autoattack.SUITE, case="AutoAttack x", n=n, ratio=ratio,
-            baseline=AUTHORS, robustness=robustness,
+            provider,
+            suite=gpu_autoattack.SUITE,
+            case="AutoAttack x",
+            n=n,
+            ratio=ratio,
+            baseline=AUTHORS,
+            robustness=robustness,
             extra={"missed": float(missed), "beyond": float(beyond)},
-        )  # fmt: skip
+        )
 
     return make
 
 
 def test_autoattack_counts_as_the_standard_version_on_a_thousand_images(autoattack):
     rows = [
-        autoattack(AUTHORS, 1.0, 0, 0), autoattack("fastadv fp32", 3.0, 2, 2),
+        autoattack(AUTHORS, 1.0, 0, 0),
+        autoattack("fastadv fp32", 3.0, 2, 2),
         autoattack("fastadv fp32 graph", 5.5, 1, 5),
-    ]  # fmt: skip
+    ]
     found = {name: line[::2] for name, line in verdicts(rows).items()}
     assert found == {
         "AutoAttack, 1,000 images, over the authors'": ("5.5 x", "met"),
@@ -251,10 +305,16 @@ def test_autoattack_counts_as_the_standard_version_on_a_thousand_images(autoatta
 
 def test_kernels_and_synchronisations_are_judged_for_graphs_and_eager_steps_apart(made):
     rows = [
-        made(f"fastadv{kind}", kernels, suite=gpu_steps.SUITE, case="PGD step", unit="kernels",
-             extra={"synchronisations": waits})
+        made(
+            f"fastadv{kind}",
+            kernels,
+            suite=gpu_steps.SUITE,
+            case="PGD step",
+            unit="kernels",
+            extra={"synchronisations": waits},
+        )
         for kind, kernels, waits in (("", 3.0, 0.0), (" graph", 2.0, 0.05))
-    ]  # fmt: skip
+    ]
     rows.append(made("torchattacks", 9.0, suite=gpu_steps.SUITE, case="PGD step"))
     assert verdicts(rows) == {
         "synchronisations of a captured step": ("0.05", "PGD step, fastadv graph", "NOT MET"),
@@ -266,10 +326,16 @@ def test_kernels_and_synchronisations_are_judged_for_graphs_and_eager_steps_apar
 def test_an_epoch_is_compared_with_both_loops(made):
     times = {gpu_bars.ON_DEVICE: 10.0, gpu_bars.CPU_LOADER: 24.0, gpu_training.GRAPHED: 5.0}
     rows = [
-        made(name, ms, suite=gpu_training.SUITE, case=gpu_epochs.CASE, ratio=10.0 / ms,
-             baseline=gpu_bars.ON_DEVICE)
+        made(
+            name,
+            ms,
+            suite=gpu_training.SUITE,
+            case=gpu_epochs.CASE,
+            ratio=10.0 / ms,
+            baseline=gpu_bars.ON_DEVICE,
+        )
         for name, ms in times.items()
-    ]  # fmt: skip
+    ]
     found = {name: line[::2] for name, line in verdicts(rows).items()}
     assert found == {
         "Fast-AT epoch over a CPU loader": ("4.8 x", "NOT MET"),
@@ -284,12 +350,18 @@ def run_of(made):
     def make(data, seconds, robust, *, seeds, samples=10_000, date="2026-01-02T00:00:00+00:00"):
         eps = speedrun.PLANS[data].eps
         row = made(
-            "fastadv", seconds, suite=speedrun.SUITE, case=f"{data}, x", unit="s",
-            extra={"seeds": float(seeds), "worst": robust}, baseline="fastadv", ratio=1.0,
+            "fastadv",
+            seconds,
+            suite=speedrun.SUITE,
+            case=f"{data}, x",
+            unit="s",
+            extra={"seeds": float(seeds), "worst": robust},
+            baseline="fastadv",
+            ratio=1.0,
             robustness=schema.Robustness(
                 "PGD", "linf", eps, 0.01, 50, 10, 0, samples, "net", data, 0.99, robust
             ),
-        )  # fmt: skip
+        )
         return dataclasses.replace(row, environment=dataclasses.replace(row.environment, date=date))
 
     return make
@@ -304,18 +376,20 @@ def test_a_speed_run_counts_if_it_is_as_robust_as_asked_over_enough_seeds(run_of
         "MNIST speed-run to 87 % (10 seeds)": ("inf s", "mnist, x, 86.00 %, 10 seeds", "NOT MET"),
     }
     few = [
-        run_of("cifar10", 1.0, 0.5, seeds=4), run_of("mnist", 1.0, 0.9, seeds=9),
+        run_of("cifar10", 1.0, 0.5, seeds=4),
+        run_of("mnist", 1.0, 0.9, seeds=9),
         run_of("mnist", 1.0, 0.9, seeds=10, samples=1000),
-    ]  # fmt: skip
+    ]
     assert verdicts(few) == {}
 
 
 def test_the_newest_speed_run_of_each_kind_is_in_the_table(run_of, tmp_path, capsys):
     later = "2026-02-02T00:00:00+00:00"
     rows = [
-        run_of("cifar10", 30.0, 0.46, seeds=5), run_of("cifar10", 18.0, 0.46, seeds=5, date=later),
+        run_of("cifar10", 30.0, 0.46, seeds=5),
+        run_of("cifar10", 18.0, 0.46, seeds=5, date=later),
         run_of("mnist", 2.5, 0.88, seeds=10),
-    ]  # fmt: skip
+    ]
     schema.append_rows(rows, tmp_path / "results")
     gpu.main(["--only", "table", "--out", str(tmp_path)])
     out = capsys.readouterr().out

@@ -91,12 +91,15 @@ def test_a_section_that_breaks_does_not_stop_the_next(tmp_path, monkeypatch, cap
     assert "tests: FAILED: OSError: no such tool" in out and "sanitizer: ran" in out
 
 
-@pytest.mark.parametrize("statuses, runs, said", [
-    ([70, 70, 0], 3, "done, 3 processes: the device was lost"),
-    ([-11, 1], 2, "exit status 1, see errors.txt, 2 processes: the device was lost"),
-    ([None], 1, "stopped at the time limit"),
-    ([70, 70, 70, 0], 3, "exit status 70"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "statuses, runs, said",
+    [
+        ([70, 70, 0], 3, "done, 3 processes: the device was lost"),
+        ([-11, 1], 2, "exit status 1, see errors.txt, 2 processes: the device was lost"),
+        ([None], 1, "stopped at the time limit"),
+        ([70, 70, 70, 0], 3, "exit status 70"),
+    ],
+)
 def test_a_section_that_lost_the_device_goes_on_behind_the_case(
     tmp_path, monkeypatch, capsys, statuses, runs, said
 ):

@@ -40,9 +40,14 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def session(environment, tmp_path):
     plan = gpu_session.Plan(
-        section="ops", device="cpu", tiny=True, seconds=60, out=str(tmp_path),
-        begun=str(tmp_path / "begun"), environment=dataclasses.asdict(environment),
-    )  # fmt: skip
+        section="ops",
+        device="cpu",
+        tiny=True,
+        seconds=60,
+        out=str(tmp_path),
+        begun=str(tmp_path / "begun"),
+        environment=dataclasses.asdict(environment),
+    )
     return gpu_session.Session(plan)
 
 
@@ -79,10 +84,14 @@ def test_a_claim_outside_the_ball_is_no_success(problem):
     assert gpu_attack_providers._robust(settings, problem, far) == "1111"
 
 
-@pytest.mark.parametrize("few, restarts, bare", [
-    (False, 1, {"bare passes fp32", "bare passes bf16"}), (True, 1, {"bare passes bf16"}),
-    (False, 2, set()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "few, restarts, bare",
+    [
+        (False, 1, {"bare passes fp32", "bare passes bf16"}),
+        (True, 1, {"bare passes bf16"}),
+        (False, 2, set()),
+    ],
+)
 def test_a_gpu_gets_bare_passes_where_every_step_is_made(problem, few, restarts, bare):
     settings = gpu_attack_providers.Settings("pgd", "linf", 0.1, 0.02, 2, restarts)
     failed = []
@@ -128,10 +137,14 @@ def test_the_authors_projection_is_timed_beside_ours(session, monkeypatch):
     assert AUTHORS not in {row.provider for row in session.rows}
 
 
-@pytest.mark.parametrize("seconds, n, budget", [
-    ({1000: 44.0}, 1000, Budget()), ({1000: 46.0, 128: 44.0}, 128, Budget()),
-    ({1000: 99.0, 128: 99.0}, 128, Budget(10, 100, 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "seconds, n, budget",
+    [
+        ({1000: 44.0}, 1000, Budget()),
+        ({1000: 46.0, 128: 44.0}, 128, Budget()),
+        ({1000: 99.0, 128: 99.0}, 128, Budget(10, 100, 1)),
+    ],
+)
 def test_as_many_images_are_attacked_as_the_time_suffices_for(
     session, problem, monkeypatch, seconds, n, budget
 ):
@@ -147,9 +160,10 @@ def test_every_loader_gives_each_image_once_an_epoch(session):
     images = torch.arange(24, dtype=torch.uint8)[:, None, None, None].expand(24, 3, 4, 4)
     data = gpu_epochs.Images(images.contiguous(), torch.arange(24))
     for batches in (
-        gpu_epochs._on_device(data, 4, CPU), gpu_epochs._from_host(data, 4, session),
+        gpu_epochs._on_device(data, 4, CPU),
+        gpu_epochs._from_host(data, 4, session),
         gpu_epochs._by_device_loader(data, 4, CPU),
-    ):  # fmt: skip
+    ):
         for _ in range(2):
             epoch = [next(batches) for _ in range(6)]
             x, y = (torch.cat(parts) for parts in zip(*epoch, strict=True))

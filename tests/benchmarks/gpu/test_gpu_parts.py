@@ -45,9 +45,14 @@ class Clock:
 @pytest.fixture
 def session(environment, tmp_path):
     plan = gpu_session.Plan(
-        section="ops", device="cpu", tiny=True, seconds=60, out=str(tmp_path),
-        begun=str(tmp_path / "begun"), environment=dataclasses.asdict(environment),
-    )  # fmt: skip
+        section="ops",
+        device="cpu",
+        tiny=True,
+        seconds=60,
+        out=str(tmp_path),
+        begun=str(tmp_path / "begun"),
+        environment=dataclasses.asdict(environment),
+    )
     return gpu_session.Session(plan)
 
 
@@ -87,9 +92,12 @@ def test_a_process_that_ignores_the_interrupt_is_killed(tmp_path, monkeypatch):
 def test_a_section_that_dies_gives_its_status_and_variables_are_set(tmp_path):
     code = "import os, sys; print(os.environ['A'], os.environ.get('HOME')); sys.exit(70)"
     status = gpu_process.run(
-        [sys.executable, "-c", code], seconds=20, log=tmp_path / "log", show=False,
+        [sys.executable, "-c", code],
+        seconds=20,
+        log=tmp_path / "log",
+        show=False,
         variables={"A": "1", "HOME": None},
-    )  # fmt: skip
+    )
     assert status == gpu_session.DEVICE_LOST
     assert (tmp_path / "log").read_text() == "1 None\n"
 
@@ -174,8 +182,13 @@ def test_time_over_bare_passes_is_of_the_same_precision(with_changes):
         return with_changes(provider=provider, q20=q50, q50=q50, q80=q50)
 
     fast, slow = "fastadv bf16 graph channels_last, all steps", "fastadv fp32, all steps"
-    rows = [row("bare passes fp32", 10.0), row("bare passes bf16", 4.0), row(slow, 15.0),
-            row(fast, 5.0), row("fastadv fp32", 7.0)]  # fmt: skip
+    rows = [
+        row("bare passes fp32", 10.0),
+        row("bare passes bf16", 4.0),
+        row(slow, 15.0),
+        row(fast, 5.0),
+        row("fastadv fp32", 7.0),
+    ]
     told = {r.provider: r.extra for r in gpu_attacks.with_overheads(rows)}
     assert told[slow] == {"over_bare_percent": 50.0} and told[fast] == {"over_bare_percent": 25.0}
     assert told["fastadv fp32"] == {}

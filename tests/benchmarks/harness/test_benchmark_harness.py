@@ -4,9 +4,15 @@ import torch
 from benchmarks.harness import harness, schema
 
 _CASE = harness.Case(
-    suite="attacks", name="sum", shape=(2,), dtype="float32", n=2, timed="the call",
-    not_timed="nothing", baseline="a",
-)  # fmt: skip
+    suite="attacks",
+    name="sum",
+    shape=(2,),
+    dtype="float32",
+    n=2,
+    timed="the call",
+    not_timed="nothing",
+    baseline="a",
+)
 
 
 def _equal(name: str, output: torch.Tensor) -> schema.Equality:

@@ -25,9 +25,16 @@ def _case(problem: networks.Problem, **changes) -> attacks.AttackCase:
 
 def test_the_attack_suite_writes_rows_for_every_library_there_is(tmp_path):
     attacks.main(
-        ["--cases", "PGD-10 BatchNormNet", "--samples", "4", "--rounds", "1",
-         f"--results={tmp_path}"]
-    )  # fmt: skip
+        [
+            "--cases",
+            "PGD-10 BatchNormNet",
+            "--samples",
+            "4",
+            "--rounds",
+            "1",
+            f"--results={tmp_path}",
+        ]
+    )
     rows = schema.read_rows("attacks", tmp_path)
     providers = {row.provider for row in rows}
     assert {"fastadv, last iterate", "fastadv, first success", "textbook"} <= providers
@@ -71,11 +78,9 @@ def test_first_success_keeps_the_first_iterate_that_fools(problem):
     last = reference.pgd_first_success(problem.model, problem.x, problem.y, steps=8, **settings)
     fooled = networks.accuracy(problem, last)
     steps = [
-        reference.pgd(
-            problem.model, problem.x, problem.y, steps=k, random_start=False, **settings
-        )
+        reference.pgd(problem.model, problem.x, problem.y, steps=k, random_start=False, **settings)
         for k in range(1, 9)
-    ]  # fmt: skip
+    ]
     for i in range(len(problem.x)):
         hits = [s[i] for s in steps if problem.model(s[i : i + 1]).argmax() != problem.y[i]]
         assert torch.equal(last[i], hits[0] if hits else steps[-1][i])
@@ -83,9 +88,7 @@ def test_first_success_keeps_the_first_iterate_that_fools(problem):
 
 
 def test_the_op_suite_writes_rows_with_a_share_of_the_copy_bandwidth(tmp_path):
-    ops.main(
-        ["--batch", "2", "--rounds", "2", "--copied", "100000", f"--results={tmp_path}"]
-    )  # fmt: skip
+    ops.main(["--batch", "2", "--rounds", "2", "--copied", "100000", f"--results={tmp_path}"])
     rows = schema.read_rows("ops", tmp_path)
     assert len({row.case for row in rows}) == 6
     assert all(row.bandwidth is not None for row in rows)
@@ -102,9 +105,11 @@ def test_the_counting_suite_writes_rows(tmp_path, monkeypatch):
 
 def test_the_environment_names_no_host_and_no_folder(tmp_path):
     found = environment.describe(
-        ["no-such-package"], device=torch.device("cpu"), module="benchmarks.x",
+        ["no-such-package"],
+        device=torch.device("cpu"),
+        module="benchmarks.x",
         arguments=["--data", "/srv/secret/mnist", f"--results={tmp_path}"],
-    )  # fmt: skip
+    )
     assert found.command == f"python -m benchmarks.x --data mnist --results={tmp_path.name}"
     assert found.device == schema.normalise_device(environment.device_model(torch.device("cpu")))
     assert "no-such-package" not in found.versions

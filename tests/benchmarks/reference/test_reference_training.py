@@ -40,27 +40,45 @@ pytestmark = pytest.mark.usefixtures("clamp_rule_in_force")
 def test_fast_trains_on_one_step_from_the_noise(clamp_start, x_adv):
     model = linear()
     loss = fast_step(
-        model, sgd(model), row(0.5, 0.05), LABEL, eps=0.2, step_size=0.08,
-        noise=row(0.04, -0.1), clamp_start=clamp_start,
-    )  # fmt: skip
+        model,
+        sgd(model),
+        row(0.5, 0.05),
+        LABEL,
+        eps=0.2,
+        step_size=0.08,
+        noise=row(0.04, -0.1),
+        clamp_start=clamp_start,
+    )
     assert_trained_on(model, loss, x_adv)
 
 
 def test_fast_stays_in_the_eps_box_and_in_the_image():
     model = linear()
     loss = fast_step(
-        model, sgd(model), row(0.5, 0.9), LABEL, eps=0.2, step_size=0.25,
-        noise=row(-0.1, 0.15), clamp_start=False,
-    )  # fmt: skip
+        model,
+        sgd(model),
+        row(0.5, 0.9),
+        LABEL,
+        eps=0.2,
+        step_size=0.25,
+        noise=row(-0.1, 0.15),
+        clamp_start=False,
+    )
     assert_trained_on(model, loss, row(0.3, 1.0))  # -0.35 cut to eps, then 0.9 + 0.2 to 1
 
 
 def test_pgd_trains_on_the_sum_of_its_steps_from_the_clamped_noise():
     model = linear()
     loss = pgd_step(
-        model, sgd(model), row(0.5, 0.05), LABEL, eps=0.2, step_size=0.03, steps=3,
+        model,
+        sgd(model),
+        row(0.5, 0.05),
+        LABEL,
+        eps=0.2,
+        step_size=0.03,
+        steps=3,
         noise=row(0.1, -0.1),
-    )  # fmt: skip
+    )
     assert_trained_on(model, loss, row(0.5 + 0.1 - 0.09, 0.0 + 0.09))
 
 

@@ -29,9 +29,16 @@ def test_trades_trains_both_sides_of_the_divergence():
     noise = torch.cat([row(0.01, 0.0), row(0.0, 0.01)])
     x_adv = torch.cat([row(0.5 + 0.01 + 0.1, 0.5 - 0.1), row(0.6 - 0.1, 0.3 + 0.01 + 0.1)])
     loss = trades_step(
-        model, sgd(model), x, torch.tensor([0, 0]), eps=0.2, step_size=0.05, steps=2, beta=beta,
+        model,
+        sgd(model),
+        x,
+        torch.tensor([0, 0]),
+        eps=0.2,
+        step_size=0.05,
+        steps=2,
+        beta=beta,
         noise=noise,
-    )  # fmt: skip
+    )
     m, m_adv = margin(x), margin(x_adv)
     p, q = torch.sigmoid(m), torch.sigmoid(m_adv)
     divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
@@ -46,9 +53,16 @@ def test_trades_trains_both_sides_of_the_divergence():
 def test_mart_weighs_the_divergence_by_the_doubt_in_the_label():
     model, beta = linear(), 5.0
     loss = mart_step(
-        model, sgd(model), row(0.5, 0.3), LABEL, eps=0.2, step_size=0.05, steps=2, beta=beta,
+        model,
+        sgd(model),
+        row(0.5, 0.3),
+        LABEL,
+        eps=0.2,
+        step_size=0.05,
+        steps=2,
+        beta=beta,
         noise=row(0.01, 0.0),
-    )  # fmt: skip
+    )
     p = torch.sigmoid(margin(row(0.5, 0.3)))
     q = torch.sigmoid(margin(row(0.5 + 0.01 - 0.1, 0.3 + 0.1)))
     divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
@@ -62,9 +76,16 @@ def test_mart_pushes_down_the_strongest_other_class():
         model.weight.zero_()
         model.bias.copy_(torch.tensor([0.5, 0.3, 0.2]).log())
     loss = mart_step(
-        model, sgd(model), row(0.5, 0.5).expand(3, 2), torch.tensor([0, 1, 2]), eps=0.1,
-        step_size=0.1, steps=1, beta=5.0, noise=torch.zeros(3, 2, dtype=torch.float64),
-    )  # fmt: skip
+        model,
+        sgd(model),
+        row(0.5, 0.5).expand(3, 2),
+        torch.tensor([0, 1, 2]),
+        eps=0.1,
+        step_size=0.1,
+        steps=1,
+        beta=5.0,
+        noise=torch.zeros(3, 2, dtype=torch.float64),
+    )
     pairs = ((0.5, 0.3), (0.3, 0.5), (0.2, 0.5))  # of the label, of its strongest rival
     expected = sum(-math.log(own) - math.log(1.0001 - rival) for own, rival in pairs) / 3
     assert loss.item() == pytest.approx(expected, rel=1e-6)  # the bias is rounded to float32
@@ -76,9 +97,17 @@ def test_yopo_adds_a_second_gradient_of_the_first_layer_at_the_perturbed_input()
     model = nn.Sequential(first, head)
     x, noise = row(0.5, 0.95), row(0.02, -0.01)
     loss = yopo_step(
-        model, sgd(model), x, LABEL, first_layer=first, eps=0.2, step_size=0.03, outer=1, inner=2,
+        model,
+        sgd(model),
+        x,
+        LABEL,
+        first_layer=first,
+        eps=0.2,
+        step_size=0.03,
+        outer=1,
+        inner=2,
         noise=noise,
-    )  # fmt: skip
+    )
     h = (x + noise) @ u.T
     torch.testing.assert_close(loss, torch.log1p(torch.exp(-margin(h)))[0])
     # g = d loss / d h, along -(2, -3); U^T g is along (7, -7), so delta moves by (+, -), twice
@@ -97,9 +126,17 @@ def test_yopo_sums_the_full_passes_before_one_update():
     model = nn.Sequential(first, head)
     x = row(0.5, 0.98)
     loss = yopo_step(
-        model, sgd(model), x, LABEL, first_layer=first, eps=0.1, step_size=0.06, outer=2, inner=1,
+        model,
+        sgd(model),
+        x,
+        LABEL,
+        first_layer=first,
+        eps=0.1,
+        step_size=0.06,
+        outer=2,
+        inner=1,
         noise=row(0.06, 0.06),
-    )  # fmt: skip
+    )
     # The start is not clamped to the image, and the clamp before the first layer gives its second
     # pixel no gradient: it comes back to the border. The first would move to 0.62 without eps.
     passes = (row(0.56, 1.04) @ u.T, row(0.6, 1.0) @ u.T)
@@ -117,9 +154,17 @@ def test_yopo_moves_a_pixel_at_the_border_of_the_image_and_none_outside():
     starts = torch.cat([row(0.0, 1.0), row(-0.01, 1.0)])
     x = starts.clamp(0, 1)
     yopo_step(
-        model, sgd(model), x, LABEL.expand(2), first_layer=first, eps=0.1, step_size=0.06, outer=1,
-        inner=1, noise=starts - x,
-    )  # fmt: skip
+        model,
+        sgd(model),
+        x,
+        LABEL.expand(2),
+        first_layer=first,
+        eps=0.1,
+        step_size=0.06,
+        outer=1,
+        inner=1,
+        noise=starts - x,
+    )
     ends = torch.cat([row(0.06, 0.94), row(0.0, 0.94)])
     push = torch.sigmoid(-margin(starts @ u.T))[:, None] / 2
     g = -push * torch.tensor([2.0, -3.0], dtype=torch.float64)
@@ -135,8 +180,15 @@ def test_crafting_is_in_eval_mode_and_training_mode_is_left_behind(step, trainin
     net.register_forward_hook(lambda module, *_: modes.append(module.training))
     x = torch.full((2, 4), 0.5, dtype=torch.float64)
     step(
-        net, sgd(net), x, torch.tensor([0, 1]), eps=0.1, step_size=0.05, steps=2, beta=1.0,
+        net,
+        sgd(net),
+        x,
+        torch.tensor([0, 1]),
+        eps=0.1,
+        step_size=0.05,
+        steps=2,
+        beta=1.0,
         noise=torch.full_like(x, 0.01),
-    )  # fmt: skip
+    )
     crafting = 4 if step is trades_step else 2
     assert modes == [False] * crafting + [True] * (len(modes) - crafting) and net.training

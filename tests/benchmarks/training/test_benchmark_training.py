@@ -49,8 +49,12 @@ def test_a_run_ends_with_the_table_of_its_rows(run):
 def test_a_run_writes_one_row_a_provider_that_says_what_was_timed(run):
     rows, _, folder = run
     assert [row.provider for row in rows] == [
-        "fastadv", CHANNELS_LAST, PER_SAMPLE, BASELINE, f"{BASELINE}, channels_last",
-    ]  # fmt: skip
+        "fastadv",
+        CHANNELS_LAST,
+        PER_SAMPLE,
+        BASELINE,
+        f"{BASELINE}, channels_last",
+    ]
     for row in rows:
         assert row.case == "digits: Fast-AT" and row.baseline == BASELINE and row.unit == "s"
         assert row.shape == (64, 1, 8, 8) and row.n == 2 * 64 and row.rounds == 2

@@ -55,13 +55,16 @@ def test_the_learning_rate_is_a_triangle_that_ends_at_zero():
         run._set_rate(done)
         rates.append(run.optimizer.param_groups[0]["lr"])
     step = 0.2 / 3
-    assert rates == pytest.approx([step / 2, 1.5 * step, 2.5 * step, 2.5 * step, 1.5 * step,
-                                   step / 2])  # fmt: skip
+    assert rates == pytest.approx(
+        [step / 2, 1.5 * step, 2.5 * step, 2.5 * step, 1.5 * step, step / 2]
+    )
 
 
 def test_the_first_flag_is_the_epoch_of_the_first_bad_verdict():
-    rows = [{"event": "check", "batch": b, "verdict": v} for b, v in
-            ((50, "good"), (100, "suspect"), (125, "collapse"), (150, "good"))]  # fmt: skip
+    rows = [
+        {"event": "check", "batch": b, "verdict": v}
+        for b, v in ((50, "good"), (100, "suspect"), (125, "collapse"), (150, "good"))
+    ]
     rows.append({"event": "epoch", "batches": 100})
     assert mnist._first_flag(tuple(rows)) == 1.25
     assert mnist._first_flag(({"event": "epoch", "batches": 100},)) == -1.0

@@ -30,10 +30,13 @@ class MidAttack:
         wide = torch.float64
         x = torch.rand((6, *shape), generator=generator, dtype=wide)
         images = dict(
-            x_adv=near(x, 0.06), x_previous=near(x, 0.06), x_best=near(x, 0.06),
+            x_adv=near(x, 0.06),
+            x_previous=near(x, 0.06),
+            x_best=near(x, 0.06),
             grad_best=torch.randn(x.shape, generator=generator, dtype=wide),
-            grad=torch.randn(x.shape, generator=generator, dtype=wide), x=x,
-        )  # fmt: skip
+            grad=torch.randn(x.shape, generator=generator, dtype=wide),
+            x=x,
+        )
         # -0.0 and 0 among the gradients, and a NaN, which must count as 0
         images["grad"].view(6, -1)[:, ::5] = 0.0
         images["grad"][2].view(-1)[-1] = float("nan")
@@ -58,9 +61,12 @@ class MidAttack:
         """(positional, keyword) arguments of a step, on copies."""
         images = [t.clone(memory_format=torch.preserve_format) for t in self.images.values()]
         keywords = dict(
-            step_size=self.step_size, eps=self.eps, bounds=bounds, slots=self.slots,
+            step_size=self.step_size,
+            eps=self.eps,
+            bounds=bounds,
+            slots=self.slots,
             progress=self.progress,
-        )  # fmt: skip
+        )
         if hit:
             x_hit = self.x_hit.clone(memory_format=torch.preserve_format)
             keywords |= dict(correct=self.correct, x_hit=x_hit)
@@ -85,10 +91,16 @@ class MidAttack:
             first = self.slots[row, slots.STEP] == 1
             previous = z if first else state["x_previous"][row]
             moved = move(
-                z.to(wide), g.to(wide).nan_to_num(0.0), state["x"][row].to(wide),
-                previous.to(wide), self.step_size[row], self.eps[row], 1.0 if first else 0.75,
-                lo, hi,
-            )  # fmt: skip
+                z.to(wide),
+                g.to(wide).nan_to_num(0.0),
+                state["x"][row].to(wide),
+                previous.to(wide),
+                self.step_size[row],
+                self.eps[row],
+                1.0 if first else 0.75,
+                lo,
+                hi,
+            )
             state["x_adv"][row] = moved.to(z.dtype)
             state["x_previous"][row] = z
         return [state[k] for k in ("x_adv", "x_previous", "x_best", "grad_best")] + [x_hit]

@@ -73,9 +73,18 @@ def run(step, evaluate, x, start, eps, steps):
         state = slot_state(device, t.clamp(min=0).tolist(), here & (t < steps), improved.cpu())
         apgd_check_(progress, step_size, loss, best_loss, state, checkpoints)
         step(
-            x_adv, x_previous, x_best, grad_best, grad, x, step_size=step_size, eps=eps,
-            bounds=(0.0, 1.0), slots=state, progress=progress,
-        )  # fmt: skip
+            x_adv,
+            x_previous,
+            x_best,
+            grad_best,
+            grad,
+            x,
+            step_size=step_size,
+            eps=eps,
+            bounds=(0.0, 1.0),
+            slots=state,
+            progress=progress,
+        )
     assert torch.equal(x_adv[-1], idle) and progress[-1].isnan().all()
     return iterates, x_best, best_loss, step_size
 
@@ -168,10 +177,13 @@ def test_finished_rows_keep_their_progress(either_backend, device):
 def test_no_slots_are_no_work(either_backend, device):
     empty = torch.empty(0, device=device)
     apgd_check_(
-        torch.empty(0, 5, device=device), empty, empty, empty,
+        torch.empty(0, 5, device=device),
+        empty,
+        empty,
+        empty,
         torch.empty(0, slots.WIDTH, dtype=torch.int32, device=device),
         torch.zeros(2, dtype=torch.int32, device=device),
-    )  # fmt: skip
+    )
 
 
 def test_a_check_is_one_launch(count_launches, device):
@@ -198,9 +210,13 @@ def test_a_check_is_one_launch(count_launches, device):
 def test_bad_arguments_are_named(name, wrong, message):
     case, loss = MidAttack("cpu", 3), torch.zeros(6)
     arguments = dict(
-        progress=case.progress, step_size=case.step_size, loss=loss, best_loss=loss,
-        slots=case.slots, checkpoints=torch.zeros(3, dtype=torch.int32),
-    )  # fmt: skip
+        progress=case.progress,
+        step_size=case.step_size,
+        loss=loss,
+        best_loss=loss,
+        slots=case.slots,
+        checkpoints=torch.zeros(3, dtype=torch.int32),
+    )
     with pytest.raises(ValueError, match=message):
         apgd_check_(**(arguments | {name: wrong}))
 
@@ -209,6 +225,12 @@ def test_opcheck(either_backend, device):
     case = MidAttack(device, 3)
     checkpoints = torch.ones(11, dtype=torch.int32, device=device)
     arguments = (
-        case.progress, case.step_size, case.eps.clone(), case.eps, case.slots, checkpoints, 0.75
-    )  # fmt: skip
+        case.progress,
+        case.step_size,
+        case.eps.clone(),
+        case.eps,
+        case.slots,
+        checkpoints,
+        0.75,
+    )
     torch.library.opcheck(torch.ops.fastadv.apgd_check_.default, arguments)

@@ -138,9 +138,18 @@ def _run(evaluate, x, start, eps, plan, radius):
         on = active & (t + 1 < len(plan))
         slots = slot_state(device, [t] * batch, on, improved.cpu())
         apgd_l1_step_(
-            x_adv, x_best, grad_best, grad, x, eps=eps, bounds=(0.0, 1.0), best_loss=best_loss,
-            slots=slots, **tables, **state,
-        )  # fmt: skip
+            x_adv,
+            x_best,
+            grad_best,
+            grad,
+            x,
+            eps=eps,
+            bounds=(0.0, 1.0),
+            best_loss=best_loss,
+            slots=slots,
+            **tables,
+            **state,
+        )
     assert torch.equal(x_adv[-1], start[-1]) and x_best[-1].isnan().all()
     assert all(value[-1] == 7.0 for value in state.values())
     return iterates
@@ -193,14 +202,15 @@ def _arguments(device, shape=(2500,), dtype=torch.float32):
         for name, value in dict(step_size=0.3, sparsity=0.1, phase_eps=1.0, support=2500.0).items()
     }
     keywords = rows | dict(
-        eps=eps.to(compute), bounds=(0.0, 1.0),
+        eps=eps.to(compute),
+        bounds=(0.0, 1.0),
         best_loss=torch.ones(6, dtype=compute, device=device),
         slots=slot_state(device, [4, 0, 1, 2, 3, 1], [1, 1, 1, 1, 1, 0], [1, 0, 0, 0, 1, 1]),
         plan=torch.tensor([0, 1, 2, 3, 4], dtype=torch.int32, device=device),
         radius=torch.tensor([3.0, 2.0, 2.0, 1.0, 1.0], dtype=compute, device=device),
         correct=torch.tensor([True, False] * 3, device=device),
         x_hit=torch.full_like(x, float("nan")),
-    )  # fmt: skip
+    )
     return images, keywords
 
 
@@ -236,9 +246,13 @@ def test_every_entry_of_a_plan(either_backend, device):
     radius_of = torch.tensor([1.0, 3.0, 2.0, 2.0, 1.0], device=device) * eps[:5]
     assert torch.equal(k["phase_eps"][:5], radius_of)
     assert k["step_size"].tolist() == [
-        float(radius_of[0]), 0.30000001192092896, float(radius_of[2]), 0.0, float(radius_of[4]),
+        float(radius_of[0]),
         0.30000001192092896,
-    ]  # fmt: skip
+        float(radius_of[2]),
+        0.0,
+        float(radius_of[4]),
+        0.30000001192092896,
+    ]
     evaluated = (x_adv != x).sum(1).float()
     assert k["support"].tolist() == [2500.0, 2500.0, support[2], 2500.0, evaluated[4], 2500.0]
     shares = torch.stack([support[2], evaluated[4]]) / 2500 / 1.5
@@ -284,9 +298,19 @@ def test_two_launches(count_launches, device):
 def test_opcheck(either_backend, device):
     images, k = _arguments(device, (41,))
     arguments = (
-        *images, k["step_size"], k["sparsity"], k["phase_eps"], k["support"], k["eps"],
-        k["best_loss"], k["slots"], k["plan"], k["radius"], k["correct"], k["x_hit"],
-    )  # fmt: skip
+        *images,
+        k["step_size"],
+        k["sparsity"],
+        k["phase_eps"],
+        k["support"],
+        k["eps"],
+        k["best_loss"],
+        k["slots"],
+        k["plan"],
+        k["radius"],
+        k["correct"],
+        k["x_hit"],
+    )
     torch.library.opcheck(torch.ops.fastadv.apgd_l1_check_.default, arguments)
 
 
@@ -314,7 +338,10 @@ def test_empty_inputs(shape, either_backend, device):
     x, rows = torch.zeros(shape, device=device), torch.zeros(shape[0], device=device)
     names = ("step_size", "sparsity", "phase_eps", "support", "eps", "best_loss")
     apgd_l1_step_(
-        *[x.clone() for _ in range(5)], **{n: rows.clone() for n in names}, bounds=None,
+        *[x.clone() for _ in range(5)],
+        **{n: rows.clone() for n in names},
+        bounds=None,
         slots=torch.ones(shape[0], 5, dtype=torch.int32, device=device),
-        plan=torch.zeros(2, dtype=torch.int32, device=device), radius=torch.ones(2, device=device),
-    )  # fmt: skip
+        plan=torch.zeros(2, dtype=torch.int32, device=device),
+        radius=torch.ones(2, device=device),
+    )

@@ -19,9 +19,12 @@ def exact(case, bounds=(0.0, 1.0)):
     """The textbook on the same numbers in float64."""
     wide = MidAttack.__new__(MidAttack)
     wide.__dict__ = case.__dict__ | dict(
-        images={k: v.double() for k, v in case.images.items()}, x_hit=case.x_hit.double(),
-        progress=case.progress.double(), eps=case.eps.double(), step_size=case.step_size.double(),
-    )  # fmt: skip
+        images={k: v.double() for k, v in case.images.items()},
+        x_hit=case.x_hit.double(),
+        progress=case.progress.double(),
+        eps=case.eps.double(),
+        step_size=case.step_size.double(),
+    )
     return wide.expected(move_l2, bounds)
 
 
@@ -130,9 +133,13 @@ def test_empty_inputs(shape, either_backend, device):
     rows = torch.zeros(shape[0], device=device)
     slots = torch.ones(shape[0], 5, dtype=torch.int32, device=device)
     apgd_l2_step_(
-        *[x.clone() for _ in range(6)], step_size=rows, eps=rows, bounds=None, slots=slots,
+        *[x.clone() for _ in range(6)],
+        step_size=rows,
+        eps=rows,
+        bounds=None,
+        slots=slots,
         progress=torch.zeros(shape[0], 5, device=device),
-    )  # fmt: skip
+    )
 
 
 def test_one_launch(count_launches, device):
@@ -145,7 +152,14 @@ def test_one_launch(count_launches, device):
 def test_opcheck(either_backend, device):
     images, k = MidAttack(device, 9).arguments()
     arguments = (
-        *images, k["step_size"], k["eps"], 0.0, 1.0, k["slots"], k["progress"], k["correct"],
+        *images,
+        k["step_size"],
+        k["eps"],
+        0.0,
+        1.0,
+        k["slots"],
+        k["progress"],
+        k["correct"],
         k["x_hit"],
-    )  # fmt: skip
+    )
     torch.library.opcheck(torch.ops.fastadv.apgd_l2_step_.default, arguments)

@@ -17,8 +17,9 @@ def check(case, arguments, expected):
     before = grad.clone(), x.clone()
     assert apgd_linf_step_(*images, **keywords) is None
     got = [x_adv, x_previous, x_best, grad_best, keywords.get("x_hit")]
-    for name, a, b in zip(("x_adv", "x_previous", "x_best", "grad_best", "x_hit"), got, expected,
-                          strict=True):  # fmt: skip
+    for name, a, b in zip(
+        ("x_adv", "x_previous", "x_best", "grad_best", "x_hit"), got, expected, strict=True
+    ):
         if a is not None:
             torch.testing.assert_close(
                 a, b, rtol=0, atol=0, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
@@ -84,9 +85,16 @@ def test_opcheck(either_backend, device):
     case = MidAttack(device, 9)
     images, k = case.arguments()
     arguments = (
-        *images, k["step_size"], k["eps"], 0.0, 1.0, k["slots"], k["progress"], k["correct"],
+        *images,
+        k["step_size"],
+        k["eps"],
+        0.0,
+        1.0,
+        k["slots"],
+        k["progress"],
+        k["correct"],
         k["x_hit"],
-    )  # fmt: skip
+    )
     torch.library.opcheck(torch.ops.fastadv.apgd_linf_step_.default, arguments)
 
 

@@ -272,8 +272,10 @@ def test_one_launch_and_no_other_computation_a_call(count_launches, device):
         )
         augment._launch_augment(*full, 1.0, 5, 6)
     assert set(operators) <= {
-        "aten.empty.memory_format", "aten.empty_like.default", "aten.new_empty.default",
-    }  # fmt: skip
+        "aten.empty.memory_format",
+        "aten.empty_like.default",
+        "aten.new_empty.default",
+    }
 
 
 def test_opcheck(either_backend, device):
@@ -333,7 +335,7 @@ ZERO, ONES = torch.zeros(4, 3, 5, 7, dtype=torch.uint8), torch.ones(3)
         (dict(start_eps=0.1, bounds=(1.0, 0.0)), ValueError, "bounds must be .* lo < hi"),
     ],
     ids=str,
-)  # fmt: skip
+)
 @pytest.mark.parametrize("function", [augment_batch, augment_batch_reference])
 def test_wrong_arguments_are_errors(change, error, message, function):
     arguments = dict(images=ZERO, index=torch.arange(2))

@@ -36,13 +36,27 @@ def attack(x, labels, weight, bias, norm, steps):
         ratio = torch.full((len(x),), torch.inf, device=x.device)
         for candidate in range(len(weight)):
             fab_nearest_(
-                grad, difference, ratio, weight[candidate] - weight[labels],
-                logits[:, candidate] - logits[rows, labels], labels, candidate, norm=norm,
-            )  # fmt: skip
+                grad,
+                difference,
+                ratio,
+                weight[candidate] - weight[labels],
+                logits[:, candidate] - logits[rows, labels],
+                labels,
+                candidate,
+                norm=norm,
+            )
         fab_step_(
-            x_adv, closest, grad, x, difference=difference, prediction=logits.argmax(1), norm=norm,
-            steps=steps, stop_early=False, **state,
-        )  # fmt: skip
+            x_adv,
+            closest,
+            grad,
+            x,
+            difference=difference,
+            prediction=logits.argmax(1),
+            norm=norm,
+            steps=steps,
+            stop_early=False,
+            **state,
+        )
     return closest, state
 
 

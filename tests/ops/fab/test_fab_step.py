@@ -54,8 +54,10 @@ class State:
         self.pulled_back = torch.tensor(pulled, device=device)
         self.slots = torch.zeros(batch, columns.WIDTH, dtype=torch.int32, device=device)
         for column, values in (
-            (columns.STEP, step), (columns.SUCCESS_STEP, success), (columns.ACTIVE, active)
-        ):  # fmt: skip
+            (columns.STEP, step),
+            (columns.SUCCESS_STEP, success),
+            (columns.ACTIVE, active),
+        ):
             self.slots[:, column] = torch.tensor(values, dtype=torch.int32)
         self.eps = torch.where(torch.tensor(within), 1e3, 1e-3).to(device)
 
@@ -68,9 +70,16 @@ class State:
         images = ("x", "x_adv", "grad", "closest")
         named = {k: v for k, v in vars(self).items() if k not in images}
         fab_step_(
-            self.x_adv, self.closest, None if looks else self.grad, self.x, **named, norm=norm,
-            steps=STEPS, stop_early=stop_early, **options,
-        )  # fmt: skip
+            self.x_adv,
+            self.closest,
+            None if looks else self.grad,
+            self.x,
+            **named,
+            norm=norm,
+            steps=STEPS,
+            stop_early=stop_early,
+            **options,
+        )
         return self
 
     def rows(self, rows):
@@ -272,8 +281,9 @@ def test_an_empty_batch_is_left_alone(implementation, device):
     State(75, device).rows(slice(0, 0)).step("linf", True)
 
 
-@pytest.mark.parametrize(("size", "kernel"), [(75, "fab_step_kernel"),
-                                              (5000, "fab_step_long_kernel")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "kernel"), [(75, "fab_step_kernel"), (5000, "fab_step_long_kernel")]
+)
 def test_one_launch(size, kernel, count_launches, device):
     with backend.use_backend("triton"), count_launches() as launches:
         State(size, device).step("l2", True)
@@ -292,8 +302,24 @@ def test_versions_are_bumped(implementation, device):
 def test_the_op_keeps_the_dispatchers_rules(device):
     state = State(75, device)
     arguments = (
-        state.x_adv, state.closest, state.grad, state.x, state.difference, state.prediction,
-        state.labels, state.distance, state.pulled_back, state.slots, state.eps,
-        0.0, 1.0, "linf", STEPS, True, 0.1, 1.05, 0.9,
-    )  # fmt: skip
+        state.x_adv,
+        state.closest,
+        state.grad,
+        state.x,
+        state.difference,
+        state.prediction,
+        state.labels,
+        state.distance,
+        state.pulled_back,
+        state.slots,
+        state.eps,
+        0.0,
+        1.0,
+        "linf",
+        STEPS,
+        True,
+        0.1,
+        1.05,
+        0.9,
+    )
     torch.library.opcheck(torch.ops.fastadv.fab_step_.default, arguments)

@@ -108,18 +108,41 @@ class State:
             self.slots[:, getattr(columns, name)] = torch.as_tensor(value, dtype=torch.int32)
 
     def evaluate(
-        self, kind="cross_entropy", parameter=0.0, *, targets=None, reference=None, steps=3,
-        first_step=0, best_from=0, any_error=False, stop_early=True,
-        grad=True, slots=True, best=True,
-    ):  # fmt: skip
+        self,
+        kind="cross_entropy",
+        parameter=0.0,
+        *,
+        targets=None,
+        reference=None,
+        steps=3,
+        first_step=0,
+        best_from=0,
+        any_error=False,
+        stop_early=True,
+        grad=True,
+        slots=True,
+        best=True,
+    ):
         with np.errstate(invalid="ignore"):  # NaN logits: inf - inf, as on a GPU
             loss_head_(
-                self.logits, self.labels, targets, reference, self.loss,
-                self.grad if grad else None, self.prediction, self.correct,
-                self.slots if slots else None, self.best_loss if best else None,
-                kind, parameter, steps, first_step, stop_early, best_from,
+                self.logits,
+                self.labels,
+                targets,
+                reference,
+                self.loss,
+                self.grad if grad else None,
+                self.prediction,
+                self.correct,
+                self.slots if slots else None,
+                self.best_loss if best else None,
+                kind,
+                parameter,
+                steps,
+                first_step,
+                stop_early,
+                best_from,
                 any_error,
-            )  # fmt: skip
+            )
         return self
 
     def column(self, name):

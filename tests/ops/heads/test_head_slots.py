@@ -126,9 +126,12 @@ def test_best_loss_rises_strictly(device, either_backend):
     logits = torch.zeros(4, 3, device=device)
     logits[:, 1] = torch.tensor([1.0, 2.0, 3.0, 4.0])
     state = State(
-        logits, torch.zeros(4, dtype=torch.int64, device=device),
-        IMPROVED=[1, 1, 1, 1], ACTIVE=[1, 1, 1, 0], STEP=[1, 1, 0, 1],
-    )  # fmt: skip
+        logits,
+        torch.zeros(4, dtype=torch.int64, device=device),
+        IMPROVED=[1, 1, 1, 1],
+        ACTIVE=[1, 1, 1, 0],
+        STEP=[1, 1, 0, 1],
+    )
     state.best_loss[:] = torch.tensor([1.0, 1.5, 1.0, 1.0])
     state.evaluate("margin", INF, best_from=1)
     assert state.column("IMPROVED") == [0, 1, 0, 0]  # equal; higher; before best_from; finished
@@ -238,12 +241,25 @@ def test_opcheck(device, either_backend, kind, slots):
     torch.library.opcheck(
         torch.ops.fastadv.loss_head_,
         (
-            logits, labels, targets if kind == "dlr" else None, reference if kind == "kl" else None,
-            state.loss, state.grad, state.prediction, state.correct,
-            state.slots if slots else None, state.best_loss if slots else None,
-            kind, 0.0, 3, 0, True, 0, False,
+            logits,
+            labels,
+            targets if kind == "dlr" else None,
+            reference if kind == "kl" else None,
+            state.loss,
+            state.grad,
+            state.prediction,
+            state.correct,
+            state.slots if slots else None,
+            state.best_loss if slots else None,
+            kind,
+            0.0,
+            3,
+            0,
+            True,
+            0,
+            False,
         ),
-    )  # fmt: skip
+    )
 
 
 def test_double_logits_are_rounded_into_the_single_losses_of_the_engine():
@@ -255,9 +271,24 @@ def test_double_logits_are_rounded_into_the_single_losses_of_the_engine():
     prediction, correct = torch.empty(6, dtype=torch.int64), torch.empty(6, dtype=torch.bool)
     with backend.use_backend("reference"):
         loss_head_(
-            logits, labels, None, None, loss, torch.empty_like(logits), prediction, correct, slots,
-            best, "cross_entropy", 0.0, 9, 0, False, 0, False,
-        )  # fmt: skip
+            logits,
+            labels,
+            None,
+            None,
+            loss,
+            torch.empty_like(logits),
+            prediction,
+            correct,
+            slots,
+            best,
+            "cross_entropy",
+            0.0,
+            9,
+            0,
+            False,
+            0,
+            False,
+        )
     expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     torch.testing.assert_close(loss, expected.float(), rtol=1e-6, atol=0)
     torch.testing.assert_close(best, loss)

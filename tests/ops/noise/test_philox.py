@@ -35,9 +35,15 @@ if backend.triton_is_installed():
 
     @triton.jit
     def _draw_kernel(
-        out_ptr, sample_ids_ptr, draws_ptr, seed: "i64", count,  # noqa: F821
-        PURPOSE: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr,
-    ):  # fmt: skip
+        out_ptr,
+        sample_ids_ptr,
+        draws_ptr,
+        seed: "i64",  # noqa: F821
+        count,
+        PURPOSE: tl.constexpr,
+        KIND: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
         row = tl.program_id(0)
         sample_id = tl.load(sample_ids_ptr + row)
         draw = tl.load(draws_ptr + row)
@@ -87,9 +93,17 @@ def _triton(kind, seed, ids, draws, count, purpose=streams.USER):
     out = torch.full((len(ids), count), -7, dtype=dtype, device=ids.device)
     block = max(16, triton.next_power_of_2(count))
     _draw_kernel[(len(ids),)](
-        out, ids, draws, philox.signed_seed(seed), count,
-        PURPOSE=purpose, KIND=kind, BLOCK=block, num_warps=4, enable_fp_fusion=False,
-    )  # fmt: skip
+        out,
+        ids,
+        draws,
+        philox.signed_seed(seed),
+        count,
+        PURPOSE=purpose,
+        KIND=kind,
+        BLOCK=block,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
     return out
 
 
@@ -119,9 +133,9 @@ def test_the_counter_layout_is_the_contract(device):
     """counter = (element >> 2, purpose << 24 | draw, id low, id high), key = seed, lane = e & 3."""
     seed, sample_id, purpose, draw = 0xA4093822_299F31D0, -0x0FEDCBA9_87654321, 0xC3, 0x456789
     low, high = sample_id & 0xFFFFFFFF, sample_id >> 32 & 0xFFFFFFFF
-    drawn = philox.words(
-        seed, torch.tensor([sample_id], device=device), purpose, draw, 4 * 7
-    )[0].view(7, 4)  # fmt: skip
+    drawn = philox.words(seed, torch.tensor([sample_id], device=device), purpose, draw, 4 * 7)[
+        0
+    ].view(7, 4)
     for call in range(7):
         counter = (torch.tensor(v, device=device) for v in (call, 0xC3456789, low, high))
         assert drawn[call].tolist() == [int(word) for word in philox.philox4x32(*counter, seed)]
@@ -218,13 +232,30 @@ def test_purposes_keep_their_numbers():
     assert len(set(numbers.values())) == len(numbers)
     assert all(0 <= v < 256 for v in numbers.values())
     assert numbers == {
-        "START_UNIFORM": 0, "START_NORMAL": 1, "START_EXPONENTIAL": 2, "START_RADIUS": 3,
-        "START_SIGN": 4, "TARGET": 16, "EOT": 17, "INPUT_DIVERSITY": 18, "INPUT_NOISE": 19,
-        "DROPOUT": 20, "SAMPLE_CHOICE": 21, "SQUARE_INIT": 32, "SQUARE_POSITION": 33,
-        "SQUARE_SIGN": 34, "SQUARE_CHOICE": 35, "QUERY_DIRECTION": 36, "DATA_ORDER": 64,
-        "AUGMENT_CROP": 65, "AUGMENT_FLIP": 66, "AUGMENT_ERASE": 67, "AUGMENT_COLOUR": 68,
-        "AUGMENT_MIX": 69, "USER": 192,
-    }  # fmt: skip
+        "START_UNIFORM": 0,
+        "START_NORMAL": 1,
+        "START_EXPONENTIAL": 2,
+        "START_RADIUS": 3,
+        "START_SIGN": 4,
+        "TARGET": 16,
+        "EOT": 17,
+        "INPUT_DIVERSITY": 18,
+        "INPUT_NOISE": 19,
+        "DROPOUT": 20,
+        "SAMPLE_CHOICE": 21,
+        "SQUARE_INIT": 32,
+        "SQUARE_POSITION": 33,
+        "SQUARE_SIGN": 34,
+        "SQUARE_CHOICE": 35,
+        "QUERY_DIRECTION": 36,
+        "DATA_ORDER": 64,
+        "AUGMENT_CROP": 65,
+        "AUGMENT_FLIP": 66,
+        "AUGMENT_ERASE": 67,
+        "AUGMENT_COLOUR": 68,
+        "AUGMENT_MIX": 69,
+        "USER": 192,
+    }
 
 
 @needs_triton

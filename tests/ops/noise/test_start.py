@@ -407,7 +407,7 @@ def test_the_reference_has_the_signature_of_the_op(device):
         (dict(x=torch.tensor(0.5)), "x must be a .* float tensor"),
     ],
     ids=str,
-)  # fmt: skip
+)
 @pytest.mark.parametrize("function", [random_start, random_start_reference])
 def test_wrong_arguments_are_errors(change, message, function):
     arguments = dict(x=torch.zeros(2, 4), eps=0.1, seed=0) | change

@@ -84,10 +84,18 @@ class Run:
 
     def step(self, loss, prediction):
         state = dict(
-            loss=loss, prediction=prediction, labels=self.labels, best_loss=self.best_loss,
-            queries=self.queries, wasted=self.wasted, slots=self.slots, restarts=self.restarts,
-            table=self.table, eps=self.eps, bounds=self.bounds,
-        )  # fmt: skip
+            loss=loss,
+            prediction=prediction,
+            labels=self.labels,
+            best_loss=self.best_loss,
+            queries=self.queries,
+            wasted=self.wasted,
+            slots=self.slots,
+            restarts=self.restarts,
+            table=self.table,
+            eps=self.eps,
+            bounds=self.bounds,
+        )
         images = self.x_new, self.x_best, self.x
         if self.norm == "linf":
             square.square_linf_(*images, **state)

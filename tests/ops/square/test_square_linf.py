@@ -162,9 +162,14 @@ def test_slots_may_have_their_own_restart_and_eps(device, every_backend):
     run.finish(network)
     for slot, (restart, eps) in enumerate([(0, 0.02), (1, 0.05), (0, EPS)]):
         best, margins, success = textbook_linf(
-            network, run.x[slot : slot + 1], run.labels[slot : slot + 1],
-            run.start[slot : slot + 1], run.table, eps, restart,
-        )  # fmt: skip
+            network,
+            run.x[slot : slot + 1],
+            run.labels[slot : slot + 1],
+            run.start[slot : slot + 1],
+            run.table,
+            eps,
+            restart,
+        )
         assert torch.equal(run.x_best[slot : slot + 1], best)
         assert run.column("SUCCESS_STEP")[slot] == success[0]
 
@@ -280,10 +285,25 @@ def test_version_counters_grow(device, every_backend):
 def test_opcheck(device, every_backend):
     network, run = problem(device, width=2)
     arguments = (
-        run.x_new, run.x_best, run.x, torch.zeros(6, device=device),
-        run.labels.repeat_interleave(2), run.labels, run.best_loss, run.queries, run.wasted,
-        run.slots, run.restarts, run.table.geometry, run.table.signs, 0.1, None, 0.0, 1.0, 40,
-    )  # fmt: skip
+        run.x_new,
+        run.x_best,
+        run.x,
+        torch.zeros(6, device=device),
+        run.labels.repeat_interleave(2),
+        run.labels,
+        run.best_loss,
+        run.queries,
+        run.wasted,
+        run.slots,
+        run.restarts,
+        run.table.geometry,
+        run.table.signs,
+        0.1,
+        None,
+        0.0,
+        1.0,
+        40,
+    )
     torch.library.opcheck(torch.ops.fastadv.square_linf_.default, arguments)
 
 

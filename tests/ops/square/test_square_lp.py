@@ -25,15 +25,16 @@ def problem(device, norm, batch=3, shape=(3, 6, 8), queries=12, width=1, **optio
     ids = torch.tensor([7, 2**40, 3, 5, 11][:batch], device=device)
     start = square_start.square_start(x, eps=EPS[norm], norm=norm, seed=1, sample_ids=ids)
     options = dict(eps=EPS[norm], seed=6, sample_ids=ids) | options
-    return network, Run(
-        x, network(x).argmax(1), start, table, width=width, norm=norm, **options
-    )  # fmt: skip
+    return network, Run(x, network(x).argmax(1), start, table, width=width, norm=norm, **options)
 
 
 def textbook_proposal(best, x, table, row, signs, norm, eps):
     """One image in float64, with slices: what the authors write down."""
-    size = (lambda t: t.square().sum((1, 2), keepdim=True).sqrt()) if norm == "l2" else (
-        lambda t: t.abs().sum((1, 2), keepdim=True))  # fmt: skip
+    size = (
+        (lambda t: t.square().sum((1, 2), keepdim=True).sqrt())
+        if norm == "l2"
+        else (lambda t: t.abs().sum((1, 2), keepdim=True))
+    )
     best, x = best.double().cpu(), x.double().cpu()
     channels = len(x)
     top, left, top2, left2, side, turned = table.geometry[row].tolist()
@@ -124,9 +125,16 @@ def test_a_slot_is_attacked_alike_in_any_batch(device, either_backend, norm):
     whole.finish(network)
     _, part = problem(device, norm, batch=4, width=2)
     alone = Run(
-        part.x[2:3].clone(), part.labels[2:3], part.start[2:3].clone(), part.table, eps=EPS[norm],
-        width=2, norm=norm, seed=6, sample_ids=part.sample_ids[2:3],
-    ).finish(network)  # fmt: skip
+        part.x[2:3].clone(),
+        part.labels[2:3],
+        part.start[2:3].clone(),
+        part.table,
+        eps=EPS[norm],
+        width=2,
+        norm=norm,
+        seed=6,
+        sample_ids=part.sample_ids[2:3],
+    ).finish(network)
     assert torch.equal(alone.x_best, whole.x_best[2:3])
     assert torch.equal(alone.slots, whole.slots[2:3])
 
@@ -222,20 +230,43 @@ def test_one_launch_a_step(device, norm, count_launches):
 def test_opcheck_version_counters_and_an_empty_batch(device, either_backend, norm):
     network, run = problem(device, norm, width=2)
     arguments = (
-        run.x_new, run.x_best, run.x, torch.zeros(6, device=device),
-        run.labels.repeat_interleave(2), run.labels, run.best_loss, run.queries, run.wasted,
-        run.slots, run.restarts, run.sample_ids, run.table.geometry, run.table.patterns,
-        run.table.pattern_start, 0.1, None, 0.0, 1.0, 3, 12, norm,
-    )  # fmt: skip
+        run.x_new,
+        run.x_best,
+        run.x,
+        torch.zeros(6, device=device),
+        run.labels.repeat_interleave(2),
+        run.labels,
+        run.best_loss,
+        run.queries,
+        run.wasted,
+        run.slots,
+        run.restarts,
+        run.sample_ids,
+        run.table.geometry,
+        run.table.patterns,
+        run.table.pattern_start,
+        0.1,
+        None,
+        0.0,
+        1.0,
+        3,
+        12,
+        norm,
+    )
     torch.library.opcheck(torch.ops.fastadv.square_lp_.default, arguments)
     before = run.x_new._version, run.x_best._version, run.slots._version
     run.evaluate_and_step(network)
     after = run.x_new._version, run.x_best._version, run.slots._version
     assert all(a > b for a, b in zip(after, before, strict=True))
     empty = Run(
-        run.x[:0], run.labels[:0], run.start[:0], run.table, norm=norm, width=2,
+        run.x[:0],
+        run.labels[:0],
+        run.start[:0],
+        run.table,
+        norm=norm,
+        width=2,
         sample_ids=run.sample_ids[:0],
-    )  # fmt: skip
+    )
     empty.step(torch.zeros(0, device=device), run.labels[:0])
 
 

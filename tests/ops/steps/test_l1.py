@@ -79,8 +79,11 @@ def assert_as_good_as_eager(got, eager, exact):
 def assert_within(x_adv, x, eps, bounds=BOUNDS):
     """Contract C3, in float64; without bounds the largest value stands for max(|lo|, |hi|)."""
     roundoff = {
-        torch.float64: 2**-53, torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8
-    }[x.dtype]  # fmt: skip
+        torch.float64: 2**-53,
+        torch.float32: 2**-24,
+        torch.float16: 2**-11,
+        torch.bfloat16: 2**-8,
+    }[x.dtype]
     largest = max(map(abs, bounds)) if bounds else float(x_adv.abs().max())
     distance = (x_adv.double() - x.double()).abs().flatten(1).sum(1)
     radius = torch.as_tensor(eps, dtype=torch.float64, device=x.device)

@@ -51,8 +51,11 @@ def assert_as_good_as_eager(got, eager, exact):
 def assert_within(x_adv, x, eps, largest=1.0):
     """Contract C3, in float64."""
     roundoff = {
-        torch.float64: 2**-53, torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8
-    }[x.dtype]  # fmt: skip
+        torch.float64: 2**-53,
+        torch.float32: 2**-24,
+        torch.float16: 2**-11,
+        torch.bfloat16: 2**-8,
+    }[x.dtype]
     distance = (x_adv.double() - x.double()).flatten(1).norm(dim=1)
     radius = torch.as_tensor(eps, dtype=torch.float64, device=x.device)
     assert (distance <= radius * (1 + 1e-6) + roundoff * math.sqrt(x[0].numel()) * largest).all()

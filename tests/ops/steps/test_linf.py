@@ -163,9 +163,16 @@ def test_the_model_input_is_written_in_the_same_pass(
     momentum = torch.zeros_like(x_adv) if use_momentum else None
     expected = _textbook(x_adv, grad.float(), x, 0.01, 0.03)
     ops.linf_step_(
-        x_adv, grad, x, step_size=0.01, eps=0.03, momentum=momentum,
-        model_input=model_input, mean=mean, std=std,
-    )  # fmt: skip
+        x_adv,
+        grad,
+        x,
+        step_size=0.01,
+        eps=0.03,
+        momentum=momentum,
+        model_input=model_input,
+        mean=mean,
+        std=std,
+    )
     assert torch.equal(x_adv, expected)
     shape = (1, 3, 1, 1)
     normalised = (expected - mean.view(shape)) / std.view(shape)

@@ -88,10 +88,15 @@ def lively(net, seed=0):
 def conv_bn(**more):
     return lively(
         nn.Sequential(
-            nn.Conv2d(3, 6, 3, padding=1, **more), nn.BatchNorm2d(6), nn.ReLU(),
-            nn.Conv2d(6, 6, 3, groups=3, **more), nn.BatchNorm2d(6), nn.ReLU(), Head(6),
+            nn.Conv2d(3, 6, 3, padding=1, **more),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 6, 3, groups=3, **more),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            Head(6),
         )
-    )  # fmt: skip
+    )
 
 
 def preact(normalized=True):

@@ -226,11 +226,17 @@ def test_tensors_and_process_are_left_as_they_were(make, precision):
     state = trace(model)
     config = torch._dynamo.config.save_config()
     process = (
-        torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(),
-        torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision(),
-        torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled(),
-        torch.backends.cudnn.flags, list(warnings.filters), torch.get_rng_state().tolist(),
-    )  # fmt: skip
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_cache_enabled(),
+        torch.backends.cudnn.flags,
+        list(warnings.filters),
+        torch.get_rng_state().tolist(),
+    )
     with searching(model, x, compile="aot_eager", precision=precision) as search:
         for n in (20, 1):
             samples = images(n).requires_grad_()
@@ -243,17 +249,26 @@ def test_tensors_and_process_are_left_as_they_were(make, precision):
     assert trace(model) == state
     assert torch._dynamo.config.save_config() == config
     assert process == (
-        torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(),
-        torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision(),
-        torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled(),
-        torch.backends.cudnn.flags, list(warnings.filters), torch.get_rng_state().tolist(),
-    )  # fmt: skip
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_cache_enabled(),
+        torch.backends.cudnn.flags,
+        list(warnings.filters),
+        torch.get_rng_state().tolist(),
+    )
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
 def test_the_default_backend_is_inductor():
-    model = lively(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
-                                 nn.Linear(144, 5)))  # fmt: skip
+    model = lively(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)
+        )
+    )
     x, y = images(20), labels(images(20))
     with searching(model, x, compile=True, fold_batchnorm=True) as search:
         assert search.notes == ()

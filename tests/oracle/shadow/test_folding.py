@@ -43,8 +43,11 @@ _NETS = {
     ),
     "transposed": (
         lambda: _sequence(
-            nn.ConvTranspose2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.GELU(),
-            nn.ConvTranspose2d(6, 6, 3, groups=2), nn.BatchNorm2d(6),
+            nn.ConvTranspose2d(3, 6, 3, stride=2),
+            nn.BatchNorm2d(6),
+            nn.GELU(),
+            nn.ConvTranspose2d(6, 6, 3, groups=2),
+            nn.BatchNorm2d(6),
         ),
         images(),
         1,  # torch's fusion does not know the groups
@@ -62,22 +65,30 @@ _NETS = {
     "linear": (
         lambda: lively(
             nn.Sequential(
-                nn.Flatten(), nn.Linear(192, 20, bias=False), nn.BatchNorm1d(20), nn.ReLU(),
-                nn.Linear(20, 9), nn.BatchNorm1d(9, affine=False), nn.ReLU(), nn.Linear(9, 5),
+                nn.Flatten(),
+                nn.Linear(192, 20, bias=False),
+                nn.BatchNorm1d(20),
+                nn.ReLU(),
+                nn.Linear(20, 9),
+                nn.BatchNorm1d(9, affine=False),
+                nn.ReLU(),
+                nn.Linear(9, 5),
             )
         ),
         images(),
         0,
     ),
     "synchronised": (
-        lambda: _sequence(nn.Conv2d(3, 6, 3), nn.SyncBatchNorm(6), nn.GELU()), images(), 0
+        lambda: _sequence(nn.Conv2d(3, 6, 3), nn.SyncBatchNorm(6), nn.GELU()),
+        images(),
+        0,
     ),
     # bn1 of the first block is given the stem's output, which the skip connection takes too; bn1 of
     # the second, and the last, that of a sum
     "preact": (preact, images(), 3),
     "wide": (wide, images(), 4),
     "fast_cifar": (fast_cifar, images(), 3),  # a max-pool between
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", _NETS)

@@ -223,9 +223,11 @@ def test_a_model_that_autocast_breaks_falls_back_with_its_error():
 
         def forward(self, x):
             hidden = self.conv(x)
-            return self.head(torch.zeros_like(hidden, dtype=torch.float32).index_add(
-                0, torch.arange(len(x)), hidden
-            ))  # fmt: skip
+            return self.head(
+                torch.zeros_like(hidden, dtype=torch.float32).index_add(
+                    0, torch.arange(len(x)), hidden
+                )
+            )
 
     model, x = lively(Strict()), images()
     with searching(model, x, precision="bf16") as search:
@@ -353,9 +355,14 @@ def test_a_batch_of_one_and_of_none():
         x = images(n)
         logits = model(images())[:n].detach()
         search = search_model(
-            model, precision="bf16", channels_last=True, fold_batchnorm=True, compile=False, x=x,
+            model,
+            precision="bf16",
+            channels_last=True,
+            fold_batchnorm=True,
+            compile=False,
+            x=x,
             logits=logits,
-        )  # fmt: skip
+        )
         assert search.is_exact == is_exact
         assert search.forward(x).shape == (n, 5)
 
