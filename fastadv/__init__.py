@@ -30,9 +30,9 @@ from fastadv.ensemble import autoattack
 from fastadv.evaluation import Report, evaluate, robustness_curve
 from fastadv.execution import Execution
 from fastadv.threat_model import L1, L2, Linf, contains, start_point
+from fastadv.version import __version__ as __version__
 from fastadv.wrappers import BPDA, Normalized
 
-__version__ = "0.1.0"
 __all__ = [
     "BPDA",
     "L1",

@@ -1,4 +1,4 @@
-"""The house: imports go down only, triton stays out, every package is shipped."""
+"""The house: imports go down only and in no circle, triton stays out, every package is shipped."""
 
 import ast
 import subprocess
@@ -6,71 +6,141 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+from import_graph import ImportGraph, floor_of
+
 ROOT = Path(__file__).resolve().parents[1]
 
-# bottom to top; a module may import from its own floor and from those before it
-FLOORS = (
-    "kernels",
-    "ops",
-    "data",
-    "models",
-    "threat_model",
-    "losses",
-    "isolation",
-    "wrappers",
-    "execution",
-    "memory",
-    "diagnostics",
-    "graphs",
-    "textbook",
-    "quantise",
-    "engine",
-    "oracle",
-    "attacks",
-    "ensemble",
-    "evaluation",
-    "training",
-    "compat",
-    "recipes",
-    "plots",
-    "demo",
-    "cli",
-)
+# The house, bottom to top: a file may import from its own floor and from those before it.
+FLOORS = {
+    "kernels": "Triton device code and launches, a folder a family; never sees torch",
+    "version": "what reports and checkpoints record",
+    "ops": "the same families: schema, eager reference, CPU path, Triton launch",
+    "data": "data sets and loaders (beside the tower)",
+    "models": "networks to attack and train (beside the tower)",
+    "threat_model": "Linf, L2, L1: what an adversary may change",
+    "losses": "what an attack ascends",
+    "isolation": "the user's model is left as it was",
+    "wrappers": "Normalized, BPDA: models of other inputs",
+    "execution": "how an attack is run, not what it computes",
+    "memory": "what to do when it runs out",
+    "diagnostics": "warnings: what weakens an attack",
+    "graphs": "recorded steps",
+    "textbook": "the loops that everyone writes, to compare with",
+    "quantise": "adversarial examples as bytes",
+    "engine": "runs slot algorithms: plain, continuous, recorded",
+    "oracle": "loss, input gradient and prediction at the slots; what is differentiated instead",
+    "attacks": "the families as slot algorithms and constructors; call/: what every call does",
+    "ensemble": "AutoAttack and our own orders",
+    "evaluation": "robust accuracy over data sets: streamed, kept, shared out, reported",
+    "training": "steps that give losses to the user's own loop",
+    "fastadv": "the public names",
+    "compat": "the names and signatures of the peers",
+    "recipes": "whole training runs",
+    "plots": "figures (beside the tower)",
+    "demo": "a first look",
+    "cli": "commands",
+    "__main__": "python -m fastadv",
+}
+
+HOUSE = ImportGraph(ROOT)
 
 
-def _modules() -> list[tuple[Path, str]]:
-    files = [(p, "kernels") for p in (ROOT / "kernels").rglob("*.py")]
-    for path in (ROOT / "fastadv").rglob("*.py"):
-        inside = path.relative_to(ROOT / "fastadv")
-        if inside.parts[0] not in ("__init__.py", "__main__.py", "kernels"):
-            files.append((path, inside.parts[0].removesuffix(".py")))
-    return files
+def _climbing(house: ImportGraph) -> list[str]:
+    order = list(FLOORS)
+    return [
+        f"{module} imports {other}"
+        for module, others in house.dependencies.items()
+        for other in others
+        if order.index(floor_of(other)) > order.index(floor_of(module))
+    ]
 
 
-def _imports(path: Path) -> set[str]:
-    """Floors of fastadv that `path` imports."""
-    names = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-    parts = [name.split(".") for name in names]
-    return {p[1] for p in parts if p[0] == "fastadv" and len(p) > 1 and p[1] in FLOORS}
+def _toy_house(folder: Path, files: dict[str, str]) -> ImportGraph:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return ImportGraph(folder)
 
 
 def test_every_module_has_a_floor():
-    assert {floor for _, floor in _modules()} <= set(FLOORS)
+    assert {floor_of(module) for module in HOUSE.files} == set(FLOORS)
 
 
 def test_imports_go_down_only():
-    climbing = [
-        f"{path.relative_to(ROOT)} imports {imported}"
-        for path, floor in _modules()
-        for imported in _imports(path)
-        if FLOORS.index(imported) > FLOORS.index(floor)
+    assert _climbing(HOUSE) == []
+
+
+def test_no_file_depends_on_itself_through_others():
+    assert HOUSE.circles() == []
+
+
+_PASSES_ON = {
+    "fastadv/__init__.py": "",
+    "fastadv/attacks/__init__.py": "from fastadv.attacks.named import pgd as pgd",
+    "fastadv/attacks/named.py": "from fastadv.attacks.call import Call\ndef pgd(): ...",
+}
+
+
+def test_a_name_is_counted_to_the_file_that_defines_it(tmp_path):
+    call = "import math\nclass Call: ..."
+    house = _toy_house(
+        tmp_path,
+        {
+            **_PASSES_ON,
+            "fastadv/attacks/call.py": call,
+            "fastadv/ensemble/__init__.py": "",
+            "fastadv/ensemble/cascade.py": "from fastadv.attacks import pgd, call",
+            "kernels/__init__.py": "",
+            "kernels/slots.py": "",
+            "kernels/steps/__init__.py": "",
+            "kernels/steps/linf.py": "from .. import slots\nfrom . import missing",
+        },
+    )
+    assert house.dependencies["fastadv.ensemble.cascade"] == {
+        "fastadv.attacks.named",
+        "fastadv.attacks.call",
+    }
+    assert house.dependencies["fastadv.kernels.steps.linf"] == {
+        "fastadv.kernels.slots",
+        "fastadv.kernels.steps",
+    }
+    assert house.circles() == [] and _climbing(house) == []
+
+
+@pytest.mark.parametrize(
+    "import_of_pgd",
+    [
+        "from fastadv.attacks import pgd",
+        "def run():\n    from fastadv.attacks import pgd",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from fastadv.attacks import pgd",
+        "from . import pgd",
+        "from fastadv import attacks",
+        "import fastadv.attacks",
+    ],
+)
+def test_a_circle_is_found_wherever_its_import_stands(tmp_path, import_of_pgd):
+    call = f"{import_of_pgd}\nclass Call: ..."
+    house = _toy_house(tmp_path, {**_PASSES_ON, "fastadv/attacks/call.py": call})
+    (circle,) = house.circles()
+    assert {"fastadv.attacks.call", "fastadv.attacks.named"} <= set(circle)
+
+
+def test_an_import_of_the_public_names_from_below_is_found(tmp_path):
+    house = _toy_house(
+        tmp_path,
+        {
+            "fastadv/__init__.py": "from fastadv import training\nfrom fastadv.losses import ce",
+            "fastadv/losses.py": "def ce(): ...",
+            "fastadv/training.py": "",
+            "fastadv/evaluation.py": "import fastadv\nfrom fastadv import ce, training",
+        },
+    )
+    assert sorted(_climbing(house)) == [
+        "fastadv.evaluation imports fastadv",
+        "fastadv.evaluation imports fastadv.training",
     ]
-    assert climbing == []
 
 
 def test_kernels_never_import_torch():

@@ -1,86 +1,29 @@
-"""What every attack object is: settings, how it is called, and what a call asks of it."""
+"""What every attack object is: settings, and how it is called."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
-from fastadv import losses
 from fastadv.attacks.call.call import Call
 from fastadv.attacks.call.result import AttackResult
-from fastadv.engine.algorithm import SlotAlgorithm
+from fastadv.attacks.call.settings import Settings
 from fastadv.execution import Execution
 from fastadv.isolation import Model
-from fastadv.oracle.gradient import Oracle
-from fastadv.threat_model import ThreatModel, pasteable_value, same_value
+from fastadv.threat_model import pasteable_value, same_value
+
+Constructor = TypeVar("Constructor", bound="Callable[..., Attack]")
+_CONSTRUCTORS: dict[str, "Callable[..., Attack]"] = {}
 
 
-class Attack(Protocol):
+class Attack(Settings, Protocol):
     """A frozen dataclass of settings, made by `fastadv.pgd`, `fastadv.apgd_ce`, ... and callable.
 
     See the constructors for the settings. `constructor` names the one that made it, for `repr`,
-    which can be pasted back. The rest is what a call asks of it.
+    which can be pasted back.
     """
-
-    constructor: str
-    threat: ThreatModel
-    steps: int
-    restarts: int
-    keep: str
-    seed: int
-
-    @property
-    def resolved_loss(self) -> losses.Loss:
-        """What the search ascends."""
-        ...
-
-    @property
-    def effective_step_size(self) -> float | torch.Tensor:
-        """The first step's size, in input units."""
-        ...
-
-    def algorithm(
-        self, oracle: Oracle, *, targets: int, first_step: int, room: int
-    ) -> SlotAlgorithm:
-        """The slot algorithm. targets: classes a sample that are aimed at in turn, 0: none.
-        first_step: the first that may be a success. room: rows that a batch may have."""
-        ...
-
-    @property
-    def passes(self) -> int:
-        """Forward passes averaged a step (EOT)."""
-        return 1
-
-    @property
-    def reported_loss(self) -> losses.Loss:
-        """The loss of a result."""
-        return self.resolved_loss
-
-    @property
-    def most_targets(self) -> int:
-        """How many of the likeliest wrong classes are aimed at in turn; 0: none."""
-        return 0
-
-    @property
-    def starts_inside(self) -> bool:
-        """Whether every start lies in the ball and in bounds, and may be returned."""
-        return True
-
-    @property
-    def discards_outside(self) -> bool:
-        """Whether an iterate outside the ball is replaced by x in the result."""
-        return False
-
-    @property
-    def resolves_finely(self) -> bool:
-        """Whether half precision is too coarse for the search itself, which then uses float32."""
-        return False
-
-    @property
-    def attacks_wrong(self) -> bool:
-        """Whether samples that the model gets wrong are attacked all the same."""
-        return self.keep == "best"
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and all(
@@ -92,9 +35,7 @@ class Attack(Protocol):
         return hash((self.constructor, self.steps, self.seed, self.threat))
 
     def __repr__(self) -> str:
-        from fastadv import attacks
-
-        signature = inspect.signature(getattr(attacks, self.constructor))
+        signature = inspect.signature(_CONSTRUCTORS[self.constructor])
         given = [repr(self.threat)]
         for name, parameter in signature.parameters.items():
             value = getattr(self, name)
@@ -165,17 +106,7 @@ class Attack(Protocol):
         ).result()
 
 
-def check_counts(attack: Any, *names: str) -> None:
-    """Raises ValueError unless each named setting is an integer of at least 1."""
-    for name in names:
-        value = getattr(attack, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
-
-
-def check_choices(attack: Any, keep: tuple[str, ...]) -> None:
-    """Raises ValueError for a `keep` that the attack does not have, or a seed that is none."""
-    if attack.keep not in keep:
-        raise ValueError(f"keep must be one of {keep}; got {attack.keep!r}")
-    if not isinstance(attack.seed, int):
-        raise ValueError(f"seed must be an integer; got {attack.seed!r}")
+def constructor(function: Constructor) -> Constructor:
+    """Decorates a function that makes attacks: `repr` writes a call of it, without its defaults."""
+    _CONSTRUCTORS[function.__name__] = function
+    return function

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-import fastadv
 from fastadv import diagnostics
 from fastadv.attacks import Attack
 from fastadv.ensemble.constructor import AutoAttack
@@ -192,7 +191,7 @@ def robustness_curve(
         forwards=tuple(run.forwards),
         backwards=tuple(run.backwards),
         warnings=run.all_warnings(),
-        environment=describe_environment(device, version=fastadv.__version__),
+        environment=describe_environment(device),
     )
 
 

@@ -17,6 +17,7 @@ from fastadv.attacks.call.result import Cost, Stage
 from fastadv.evaluation import page, tables
 from fastadv.evaluation.checkpoint import write_atomically
 from fastadv.ops import backend
+from fastadv.version import __version__
 
 _Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 DEFAULT_SEARCH = "the default"
@@ -246,12 +247,12 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def describe_environment(device: torch.device, *, version: str) -> dict[str, str]:
+def describe_environment(device: torch.device) -> dict[str, str]:
     """What ran: versions, device and backend, in words."""
     chosen, reason = backend.explain(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "fastadv": version,
+        "fastadv": __version__,
         "torch": torch.__version__,
         "triton": installed_version("triton"),
         "python": platform.python_version(),

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-import fastadv
 from fastadv.evaluation.block import SampleAttack, Task
 from fastadv.evaluation.checkpoint import digest_of_model
 from fastadv.evaluation.clean import device_of
@@ -20,6 +19,7 @@ from fastadv.evaluation.share import Found, Share, disjoint, found_in, mine_of
 from fastadv.evaluation.state import Block, State, Unfinished
 from fastadv.execution import Execution
 from fastadv.isolation import Model, module_of
+from fastadv.version import __version__
 
 # a checkpoint of one goes on with another (contract C2)
 _CHANGES_NOTHING = ("batching", "batch_size", "cuda_graph", "timed")
@@ -76,7 +76,7 @@ class _Work:
         self.asked = State(
             repr(wanted.attack),
             digest_of_model(module_of(wanted.model)),
-            fastadv.__version__,
+            __version__,
             _search_of(wanted.execution),
             self._samples.length,
         )
@@ -120,7 +120,7 @@ class _Work:
 
             for rows, part in Intake(samples, share, begun, self._path, check).blocks():
                 task.attack_block(rows, part)
-        environment = describe_environment(device or samples.device, version=fastadv.__version__)
+        environment = describe_environment(device or samples.device)
         return _Outcome(
             own.blocks[before:], own.inset, samples.seen, samples.stream.hexdigest(), environment
         )

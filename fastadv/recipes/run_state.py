@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
-import fastadv
 from fastadv.evaluation.checkpoint import DataDigest, write_atomically
 from fastadv.recipes.settings import Recipe
+from fastadv.version import __version__
 
 _FORMAT = 1  # raised when what is saved changes
 
@@ -71,7 +71,7 @@ class Identity:
     def of(cls, recipe: Recipe, images: torch.Tensor, labels: torch.Tensor) -> "Identity":
         digest = DataDigest()
         digest.update(images, labels)
-        return cls(recipe, digest.hexdigest(), fastadv.__version__, str(torch.__version__))
+        return cls(recipe, digest.hexdigest(), __version__, str(torch.__version__))
 
 
 def save_run(

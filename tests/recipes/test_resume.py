@@ -173,7 +173,7 @@ def test_other_data_other_code_and_a_damaged_checkpoint_are_refused(
         train(small_recipe(), (255 - images, labels), tmp_path, progress=False, resume=True)
     with pytest.raises(ValueError, match="belongs to other data"):
         train(small_recipe(), (images, labels.flip(0)), tmp_path, progress=False, resume=True)
-    monkeypatch.setattr("fastadv.__version__", "9.9")
+    monkeypatch.setattr("fastadv.recipes.run_state.__version__", "9.9")
     with pytest.raises(ValueError, match="another version of fastadv: 0.1.0, not 9.9"):
         train(small_recipe(), (images, labels), tmp_path, progress=False, resume=True)
     (tmp_path / "last.pt").write_bytes(b"nothing")

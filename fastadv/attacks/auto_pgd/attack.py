@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 
 from fastadv import losses
-from fastadv.attacks.attack import Attack, check_choices, check_counts
+from fastadv.attacks.attack import Attack, constructor
 from fastadv.attacks.auto_pgd.slots import AutoPGDSlots
 from fastadv.attacks.auto_pgd.slots_l1 import AutoPGDL1Slots
+from fastadv.attacks.call.settings import check_choices, check_counts
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel, check_threat
@@ -97,6 +98,7 @@ class AutoPGD(Attack):
         )
 
 
+@constructor
 def apgd_ce(
     threat: ThreatModel,
     *,
@@ -139,6 +141,7 @@ def apgd_ce(
     )
 
 
+@constructor
 def apgd_dlr(
     threat: ThreatModel,
     *,
@@ -170,6 +173,7 @@ def apgd_dlr(
     )
 
 
+@constructor
 def apgd_t(
     threat: ThreatModel,
     *,

@@ -1,12 +1,9 @@
 """One call of an attack: check, look at the clean samples, attack, verify on the user's model."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +14,7 @@ from fastadv.attacks.call.accounting import cost_of
 from fastadv.attacks.call.prepared import prepared
 from fastadv.attacks.call.result import AttackResult, Cost
 from fastadv.attacks.call.search import Search
+from fastadv.attacks.call.settings import Settings
 from fastadv.attacks.call.verdict import (
     Fallen,
     count_probabilities,
@@ -33,9 +31,6 @@ from fastadv.ops import layout
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import check_fits, contains
 
-if TYPE_CHECKING:
-    from fastadv.attacks.attack import Attack
-
 
 class Call:
     """The arguments of one call, checked; `result`, `fallen` or `last_iterates` carries it out.
@@ -46,7 +41,7 @@ class Call:
 
     def __init__(
         self,
-        attack: Attack,
+        attack: Settings,
         model: Model,
         x: torch.Tensor,
         y: torch.Tensor | None,

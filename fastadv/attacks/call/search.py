@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Hashable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from fastadv.attacks.call import inputs
 from fastadv.attacks.call.bounds_watch import BoundsWatch, GradientLostError
 from fastadv.attacks.call.prepared import Prepared
 from fastadv.attacks.call.result import Cost
+from fastadv.attacks.call.settings import Settings
 from fastadv.attacks.call.verdict import joined
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.engine.continuous import run_continuous
@@ -24,9 +24,6 @@ from fastadv.graphs.planner import Backend
 from fastadv.kernels import slots as columns
 from fastadv.oracle.gradient import Oracle
 
-if TYPE_CHECKING:
-    from fastadv.attacks.attack import Attack
-
 _OVERFLOWED = columns.FAULT_OVERFLOW | columns.FAULT_NAN_LOGITS
 
 
@@ -35,7 +32,7 @@ class Search:
 
     def __init__(
         self,
-        attack: "Attack",
+        attack: Settings,
         oracle: Oracle,
         execution: Execution,
         batch_size: int,

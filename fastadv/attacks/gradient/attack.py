@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from fastadv import losses
-from fastadv.attacks.attack import Attack, check_choices, check_counts
+from fastadv.attacks.attack import Attack
+from fastadv.attacks.call.settings import check_choices, check_counts
 from fastadv.attacks.gradient.slots import ProjectedGradient, start_kinds
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel, check_threat

@@ -2,11 +2,13 @@
 
 import torch
 
+from fastadv.attacks.attack import constructor
 from fastadv.attacks.gradient.attack import GradientAttack
 from fastadv.losses import LossFunction
 from fastadv.threat_model import ThreatModel, check_threat
 
 
+@constructor
 def fgsm(
     threat: ThreatModel,
     *,
@@ -39,6 +41,7 @@ def fgsm(
     )
 
 
+@constructor
 def rfgsm(
     threat: ThreatModel,
     *,
@@ -77,6 +80,7 @@ def rfgsm(
     )
 
 
+@constructor
 def bim(
     threat: ThreatModel,
     *,
@@ -110,6 +114,7 @@ def bim(
     )
 
 
+@constructor
 def pgd(
     threat: ThreatModel,
     *,
@@ -164,6 +169,7 @@ def pgd(
     )
 
 
+@constructor
 def mifgsm(
     threat: ThreatModel,
     *,

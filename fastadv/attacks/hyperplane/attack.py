@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from fastadv import losses
-from fastadv.attacks.attack import Attack, check_choices, check_counts
+from fastadv.attacks.attack import Attack, constructor
+from fastadv.attacks.call.settings import check_choices, check_counts
 from fastadv.attacks.hyperplane.slots import BoundarySlots
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.oracle.gradient import Oracle
@@ -88,6 +89,7 @@ class FastAdaptiveBoundary(Attack):
         )
 
 
+@constructor
 def fab(
     threat: ThreatModel,
     *,
@@ -127,6 +129,7 @@ def fab(
     )
 
 
+@constructor
 def fab_t(
     threat: ThreatModel,
     *,

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from fastadv import losses
-from fastadv.attacks.attack import Attack, check_choices, check_counts
+from fastadv.attacks.attack import Attack, constructor
+from fastadv.attacks.call.settings import check_choices, check_counts
 from fastadv.attacks.square_search.slots import SquareSlots
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.oracle.gradient import Oracle
@@ -64,6 +65,7 @@ class SquareAttack(Attack):
         )
 
 
+@constructor
 def square(
     threat: ThreatModel,
     *,

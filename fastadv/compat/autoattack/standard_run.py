@@ -1,26 +1,24 @@
 """One standard evaluation: what is logged, kept on the disk and returned."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
 import fastadv
 from fastadv.attacks.call.call import Call
 from fastadv.compat.autoattack import checks
+from fastadv.compat.autoattack.autopgd_base import APGDAttack_targeted
+from fastadv.compat.autoattack.fab_pt import FABAttack_PT
+from fastadv.compat.autoattack.other_utils import Logger
 from fastadv.compat.autoattack.relay import relayed
 from fastadv.compat.autoattack.state import EvaluationState
-from fastadv.compat.autoattack.sub_attack import device_for, threat_of
+from fastadv.compat.autoattack.sub_attack import Device, device_for, threat_of
 from fastadv.ensemble.cascade import Progress
 from fastadv.evaluation.checkpoint import DataDigest, digest_of_model
-from fastadv.isolation import module_of
-
-if TYPE_CHECKING:
-    from fastadv.compat.autoattack.autoattack import AutoAttack
+from fastadv.isolation import Model, module_of
 
 _DESCRIBED = {  # in the order in which a difference is reported
     "version": "version of fastadv",
@@ -34,12 +32,36 @@ _DESCRIBED = {  # in the order in which a difference is reported
 }
 
 
+class Settings(Protocol):
+    """What a run asks of the `AutoAttack` that it is of."""
+
+    model: Model
+    seed: float | None
+    verbose: bool
+    attacks_to_run: list[str]
+    version: str
+    device: Device
+    logger: Logger
+    fab: FABAttack_PT
+    apgd_targeted: APGDAttack_targeted
+
+    @property
+    def norm(self) -> str: ...
+
+    @property
+    def epsilon(self) -> float: ...
+
+    def get_seed(self) -> float: ...
+
+    def attacks(self, seed: int) -> list[fastadv.Attack]: ...
+
+
 class StandardRun:
     """`AutoAttack.run_standard_evaluation` of the settings, samples and state at hand."""
 
     def __init__(
         self,
-        settings: AutoAttack,
+        settings: Settings,
         x_orig: torch.Tensor,
         y_orig: torch.Tensor,
         *,

@@ -1,0 +1,92 @@
+"""What a call asks of an attack's settings, and checks that they share."""
+
+from typing import Any, Protocol
+
+import torch
+
+from fastadv import losses
+from fastadv.engine.algorithm import SlotAlgorithm
+from fastadv.oracle.gradient import Oracle
+from fastadv.threat_model import ThreatModel
+
+
+class Settings(Protocol):
+    """The settings of an attack and what follows from them; how it is called is not among them.
+
+    constructor: the name of the function that made it, as in `fastadv.pgd`.
+    """
+
+    constructor: str
+    threat: ThreatModel
+    steps: int
+    restarts: int
+    keep: str
+    seed: int
+
+    @property
+    def resolved_loss(self) -> losses.Loss:
+        """What the search ascends."""
+        ...
+
+    @property
+    def effective_step_size(self) -> float | torch.Tensor:
+        """The first step's size, in input units."""
+        ...
+
+    def algorithm(
+        self, oracle: Oracle, *, targets: int, first_step: int, room: int
+    ) -> SlotAlgorithm:
+        """The slot algorithm. targets: classes a sample that are aimed at in turn, 0: none.
+        first_step: the first that may be a success. room: rows that a batch may have."""
+        ...
+
+    @property
+    def passes(self) -> int:
+        """Forward passes averaged a step (EOT)."""
+        return 1
+
+    @property
+    def reported_loss(self) -> losses.Loss:
+        """The loss of a result."""
+        return self.resolved_loss
+
+    @property
+    def most_targets(self) -> int:
+        """How many of the likeliest wrong classes are aimed at in turn; 0: none."""
+        return 0
+
+    @property
+    def starts_inside(self) -> bool:
+        """Whether every start lies in the ball and in bounds, and may be returned."""
+        return True
+
+    @property
+    def discards_outside(self) -> bool:
+        """Whether an iterate outside the ball is replaced by x in the result."""
+        return False
+
+    @property
+    def resolves_finely(self) -> bool:
+        """Whether half precision is too coarse for the search itself, which then uses float32."""
+        return False
+
+    @property
+    def attacks_wrong(self) -> bool:
+        """Whether samples that the model gets wrong are attacked all the same."""
+        return self.keep == "best"
+
+
+def check_counts(attack: Any, *names: str) -> None:
+    """Raises ValueError unless each named setting is an integer of at least 1."""
+    for name in names:
+        value = getattr(attack, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+
+
+def check_choices(attack: Any, keep: tuple[str, ...]) -> None:
+    """Raises ValueError for a `keep` that the attack does not have, or a seed that is none."""
+    if attack.keep not in keep:
+        raise ValueError(f"keep must be one of {keep}; got {attack.keep!r}")
+    if not isinstance(attack.seed, int):
+        raise ValueError(f"seed must be an integer; got {attack.seed!r}")
