@@ -1,6 +1,10 @@
 """Warnings: what made an attack weaker than it looks, or slower than was asked for."""
 
+import sys
 import warnings
+
+# whose lines a warning does not name: torch's and contextlib's stand between ours and the user's
+_NOT_THE_USERS = ("fastadv", "torch", "contextlib")
 
 
 class AttackWarning(UserWarning):
@@ -54,5 +58,25 @@ _TEXTS = {
 def warn(code: str, count: int, total: int) -> None:
     """Warn that `count` of `total` samples have the problem `code`; nothing if count is 0."""
     if count:
-        message = f"{code}: {count} of {total} samples: {_TEXTS[code]}"
-        warnings.warn(AttackWarning(code, count, message), stacklevel=2)
+        emit(AttackWarning(code, count, words(code, count, total)))
+
+
+def words(code: str, count: int, total: int) -> str:
+    """What an `AttackWarning` says."""
+    return f"{code}: {count} of {total} samples: {_TEXTS[code]}"
+
+
+def emit(warning: Warning) -> None:
+    """`warnings.warn` at the user's line: the innermost one outside of fastadv and torch."""
+    warnings.warn(warning, stacklevel=_depth_of_the_user())
+
+
+def _depth_of_the_user() -> int:
+    """Frames from that of `emit`, which is 1, to the user's; 1 if no code is the user's."""
+    depth, frame = 1, sys._getframe(1).f_back
+    while frame is not None:
+        depth += 1
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_THE_USERS:
+            return depth
+        frame = frame.f_back
+    return 1

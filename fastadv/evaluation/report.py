@@ -5,7 +5,6 @@ import json
 import math
 import os
 import platform
-import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,9 @@ class Report:
     @property
     def explanations(self) -> dict[str, str]:
         """What the warnings mean, in words, for each code."""
-        return {code: _words(code, count, self.n) for code, count in self.warnings.items()}
+        return {
+            code: diagnostics.words(code, count, self.n) for code, count in self.warnings.items()
+        }
 
     def summary(self) -> dict[str, Any]:
         """All but the per-sample results, in plain Python values."""
@@ -271,11 +272,3 @@ def installed_version(package: str) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
-
-
-def _words(code: str, count: int, total: int) -> str:
-    """What `diagnostics.warn` would say."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        diagnostics.warn(code, count, total)
-    return str(caught[0].message) if caught else ""

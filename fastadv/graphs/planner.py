@@ -1,12 +1,11 @@
 """When a step is run, recorded, replayed or refused: the logic of graphs, apart from CUDA."""
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
-from fastadv.diagnostics import ExecutionWarning
+from fastadv.diagnostics import ExecutionWarning, emit
 from fastadv.memory import is_out_of_memory
 
 _CAUSES = (
@@ -154,7 +153,7 @@ class StepGraphs:
         self.release()
         if self.required:
             raise RuntimeError(self._words()) from error
-        warnings.warn(ExecutionWarning(self._words()), stacklevel=4)
+        emit(ExecutionWarning(self._words()))
 
     def _words(self) -> str:
         then = f"; {self.what} go on without: same results, slower"

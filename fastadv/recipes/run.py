@@ -2,7 +2,6 @@
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fastadv.diagnostics import emit
 from fastadv.recipes.learner import Learner
 from fastadv.recipes.progress import Progress, epoch_line
 from fastadv.recipes.run_log import Row, RunLog, Scalars, read_log
@@ -108,7 +108,7 @@ def _warn_of_threads(before: int, device: torch.device) -> None:
     now = torch.get_num_threads()
     if device.type == "cpu" and now != before:
         message = f"threads: the run had {before}, now there are {now}: its last bits may differ"
-        warnings.warn(TrainingWarning("threads", message), stacklevel=3)
+        emit(TrainingWarning("threads", message))
 
 
 def _device(wanted: torch.device | str | None) -> torch.device:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import warnings
 from collections.abc import Hashable
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from fastadv.diagnostics import ExecutionWarning
+from fastadv.diagnostics import ExecutionWarning, emit
 from fastadv.graphs.cuda import backend_for
 from fastadv.graphs.facts import module_facts, tensor_facts
 from fastadv.graphs.planner import StepGraphs
@@ -136,12 +135,11 @@ class GraphedStep:
             raise RuntimeError(f"CUDA graph: not captured, because {reason}")
         if self.refusal is None:
             self.refusal = reason
-            warnings.warn(
+            emit(
                 ExecutionWarning(
                     f"CUDA graph: not captured, because {reason}; training steps go on without: "
                     "same results, slower"
-                ),
-                stacklevel=3,
+                )
             )
 
     def _is_early(self) -> bool:

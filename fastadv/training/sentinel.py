@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastadv.attacks import Attack, pgd
-from fastadv.diagnostics import AttackWarning
+from fastadv.diagnostics import AttackWarning, emit
 from fastadv.evaluation.accuracy import logits_of
 from fastadv.threat_model import ThreatModel, check_threat
 from fastadv.training import arguments
@@ -178,7 +178,7 @@ class Sentinel:
         message = explain(check, since, n=len(self.x), threat=repr(self.threat), floor=self.floor)
         if self.on_collapse == "warn" or (self.on_collapse == "stop" and check.verdict == "weak"):
             if not since or since[-1].verdict != check.verdict:
-                warnings.warn(TrainingWarning(check.verdict, message), stacklevel=3)
+                emit(TrainingWarning(check.verdict, message))
             return step
         self._restore(model, optimizer)
         if self.on_collapse == "stop" or self.rollbacks == _MOST_ROLLBACKS:
@@ -187,7 +187,7 @@ class Sentinel:
         self._first = len(self.history)
         rescue = self.rescue_step(step)
         message = f"{message} Back to the last good weights, and on with {rescue!r}."
-        warnings.warn(TrainingWarning(check.verdict, message), stacklevel=3)
+        emit(TrainingWarning(check.verdict, message))
         return rescue
 
     def rescue_step(self, step: Step) -> PGDAT:

@@ -1,6 +1,5 @@
 """What is made once for a model and used by every attack on it: its shadow, graphs, buffers."""
 
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from fastadv import memory
-from fastadv.diagnostics import ExecutionWarning
+from fastadv.diagnostics import ExecutionWarning, emit
 from fastadv.engine.stepping import Plans
 from fastadv.execution import Execution
 from fastadv.graphs.cuda import backend_for
@@ -99,9 +98,9 @@ def prepared(
                 module = None  # it refers to the user's module, which could never be freed
             search = replace(search, own=search.model)
             if search.precision == "fp16" and x.device.type == "cpu":
-                warnings.warn(ExecutionWarning(_SLOW), stacklevel=2)
+                emit(ExecutionWarning(_SLOW))
             for note in search.notes:
-                warnings.warn(ExecutionWarning(note), stacklevel=2)
+                emit(ExecutionWarning(note))
         graphs = None
         if backend is not None:
             graphs = StepGraphs(backend, required=execution.cuda_graph is True, most=_MOST_GRAPHS)

@@ -17,7 +17,7 @@ def _tell(message: str | None, logger: Logger | None) -> None:
     if message is None:
         return
     if logger is None:
-        warnings.warn(Warning(message), stacklevel=3)
+        diagnostics.emit(Warning(message))
     else:
         logger.log(f"Warning: {message}")
 

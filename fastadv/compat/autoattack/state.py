@@ -3,7 +3,6 @@
 import io
 import math
 import os
-import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from fastadv.attacks.call.result import Stage
+from fastadv.diagnostics import emit
 from fastadv.ensemble.cascade import Progress
 from fastadv.evaluation.checkpoint import write_atomically
 
@@ -148,7 +148,7 @@ class EvaluationState:
         if self._robust_flags is None:
             raise ValueError("robust_flags is not set yet: run the evaluation first")
         if self._attacks_to_run - self._run_attacks:
-            warnings.warn("`robust_accuracy` is read before all attacks have run", stacklevel=2)
+            emit(UserWarning("`robust_accuracy` is read before all attacks have run"))
         return self._robust_flags.double().mean().item()
 
 

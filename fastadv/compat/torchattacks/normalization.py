@@ -1,12 +1,12 @@
 """Normalised inputs: from and to pixel units, and what betrays that they are something else."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from fastadv.attacks.call import inputs as checks
+from fastadv.diagnostics import emit
 from fastadv.isolation import Model
 from fastadv.wrappers import Normalized
 
@@ -68,12 +68,12 @@ def to_pixels(inputs: Any, used: Normalization | None) -> torch.Tensor:
             f"{used['mean'].flatten().tolist()}, std={used['std'].flatten().tolist()}, or not once"
         )
     if used is not None and given_low >= 0 and given_high <= 1 and not _is_identity(used):
-        warnings.warn(
+        message = (
             "set_normalization_used expects normalised inputs, but all of these lie in [0, 1] as "
             "they are: do not normalise inside the model and do normalise the inputs, or leave "
-            "set_normalization_used out",
-            stacklevel=4,
+            "set_normalization_used out"
         )
+        emit(UserWarning(message))
     return x.clamp(0.0, 1.0) if low < 0 or high > 1 else x
 
 
