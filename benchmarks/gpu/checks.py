@@ -19,7 +19,7 @@ TESTS = (
     "tests/attacks/test_attacks_on_cuda.py",
     "tests/attacks/test_fast_attacks_on_cuda.py",
     "tests/training/test_graphed_cuda.py",
-    "tests/shadow",
+    "tests/oracle/shadow",
     "tests/training/test_graphed.py",
     "tests/attacks/call/test_verified.py",
     "tests/attacks/call/test_results.py",

@@ -96,7 +96,7 @@ def test_successes_of_a_fast_search_are_the_models_own(cuda, without_tf32, name,
     assert torch.equal(result.success, result.prediction != y)
     assert bool(fastadv.contains(attack.threat, result.x_adv, x).all())
     assert 2 < int(exact.success.sum()) < 24
-    # to one sample, as issue 5 asks
+    # a logit near its rival may turn at another precision: one sample of 24
     assert abs(int(result.success.sum()) - int(exact.success.sum())) <= 1
     assert total_captures(net) > 0
 

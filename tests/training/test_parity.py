@@ -26,7 +26,7 @@ from fastadv.training import crafting
 
 STEPS = 20  # optimizer steps
 EPS = 0.1
-# the issue asks for 1e-5 in fp32; in float64 what is left is rounding
+# 1e-5 would do in fp32; in float64 what is left is rounding
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 OUTER = 2  # of YOPO
 

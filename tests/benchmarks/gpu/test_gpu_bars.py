@@ -89,12 +89,12 @@ def test_nothing_is_measured_without_rows():
     lines = gpu_bars.judged([], {})
     assert {line[-1] for line in lines} == {"not measured"}
     assert len({line[0] for line in lines}) == len(lines) == 28
-    # issue 6's table, and the tests and the sanitizer of its list
-    assert sum(line[1] == "issue 6" for line in lines) == 24
+    # what is measured, and the tests and the sanitizer
+    assert sum(line[1] == "GPU goals" for line in lines) == 24
 
 
 def test_every_bar_has_its_goal():
-    goals = {line[0]: line[2] for line in gpu_bars.judged([], {}) if line[1] == "issue 6"}
+    goals = {line[0]: line[2] for line in gpu_bars.judged([], {}) if line[1] == "GPU goals"}
     assert list(goals.values()) == [
         ">= 90 %",
         ">= 4 x",

@@ -236,6 +236,10 @@ def test_the_plain_table_is_what_is_drawn_without_rich(monkeypatch, tmp_path, ca
     assert (tmp_path / "report.txt").read_text() == "title\na     bb\nlong  1\n"
 
 
+def test_the_files_that_a_gpu_run_tests_are_there():
+    assert [path for path in gpu_checks.TESTS if not (gpu_process.ROOT / path).exists()] == []
+
+
 def test_a_missing_sanitizer_is_said(tmp_path):
     found = gpu_checks.sanitizer(tmp_path, 5, on_gpu=True, find=lambda name: None)
     assert found.state == "not run: compute-sanitizer is not installed" and not found.numbers
