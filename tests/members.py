@@ -1,4 +1,4 @@
-"""The attacks of which AutoAttack is made, and small ensembles of them, for tests."""
+"""The attacks that are put through the contracts, AutoAttack's among them, and small ensembles."""
 
 import dataclasses
 
@@ -9,12 +9,10 @@ import fastadv
 from fastadv.attacks import Attack
 from fastadv.ensemble.constructor import AutoAttack
 
-MEMBERS = ("apgd_ce", "apgd_dlr", "apgd_t", "fab", "fab_t", "square")
-GRADIENT_MEMBERS = MEMBERS[:-1]
-
 # radii at which some samples of `member_problem` fall at once, some late and some never
 _SCALES = {"linf": 0.6, "l2": 0.6, "l1": 0.8}
 _SQUARE_SCALES = {"linf": 2.2, "l2": 2.2, "l1": 1.4}
+# an attack that has an entry here is put through the contracts, whatever its family
 _BUDGETS = {
     "apgd_ce": dict(steps=6, restarts=2),
     "apgd_dlr": dict(steps=6, restarts=2),
@@ -23,6 +21,10 @@ _BUDGETS = {
     "fab_t": dict(steps=4, n_target_classes=2),
     "square": dict(queries=24, restarts=2),
 }
+MEMBERS = tuple(_BUDGETS)
+GRADIENT_MEMBERS = tuple(name for name in MEMBERS if name != "square")
+# of one family, whose contracts are tested in tests/attacks/call and beside the members'
+WITH_FIXED_STEPS = ("fgsm", "rfgsm", "bim", "pgd", "mifgsm")
 
 
 def member(name: str, norm: str, *, scale: float = 1.0, threat=None, **more: object) -> Attack:

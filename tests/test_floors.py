@@ -3,13 +3,13 @@
 import ast
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
+import house
 import pytest
 from import_graph import ImportGraph, floor_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = house.ROOT
 
 # The house, bottom to top: a file may import from its own floor and from those before it.
 FLOORS = {
@@ -43,14 +43,14 @@ FLOORS = {
     "__main__": "python -m fastadv",
 }
 
-HOUSE = ImportGraph(ROOT)
+GRAPH = ImportGraph(ROOT)
 
 
-def _climbing(house: ImportGraph) -> list[str]:
+def climbing(graph: ImportGraph) -> list[str]:
     order = list(FLOORS)
     return [
         f"{module} imports {other}"
-        for module, others in house.dependencies.items()
+        for module, others in graph.dependencies.items()
         for other in others
         if order.index(floor_of(other)) > order.index(floor_of(module))
     ]
@@ -65,15 +65,15 @@ def _toy_house(folder: Path, files: dict[str, str]) -> ImportGraph:
 
 
 def test_every_module_has_a_floor():
-    assert {floor_of(module) for module in HOUSE.files} == set(FLOORS)
+    assert {floor_of(module) for module in GRAPH.files} == set(FLOORS)
 
 
 def test_imports_go_down_only():
-    assert _climbing(HOUSE) == []
+    assert climbing(GRAPH) == []
 
 
 def test_no_file_depends_on_itself_through_others():
-    assert HOUSE.circles() == []
+    assert GRAPH.circles() == []
 
 
 _PASSES_ON = {
@@ -85,7 +85,7 @@ _PASSES_ON = {
 
 def test_a_name_is_counted_to_the_file_that_defines_it(tmp_path):
     call = "import math\nclass Call: ..."
-    house = _toy_house(
+    graph = _toy_house(
         tmp_path,
         {
             **_PASSES_ON,
@@ -98,15 +98,15 @@ def test_a_name_is_counted_to_the_file_that_defines_it(tmp_path):
             "kernels/steps/linf.py": "from .. import slots\nfrom . import missing",
         },
     )
-    assert house.dependencies["fastadv.ensemble.cascade"] == {
+    assert graph.dependencies["fastadv.ensemble.cascade"] == {
         "fastadv.attacks.named",
         "fastadv.attacks.call",
     }
-    assert house.dependencies["fastadv.kernels.steps.linf"] == {
+    assert graph.dependencies["fastadv.kernels.steps.linf"] == {
         "fastadv.kernels.slots",
         "fastadv.kernels.steps",
     }
-    assert house.circles() == [] and _climbing(house) == []
+    assert graph.circles() == [] and climbing(graph) == []
 
 
 @pytest.mark.parametrize(
@@ -122,13 +122,13 @@ def test_a_name_is_counted_to_the_file_that_defines_it(tmp_path):
 )
 def test_a_circle_is_found_wherever_its_import_stands(tmp_path, import_of_pgd):
     call = f"{import_of_pgd}\nclass Call: ..."
-    house = _toy_house(tmp_path, {**_PASSES_ON, "fastadv/attacks/call.py": call})
-    (circle,) = house.circles()
+    graph = _toy_house(tmp_path, {**_PASSES_ON, "fastadv/attacks/call.py": call})
+    (circle,) = graph.circles()
     assert {"fastadv.attacks.call", "fastadv.attacks.named"} <= set(circle)
 
 
 def test_an_import_of_the_public_names_from_below_is_found(tmp_path):
-    house = _toy_house(
+    graph = _toy_house(
         tmp_path,
         {
             "fastadv/__init__.py": "from fastadv import training\nfrom fastadv.losses import ce",
@@ -137,7 +137,7 @@ def test_an_import_of_the_public_names_from_below_is_found(tmp_path):
             "fastadv/evaluation.py": "import fastadv\nfrom fastadv import ce, training",
         },
     )
-    assert sorted(_climbing(house)) == [
+    assert sorted(climbing(graph)) == [
         "fastadv.evaluation imports fastadv",
         "fastadv.evaluation imports fastadv.training",
     ]
@@ -158,14 +158,4 @@ def test_importing_fastadv_does_not_import_triton():
 
 
 def test_every_package_is_listed_for_the_wheel():
-    listed = set(
-        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    )
-    found = set()
-    for init in (ROOT / "fastadv").rglob("__init__.py"):
-        package = init.parent.relative_to(ROOT).parts
-        if "kernels" not in package:
-            found.add(".".join(package))
-    for init in (ROOT / "kernels").rglob("__init__.py"):
-        found.add(".".join(("fastadv", *init.parent.relative_to(ROOT).parts)))
-    assert listed == found
+    assert house.listed_packages(ROOT) == house.packages(ROOT)

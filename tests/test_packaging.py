@@ -1,17 +1,13 @@
 """Wheel, sdist and editable install work in a clean environment, without the checkout's symlink."""
 
-import os
-import shutil
-import subprocess
 import sys
 import sysconfig
 import venv
 import zipfile
 from pathlib import Path
 
+import house
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
 
 _USE = """
 import torch, fastadv, fastadv.kernels.slots
@@ -21,26 +17,6 @@ result = fastadv.pgd(fastadv.Linf(0.25), steps=2).run(lambda x: x @ weight, x, t
 assert float(result.distance.max()) <= 0.25, result
 print(fastadv.__file__)
 """
-
-
-def _run(*command: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True
-    )
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def _copy_of_the_tree(to: Path) -> Path:
-    """The files git knows or would add, with the symlink as it is."""
-    listed = _run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).stdout.splitlines()
-    for name in listed:
-        source, target = ROOT / name, to / name
-        if source.is_symlink() or source.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target, follow_symlinks=False)
-    return to
 
 
 def _environment(folder: Path) -> Path:
@@ -56,7 +32,7 @@ def _environment(folder: Path) -> Path:
 def _install(python: Path, *what: object, cwd: Path) -> None:
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
     site = python.parents[1] / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-    _run(
+    house.run(
         python, "-m", "pip", "install", *options, "--target", site / "site-packages", *what, cwd=cwd
     )
 
@@ -65,9 +41,9 @@ def _install(python: Path, *what: object, cwd: Path) -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and the wheel that was built from the sdist."""
     pytest.importorskip("build", reason="needs the optional package build")
-    tree = _copy_of_the_tree(tmp_path_factory.mktemp("tree"))
+    tree = house.copy_of_the_tree(tmp_path_factory.mktemp("tree"))
     out = tmp_path_factory.mktemp("dist")
-    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, tree, cwd=tree)
+    house.run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, tree, cwd=tree)
     return out
 
 
@@ -84,9 +60,11 @@ def test_the_wheel_of_the_sdist_works_and_leaves_other_kernels_alone(built, tmp_
     )
     _install(python, hugging_face.parent, cwd=tmp_path)
     _install(python, wheel, cwd=tmp_path)
-    where = _run(python, "-c", _USE, cwd=tmp_path).stdout
+    where = house.run(python, "-c", _USE, cwd=tmp_path).stdout
     assert str(tmp_path / "venv") in where
-    _run(python, "-c", "import kernels; assert kernels.owner == 'Hugging Face'", cwd=tmp_path)
+    kernels = [f"fastadv.kernels.{name}" for name in house.kernel_modules(house.ROOT)]
+    house.run(python, "-c", f"import {', '.join(kernels)}", cwd=tmp_path)
+    house.run(python, "-c", "import kernels; assert kernels.owner == 'Hugging Face'", cwd=tmp_path)
 
 
 def test_the_wheel_carries_its_data(built):
@@ -100,20 +78,20 @@ def test_the_wheel_carries_its_data(built):
 
 
 def test_a_tree_whose_symlink_became_a_text_file(tmp_path):
-    tree = _copy_of_the_tree(tmp_path / "tree")
+    tree = house.copy_of_the_tree(tmp_path / "tree")
     (tree / "fastadv" / "kernels").unlink()
     (tree / "fastadv" / "kernels").write_text("../kernels")
     python = _environment(tmp_path / "venv")
-    failed = _run(python, "-c", "import fastadv", cwd=tree, check=False)
+    failed = house.run(python, "-c", "import fastadv", cwd=tree, check=False)
     assert failed.returncode != 0
     assert "lost its symbolic link" in failed.stderr and "pip install ." in failed.stderr
     _install(python, tree, cwd=tmp_path)
-    _run(python, "-c", _USE, cwd=tmp_path)
+    house.run(python, "-c", _USE, cwd=tmp_path)
 
 
 def test_an_editable_install_works(tmp_path):
-    tree = _copy_of_the_tree(tmp_path / "tree")
+    tree = house.copy_of_the_tree(tmp_path / "tree")
     python = _environment(tmp_path / "venv")
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
-    _run(python, "-m", "pip", "install", *options, "--editable", tree, cwd=tmp_path)
-    assert str(tree) in _run(python, "-c", _USE, cwd=tmp_path).stdout
+    house.run(python, "-m", "pip", "install", *options, "--editable", tree, cwd=tmp_path)
+    assert str(tree) in house.run(python, "-c", _USE, cwd=tmp_path).stdout

@@ -110,3 +110,8 @@ def constructor(function: Constructor) -> Constructor:
     """Decorates a function that makes attacks: `repr` writes a call of it, without its defaults."""
     _CONSTRUCTORS[function.__name__] = function
     return function
+
+
+def constructors() -> "dict[str, Callable[..., Attack]]":
+    """Every function that makes attacks, by its name."""
+    return dict(sorted(_CONSTRUCTORS.items()))

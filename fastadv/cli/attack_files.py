@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastadv import attacks
 from fastadv.attacks import Attack, AttackResult
+from fastadv.attacks.attack import constructors
 from fastadv.attacks.call import targets
 from fastadv.data import load_cifar10, load_mnist, to_unit_interval
 from fastadv.evaluation import Report, evaluate
@@ -29,19 +29,7 @@ from fastadv.quantise import to_uint8
 from fastadv.threat_model import L1, L2, Linf, ThreatModel, contains
 
 FORMATS = ("auto", "npz", "mnist", "cifar10")
-ATTACKS = (
-    "pgd",
-    "fgsm",
-    "bim",
-    "mifgsm",
-    "rfgsm",
-    "apgd_ce",
-    "apgd_dlr",
-    "apgd_t",
-    "fab",
-    "fab_t",
-    "square",
-)
+ATTACKS = constructors()
 _BATCH_SIZE = 128
 _THREATS = {"linf": Linf, "l2": L2, "l1": L1}
 _FOLDERS_OF_MNIST = ("", "MNIST/raw/", "raw/")
@@ -177,7 +165,7 @@ def make_attack(name: str, threat: ThreatModel, options: dict[str, Any]) -> Atta
     """The attack of that name; options that are None are left to its defaults."""
     if name not in ATTACKS:
         raise UserError(f"--attack must be one of {', '.join(ATTACKS)}; got {name!r}")
-    constructor = getattr(attacks, name)
+    constructor = ATTACKS[name]
     given = {key: value for key, value in options.items() if value is not None}
     for key in given:
         if key not in inspect.signature(constructor).parameters:

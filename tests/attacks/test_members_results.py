@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
-from members import MEMBERS, member, member_problem
+from members import MEMBERS, WITH_FIXED_STEPS, member, member_problem
 from toy_models import NORMS, Counting, rows_of, same_bits, threat_of
 
 import fastadv
+from fastadv.attacks.attack import constructors
 from fastadv.engine.work import Work
 
 DOUBLE = torch.float64
@@ -237,3 +238,7 @@ def test_the_repr_can_be_pasted_back(name, norm):
 def test_settings_that_make_no_sense_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make(fastadv.Linf(0.1))
+
+
+def test_every_attack_is_put_through_the_contracts():
+    assert {*MEMBERS, *WITH_FIXED_STEPS} == set(constructors())

@@ -4,19 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import house
 import pytest
 
 pytest.importorskip("triton", reason="needs triton, which is installed on Linux only")
 
-KERNELS = Path(__file__).resolve().parents[2] / "kernels"
-# those that declare cases, found by reading: importing them here would make them interpreted
-MODULES = sorted(
-    ".".join(path.relative_to(KERNELS).with_suffix("").parts)
-    for path in KERNELS.rglob("*.py")
-    if "def aot_cases(" in path.read_text()
-)
+MODULES = house.aot_modules(house.ROOT)
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 # an interpreted kernel cannot be compiled: another process, without TRITON_INTERPRET

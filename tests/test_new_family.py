@@ -1,0 +1,123 @@
+"""A new family of attacks: folders, packages in pyproject.toml, public names; all else finds it."""
+
+import sys
+import zipfile
+from pathlib import Path
+
+import house
+import pytest
+from import_graph import ImportGraph
+from test_floors import climbing
+
+_FILES = {
+    "kernels/shift/__init__.py": '"""Kernels of shift."""\n',
+    "kernels/shift/shift.py": "def aot_cases():\n    return []\n",
+    "fastadv/ops/shift/__init__.py": '"""The op of shift."""\n',
+    "fastadv/ops/shift/shift.py": """
+from fastadv.ops import registry
+
+
+def shift_reference(x, by):
+    return x + by
+
+
+def _launch(x, by):
+    from fastadv.kernels.shift import shift
+
+    return shift.launch(x, by)
+
+
+SHIFT = registry.register(
+    "shift(Tensor x, float by) -> Tensor",
+    reference=shift_reference,
+    launch=_launch,
+    fake=shift_reference,
+)
+""",
+    "fastadv/attacks/shift/__init__.py": '"""Shift."""\n',
+    "fastadv/attacks/shift/attack.py": """
+from fastadv.attacks.attack import constructor
+from fastadv.attacks.gradient.attack import GradientAttack
+from fastadv.ops.shift import shift as ops
+
+
+@constructor
+def shifted(threat, *, steps=3, seed=0):
+    assert ops.SHIFT is not None
+    return GradientAttack("shifted", threat, steps=steps, step_size=None, seed=seed)
+""",
+}
+_PACKAGES = {"fastadv.kernels.shift", "fastadv.ops.shift", "fastadv.attacks.shift"}
+
+_USE = """
+import torch, fastadv
+from fastadv.attacks import shifted
+from fastadv.attacks.attack import constructors
+from fastadv.ops.shift import shift
+attack = shifted(fastadv.Linf(0.25), steps=2)
+assert repr(attack) == "fastadv.shifted(fastadv.Linf(0.25), steps=2)", attack
+assert "shifted" in constructors()
+x = torch.full((2, 3), 0.5)
+assert torch.equal(shift.SHIFT(x, 0.5), x + 0.5)
+weight = torch.tensor([[1.0, -1.0], [2.0, 0.5], [0.0, 1.0]])
+assert attack.run(lambda x: x @ weight, x, torch.tensor([0, 0])).distance.max() <= 0.25
+print(fastadv.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree with the folders of a family and its public name, not yet in pyproject.toml."""
+    tree = house.copy_of_the_tree(tmp_path_factory.mktemp("tree"))
+    for name, text in _FILES.items():
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_text(text)
+    with (tree / "fastadv/attacks/__init__.py").open("a") as file:
+        file.write("from fastadv.attacks.shift.attack import shifted as shifted\n")
+    return tree
+
+
+@pytest.fixture(scope="module")
+def listed(tree: Path) -> Path:
+    assert house.packages(tree) - house.listed_packages(tree) == _PACKAGES  # it would be missed
+    settings = tree / "pyproject.toml"
+    lines = "".join(f'    "{name}",\n' for name in sorted(_PACKAGES))
+    settings.write_text(settings.read_text().replace("packages = [\n", f"packages = [\n{lines}"))
+    return tree
+
+
+def test_its_packages_are_found_and_listed(listed):
+    assert house.listed_packages(listed) == house.packages(listed)
+
+
+def test_its_files_stand_on_the_floors_that_are_there(listed):
+    graph = ImportGraph(listed)
+    assert "fastadv.kernels.shift.shift" in graph.dependencies["fastadv.ops.shift.shift"]
+    assert climbing(graph) == [] and graph.circles() == []
+
+
+def test_a_circle_through_it_is_found(listed):
+    op = listed / "fastadv/ops/shift/shift.py"
+    before = op.read_text()
+    op.write_text(f"{before}\n\ndef _attack():\n    from fastadv.attacks import shifted\n")
+    graph = ImportGraph(listed)
+    op.write_text(before)
+    assert climbing(graph) == ["fastadv.ops.shift.shift imports fastadv.attacks.shift.attack"]
+    assert graph.circles() == [["fastadv.attacks.shift.attack", "fastadv.ops.shift.shift"]]
+
+
+def test_its_kernels_are_compiled_ahead_of_time(listed):
+    assert set(house.aot_modules(listed)) - set(house.aot_modules(house.ROOT)) == {"shift.shift"}
+    assert "shift.shift" in house.kernel_modules(listed)
+
+
+def test_its_attack_is_known_by_name(listed):
+    assert str(listed) in house.run(sys.executable, "-c", _USE, cwd=listed).stdout
+
+
+def test_its_files_are_in_the_wheel(listed, tmp_path):
+    pytest.importorskip("build", reason="needs the optional package build")
+    command = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path)
+    house.run(*command, listed, cwd=listed)
+    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    assert {f"fastadv/{name.removeprefix('fastadv/')}" for name in _FILES} <= names
