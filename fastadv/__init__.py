@@ -1,6 +1,8 @@
 """Fused adversarial attacks and training for PyTorch."""
 
+import importlib
 import importlib.util
+from typing import TYPE_CHECKING
 
 if importlib.util.find_spec("fastadv.kernels") is None:
     raise ImportError(
@@ -8,7 +10,7 @@ if importlib.util.find_spec("fastadv.kernels") is None:
         "kernels/ (zip archives and Windows checkouts do). Install it, and it works: pip install ."
     )
 
-from fastadv import ops, training
+from fastadv import ops
 from fastadv.attacks import (
     Attack,
     AttackResult,
@@ -27,11 +29,37 @@ from fastadv.attacks import (
 from fastadv.attacks.call.prepared import release
 from fastadv.diagnostics import AttackWarning, ExecutionWarning
 from fastadv.ensemble import autoattack
-from fastadv.evaluation import Report, evaluate, robustness_curve
 from fastadv.execution import Execution
 from fastadv.threat_model import L1, L2, Linf, contains, start_point
 from fastadv.version import __version__ as __version__
 from fastadv.wrappers import BPDA, Normalized
+
+# loaded when they are named: an attack needs none of it
+_LAZY = {
+    "Report": "fastadv.evaluation",
+    "evaluate": "fastadv.evaluation",
+    "robustness_curve": "fastadv.evaluation",
+    "evaluation": "fastadv",
+    "training": "fastadv",
+}
+
+if TYPE_CHECKING:
+    from fastadv import training
+    from fastadv.evaluation import Report, evaluate, robustness_curve
+else:
+
+    def __getattr__(name: str) -> object:
+        home = _LAZY.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if home == __name__:
+            return importlib.import_module(f"{home}.{name}")
+        value = globals()[name] = getattr(importlib.import_module(home), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LAZY})
+
 
 __all__ = [
     "BPDA",

@@ -70,6 +70,7 @@ def test_the_wheel_of_the_sdist_works_and_leaves_other_kernels_alone(built, tmp_
 def test_the_wheel_carries_its_data(built):
     names = zipfile.ZipFile(next(built.glob("*.whl"))).namelist()
     for wanted in (
+        "fastadv/py.typed",
         "fastadv/data/digits.npz",
         "fastadv/kernels/steps/linf.py",
         "fastadv/cli/entry.py",
