@@ -72,3 +72,13 @@ def check_classes(loss: Loss, classes: int, *, targeted: bool) -> None:
         )
     if loss.kind == "kl" and targeted:
         raise ValueError("loss='kl' moves away from the clean output and takes no target=")
+
+
+def check_logits(logits: object, x: torch.Tensor) -> None:
+    """Raises ValueError unless `logits`, a model's output at x, are (B, C)."""
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(
+            f"the model must return (B, C) logits, here ({len(x)}, C); got {got}. Wrap it to "
+            "return its logits alone"
+        )

@@ -7,6 +7,8 @@ from torch import nn
 
 from fastadv.isolation import Model, modules_behind
 
+_HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+
 
 class Normalized(nn.Module):
     """model((x - mean) / std): a model trained on normalised inputs, attacked in pixel units.
@@ -39,6 +41,16 @@ class Normalized(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.model(self.normalize(x))
+
+    def may_be_bypassed(self, x: torch.Tensor) -> bool:
+        """Whether fused steps may write the normalised input of x themselves: nothing looks on."""
+        return (
+            type(self) is Normalized
+            and x.ndim >= 2
+            and x.dtype in (torch.float32, torch.float64)
+            and self.mean.device == x.device
+            and not any(getattr(self, f"_{hooks}") for hooks in _HOOKS)
+        )
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim < 2 or x.shape[1] != len(self.mean):

@@ -18,7 +18,7 @@ from torch import nn
 import fastadv
 from benchmarks.harness.networks import Problem
 from fastadv.ensemble import constructor
-from fastadv.ensemble.cascade import Progress, run_cascade
+from fastadv.ensemble.cascade import Attacked, Progress, run_cascade
 
 NAMES = ("APGD-CE", "APGD-T", "FAB-T", "Square")
 OURS, AUTHORS, TORCHATTACKS = "fastadv", "autoattack", "torchattacks, cascade"
@@ -115,13 +115,9 @@ class Fastadv:
     def attack(self, index: int) -> None:
         run_cascade(
             self.ensemble.attacks[: index + 1],
-            self.model,
-            self.x,
-            self.y,
-            self.logits,
+            Attacked(self.model, self.x, self.y, self.logits, torch.arange(len(self.x))),
             self.progress,
             reserved=0,
-            sample_ids=torch.arange(len(self.x)),
             execution=self.execution,
             on_stage=None,
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 
@@ -75,22 +76,27 @@ class Progress:
         return self.robust & ((self.by_search > self.by_gradient) | (nearest > _NEAR * self.margin))
 
 
+class Attacked(NamedTuple):
+    """What all stages attack. logits: (n, C) of the model at x; sample_ids: (n,)."""
+
+    model: Model
+    x: torch.Tensor
+    labels: torch.Tensor
+    logits: torch.Tensor
+    sample_ids: torch.Tensor
+
+
 def run_cascade(
     attacks: tuple[Attack, ...],
-    model: Model,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    logits: torch.Tensor,
+    attacked: Attacked,
     progress: Progress,
     *,
     reserved: int,
-    sample_ids: torch.Tensor,
     execution: Execution,
     on_stage: Callable[[Progress], None] | None,
 ) -> None:
-    """Carry out the stages that `progress` does not have; logits: (n, C) at x. The last `reserved`
-    attacks are for the doubtful samples; but for Square they start from the
-    closest point that Square has found.
+    """Carry out the stages that `progress` does not have. The last `reserved` attacks are for the
+    doubtful samples; but for Square they start from the closest point that Square has found.
 
     A success is confirmed by the model before it counts. on_stage is called after every stage, with
     all that is needed to go on from there.
@@ -107,20 +113,16 @@ def run_cascade(
             stage = _run_stage(
                 attack,
                 index,
-                model,
-                x,
-                labels,
-                logits,
+                attacked,
                 progress,
                 alive,
-                sample_ids=sample_ids,
                 execution=execution,
                 is_reserved=is_reserved,
             )
         progress.stages.append(stage)
-        if not fell_back and len(alive) and fitted(attack, logits.shape[1]) is not attack:
+        if not fell_back and len(alive) and fitted(attack, attacked.logits.shape[1]) is not attack:
             fell_back = True  # one warning a run, of the first attack's samples
-            diagnostics.warn("few_classes", len(alive), len(x))
+            diagnostics.warn("few_classes", len(alive), len(attacked.x))
         if on_stage is not None:
             on_stage(progress)
 
@@ -128,19 +130,15 @@ def run_cascade(
 def _run_stage(
     attack: Attack,
     index: int,
-    model: Model,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    logits: torch.Tensor,
+    attacked: Attacked,
     progress: Progress,
     alive: torch.Tensor,
     *,
-    sample_ids: torch.Tensor,
     execution: Execution,
     is_reserved: bool,
 ) -> Stage:
     """Attack the samples `alive` and enter what fell."""
-    suited = fitted(attack, logits.shape[1])
+    suited = fitted(attack, attacked.logits.shape[1])
     if progress.inset:
         execution = replace(execution, inset=progress.inset)
     x_init = None
@@ -148,14 +146,14 @@ def _run_stage(
         x_init = layout.gather_rows(progress.x_searched, alive)
     call = Call(
         _narrowed(suited, alive),
-        model,
-        layout.gather_rows(x, alive),
-        labels[alive],
+        attacked.model,
+        layout.gather_rows(attacked.x, alive),
+        attacked.labels[alive],
         target=None,
-        sample_ids=sample_ids[alive],
+        sample_ids=attacked.sample_ids[alive],
         x_init=x_init,
         execution=execution,
-        clean_logits=logits[alive],
+        clean_logits=attacked.logits[alive],
     )
     found = call.fallen()
     progress.inset = call.oracle.inset
@@ -165,7 +163,7 @@ def _run_stage(
     progress.prediction[rows] = found.prediction
     progress.margin[rows] = found.margin.to(progress.margin.dtype)
     progress.x_adv[rows] = found.x_adv
-    progress.faults[alive] |= torch.as_tensor(found.faults, device=x.device)
+    progress.faults[alive] |= torch.as_tensor(found.faults, device=alive.device)
     if x_init is None:  # from where Square ended, a gradient says nothing of masking
         _note_reached(progress, suited, alive, found)
     return Stage(

@@ -15,7 +15,7 @@ from fastadv.attacks.call.result import Cost
 from fastadv.attacks.call.verdict import warn_of_faults
 from fastadv.attacks.square_search.attack import SquareAttack
 from fastadv.ensemble import checks
-from fastadv.ensemble.cascade import Progress, run_cascade
+from fastadv.ensemble.cascade import Attacked, Progress, run_cascade
 from fastadv.ensemble.versions import VERSIONS, attacks_of, reserved_of
 from fastadv.execution import Execution
 from fastadv.isolation import Model
@@ -121,13 +121,9 @@ class AutoAttack:
             progress = Progress.of_clean(look.x, labels, logits, reserved=reserved)
         run_cascade(
             attacks,
-            model,
-            look.x,
-            labels,
-            logits,
+            Attacked(model, look.x, labels, logits, look.sample_ids),
             progress,
             reserved=reserved,
-            sample_ids=look.sample_ids,
             execution=execution,
             on_stage=on_stage,
         )

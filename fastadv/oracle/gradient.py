@@ -12,27 +12,13 @@ from fastadv import losses, memory
 from fastadv.engine.state import SlotState
 from fastadv.isolation import Model
 from fastadv.kernels import slots as columns
-from fastadv.ops.heads import loss_head as heads
 from fastadv.oracle import clamping
+from fastadv.oracle.objective import Objective, Rules
 from fastadv.oracle.shadow.search_model import SearchModel
 from fastadv.wrappers import Normalized
 
 UNLIMITED = 2**62
 _IN_PLACE = "the model modifies its input in place: make its first operation out of place"
-
-
-class Rules(NamedTuple):
-    """When a slot is finished: after `steps`, or at a success not before `first_step`.
-
-    best_from: the first step whose iterate may be the best one. any_error: with targets, any
-    misclassification is a success, not the target alone.
-    """
-
-    steps: int
-    first_step: int
-    stop_early: bool
-    best_from: int
-    any_error: bool
 
 
 class _Judged(NamedTuple):
@@ -69,8 +55,7 @@ class Oracle:
         self.bounds = bounds
         self.inset = inset
         self.search: SearchModel | None = None
-        self.loss = loss
-        self.targeted = targeted
+        self.objective = Objective(loss, targeted=targeted)
         self.passes = passes
         self.room = UNLIMITED
         self.classes = 0  # known after the first forward
@@ -101,20 +86,7 @@ class Oracle:
     def takes_model_input(self, x: torch.Tensor) -> bool:
         """True if the fused steps can write the model's normalised input themselves."""
         return (
-            not self.inset
-            and type(self.model) is Normalized
-            and x.ndim >= 2
-            and x.dtype in (torch.float32, torch.float64)
-            and self.model.mean.device == x.device
-            and not any(
-                getattr(self.model, f"_{hooks}")
-                for hooks in (
-                    "forward_hooks",
-                    "forward_pre_hooks",
-                    "backward_hooks",
-                    "backward_pre_hooks",
-                )
-            )
+            not self.inset and isinstance(self.model, Normalized) and self.model.may_be_bypassed(x)
         )
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -150,14 +122,6 @@ class Oracle:
         self.room = (rows + 1) // 2
         memory.free_cached(device)
 
-    def track(self, state: SlotState, logits: torch.Tensor, rules: Rules | None) -> None:
-        """Loss, prediction and slot state of `logits`, without a gradient."""
-        if self.loss.function is None:
-            self._head(logits, state, state.loss, None, self.loss.kind, rules)
-            return
-        state.loss.copy_(self.custom_loss(logits, state.labels, state.targets))
-        self._head(logits, state, state.loss, None, "none", rules)
-
     def gradient(self, state: SlotState, rules: Rules | None) -> torch.Tensor:
         """The input gradient at the current iterates, which the same launch tracks by `rules`; an
         inset takes one more forward."""
@@ -172,7 +136,7 @@ class Oracle:
         mean_logits = mean_logits / self.passes
         if at is not state:
             mean_logits = self.search_logits(state.x_adv.detach())
-        self.track(state, mean_logits, rules)
+        self.objective.track(state, mean_logits, rules)
         return total / self.passes
 
     def differentiable(self, state: SlotState) -> SlotState:
@@ -242,56 +206,10 @@ class Oracle:
         logits = self.graph(state)
         judged = seen[-1]
         if judged is None:
-            judged = _Judged(logits.detach(), self._judge(logits.detach(), state, loss, rules))
+            grad_logits = self.objective.judge(logits.detach(), state, loss, rules)
+            judged = _Judged(logits.detach(), grad_logits)
             seen.append(judged)
         return self.backward(logits, state, judged.grad_logits), judged.logits
-
-    def _judge(
-        self, logits: torch.Tensor, state: SlotState, loss: torch.Tensor, rules: Rules | None
-    ) -> torch.Tensor:
-        """dL/dlogits; the loss, and by `rules` the slot state, are written on the way."""
-        if self.loss.function is None:
-            grad_logits = grad_buffer(state, logits)
-            self._head(logits, state, loss, grad_logits, self.loss.kind, rules)
-            return grad_logits
-        leaf = logits.requires_grad_()
-        with torch.enable_grad():
-            objective = self.custom_loss(leaf, state.labels, state.targets)
-        if not objective.requires_grad:
-            raise ValueError(
-                "the loss has no gradient: it is detached, or its value does not depend on the "
-                "logits differentiably"
-            )
-        (grad_logits,) = torch.autograd.grad(objective, leaf, torch.ones_like(objective))
-        loss.copy_(objective.detach())
-        if rules is not None:
-            self._head(logits.detach(), state, loss, None, "none", rules)
-        return grad_logits
-
-    def _head(
-        self,
-        logits: torch.Tensor,
-        state: SlotState,
-        loss: torch.Tensor,
-        grad: torch.Tensor | None,
-        kind: str,
-        rules: Rules | None,
-    ) -> None:
-        tracked = (None, None) if rules is None else (state.slots, state.best_loss)
-        heads.loss_head_(
-            logits,
-            state.labels,
-            state.targets,
-            state.reference,
-            loss,
-            grad,
-            state.prediction,
-            state.correct,
-            *tracked,
-            kind,
-            self.loss.parameter,
-            *(rules or Rules(0, 0, False, 0, False)),
-        )
 
     def graph(self, state: SlotState) -> torch.Tensor:
         """(B, C) logits at the current iterates, with the graph of a backward pass."""
@@ -326,14 +244,9 @@ class Oracle:
             raise ValueError(_IN_PLACE) from error
         self.seconds += time.perf_counter() - began
         self.forwards += len(x)
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x):
-            got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise ValueError(
-                f"the model must return (B, C) logits, here ({len(x)}, C); got {got}. Wrap it to "
-                "return its logits alone"
-            )
+        losses.check_logits(logits, x)
         if logits.shape[1] != self.classes:
-            losses.check_classes(self.loss, logits.shape[1], targeted=self.targeted)
+            self.objective.check_classes(logits.shape[1])
             self.classes = logits.shape[1]
             if self.largest_label >= self.classes:
                 raise ValueError(
@@ -377,26 +290,3 @@ class Oracle:
         is_finite = grad.isfinite().reshape(len(grad), -1).all(1)
         state.slots[:, columns.FAULT] |= ~is_finite * columns.FAULT_OVERFLOW
         return grad.mul_(1 / self._scale)
-
-    def custom_loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The objective of a callable loss: what the attack ascends, (B,)."""
-        assert self.loss.function is not None
-        rows = self.loss.function(logits, labels if targets is None else targets)
-        if not isinstance(rows, torch.Tensor) or rows.shape != logits.shape[:1]:
-            got = tuple(rows.shape) if isinstance(rows, torch.Tensor) else type(rows).__name__
-            raise ValueError(
-                f"loss must map (logits, y) to one value a sample, ({len(logits)},); got {got}. "
-                "Use reduction='none'"
-            )
-        return -rows if self.targeted else rows
-
-
-def grad_buffer(state: SlotState, logits: torch.Tensor) -> torch.Tensor:
-    """The buffer of dL/dlogits, made once the shape and dtype of the logits are known."""
-    buffer = state.grad_logits
-    if buffer is None or (buffer.shape, buffer.dtype) != (logits.shape, logits.dtype):
-        buffer = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-        state.grad_logits = buffer
-    return buffer

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from fastadv import losses
 from fastadv.attacks.call import inputs
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, check_fits, check_threat, same_value
 from fastadv.training.bank import PerturbationBank
-from fastadv.training.crafting import BN_POLICIES, PRECISIONS, check_logits
+from fastadv.training.crafting import BN_POLICIES, PRECISIONS
 
 _IN_PLACE = "the model modifies its input in place: make its first operation out of place"
 
@@ -123,7 +124,7 @@ def checking(call: Model, model: Model, x: torch.Tensor, y: torch.Tensor) -> Mod
         if given._version != version:
             raise ValueError(_IN_PLACE)
         if not is_checked:
-            check_logits(logits, x)
+            losses.check_logits(logits, x)
             check_classes(y, logits)
         is_checked = True
         return logits

@@ -2,12 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from fastadv import losses
 from fastadv.isolation import Model, modules_behind, restored_generators
 from fastadv.ops.heads import loss_head as heads
 from fastadv.threat_model import ThreatModel
@@ -130,21 +132,27 @@ def crafting(
         yield
 
 
+class Ascent(NamedTuple):
+    """`steps` steps of `step_size` up `loss`, in the ball of radius eps of `threat`."""
+
+    threat: ThreatModel
+    steps: int
+    step_size: float
+    eps: float
+    loss: str = "ce"
+
+
 def ascend(
     model: Model,
     x_adv: torch.Tensor,
     x: torch.Tensor,
     y: torch.Tensor,
+    ascent: Ascent,
     *,
-    threat: ThreatModel,
-    steps: int,
-    step_size: float,
-    eps: float,
-    loss: str = "ce",
     reference: torch.Tensor | None = None,
     differentiate: Differentiate = directly,
 ) -> torch.Tensor:
-    """`steps` fused ascent steps on x_adv, in place, inside `crafting`; no synchronisation.
+    """The fused steps of `ascent` on x_adv, in place, inside `crafting`; no synchronisation.
 
     The losses of samples are summed: a mean would round half-precision gradients to zero.
     differentiate: how the gradient at an iterate is taken. Returns the losses where it is taken
@@ -157,16 +165,16 @@ def ascend(
         leaf = at.detach().requires_grad_()
         with torch.enable_grad():
             logits = model(leaf)
-            check_logits(logits, x)
+            losses.check_logits(logits, x)
             half = logits.dtype == torch.float16
             logits = logits.float() if half else logits
-        head = heads.loss_head(logits, y, loss=loss, reference=reference)
+        head = heads.loss_head(logits, y, loss=ascent.loss, reference=reference)
         first = head.loss if first is None else first
         return input_gradient(logits, leaf, head.grad.mul_(FP16_SCALE) if half else head.grad)
 
-    for _ in range(steps):
+    for _ in range(ascent.steps):
         grad = differentiate(gradient, x_adv, model)
-        threat.step_(x_adv, grad, x, step_size=step_size, eps=eps)
+        ascent.threat.step_(x_adv, grad, x, step_size=ascent.step_size, eps=ascent.eps)
     assert first is not None, "steps is at least 1: checked by the constructors"
     return first
 
@@ -184,13 +192,3 @@ def input_gradient(
             "crafted; wrap the part that blocks the gradient in fastadv.BPDA"
         )
     return grad
-
-
-def check_logits(logits: object, x: torch.Tensor) -> None:
-    """Raises ValueError unless `logits` are (B, C)."""
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x):
-        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ValueError(
-            f"the model must return (B, C) logits, here ({len(x)}, C); got {got}. Wrap it to "
-            "return its logits alone"
-        )

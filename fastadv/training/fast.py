@@ -4,9 +4,8 @@ from dataclasses import KW_ONLY, dataclass
 
 import torch
 
-from fastadv.isolation import Model
 from fastadv.training import arguments
-from fastadv.training.crafting import ascend
+from fastadv.training.crafting import Ascent
 from fastadv.training.step import CraftedStep
 
 
@@ -31,21 +30,9 @@ class FastAT(CraftedStep):
     def _random_start(self, x: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
         return self._uniform_start(x, ids, eps, clamp=self.clamp_start)
 
-    def _ascend(
-        self, model: Model, x_adv: torch.Tensor, x: torch.Tensor, y: torch.Tensor, eps: float
-    ) -> torch.Tensor:
+    def _ascent(self, eps: float) -> Ascent:
         step = self._scaled(self.step_size, default=1.25)
-        return ascend(
-            model,
-            x_adv,
-            x,
-            y,
-            threat=self.threat,
-            steps=1,
-            step_size=step,
-            eps=eps,
-            differentiate=self._watch.gradient,
-        )
+        return Ascent(self.threat, 1, step, eps)
 
 
 @dataclass(eq=False, repr=False)
@@ -73,19 +60,7 @@ class NFGSM(CraftedStep):
     def _random_start(self, x: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
         return self._uniform_start(x, ids, self.noise * eps, clamp=self.clamp_start)
 
-    def _ascend(
-        self, model: Model, x_adv: torch.Tensor, x: torch.Tensor, y: torch.Tensor, eps: float
-    ) -> torch.Tensor:
+    def _ascent(self, eps: float) -> Ascent:
         step = self._scaled(self.step_size, default=1.0)
         reach = 2 * (self.noise * eps + step)  # a ball that nothing reaches: no projection
-        return ascend(
-            model,
-            x_adv,
-            x,
-            y,
-            threat=self.threat,
-            steps=1,
-            step_size=step,
-            eps=reach,
-            differentiate=self._watch.gradient,
-        )
+        return Ascent(self.threat, 1, step, reach)

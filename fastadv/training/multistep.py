@@ -8,7 +8,7 @@ import torch
 from fastadv.isolation import Model
 from fastadv.ops import layout
 from fastadv.ops.noise import start
-from fastadv.training.crafting import ascend
+from fastadv.training.crafting import Ascent
 from fastadv.training.objectives import Objective, mart, trades
 from fastadv.training.step import CraftedStep
 
@@ -39,21 +39,9 @@ class PGDAT(CraftedStep):
             return x.clone(memory_format=torch.preserve_format)
         return self._uniform_start(x, ids, eps, clamp=self.clamp_start)
 
-    def _ascend(
-        self, model: Model, x_adv: torch.Tensor, x: torch.Tensor, y: torch.Tensor, eps: float
-    ) -> torch.Tensor:
+    def _ascent(self, eps: float) -> Ascent:
         step = self._scaled(self.step_size, default=2.5 / self.steps)
-        return ascend(
-            model,
-            x_adv,
-            x,
-            y,
-            threat=self.threat,
-            steps=self.steps,
-            step_size=step,
-            eps=eps,
-            differentiate=self._watch.gradient,
-        )
+        return Ascent(self.threat, self.steps, step, eps)
 
 
 @dataclass(eq=False, repr=False)
@@ -78,23 +66,13 @@ class TRADES(CraftedStep):
     def _random_start(self, x: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
         return _gaussian_start(self, x, ids, eps)
 
-    def _ascend(
-        self, model: Model, x_adv: torch.Tensor, x: torch.Tensor, y: torch.Tensor, eps: float
-    ) -> torch.Tensor:
+    def _ascent(self, eps: float) -> Ascent:
+        step = self._scaled(self.step_size, default=0.25)
+        return Ascent(self.threat, self.steps, step, eps, loss="kl")
+
+    def _reference(self, model: Model, x: torch.Tensor) -> torch.Tensor:
         clean = model(x)
-        return ascend(
-            model,
-            x_adv,
-            x,
-            y,
-            threat=self.threat,
-            steps=self.steps,
-            step_size=self._scaled(self.step_size, default=0.25),
-            eps=eps,
-            loss="kl",
-            reference=clean.softmax(1, dtype=layout.compute_dtype(clean)),
-            differentiate=self._watch.gradient,
-        )
+        return clean.softmax(1, dtype=layout.compute_dtype(clean))
 
     def _objective(self) -> Objective:
         return functools.partial(trades, beta=self.beta, label_smoothing=self.label_smoothing)
@@ -121,21 +99,9 @@ class MART(CraftedStep):
     def _random_start(self, x: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
         return _gaussian_start(self, x, ids, eps)
 
-    def _ascend(
-        self, model: Model, x_adv: torch.Tensor, x: torch.Tensor, y: torch.Tensor, eps: float
-    ) -> torch.Tensor:
+    def _ascent(self, eps: float) -> Ascent:
         step = self._scaled(self.step_size, default=0.25)
-        return ascend(
-            model,
-            x_adv,
-            x,
-            y,
-            threat=self.threat,
-            steps=self.steps,
-            step_size=step,
-            eps=eps,
-            differentiate=self._watch.gradient,
-        )
+        return Ascent(self.threat, self.steps, step, eps)
 
     def _objective(self) -> Objective:
         return functools.partial(mart, beta=self.beta, label_smoothing=self.label_smoothing)

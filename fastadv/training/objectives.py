@@ -7,9 +7,10 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 
+from fastadv import losses
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel
-from fastadv.training.crafting import Differentiate, check_logits, directly, inner_module
+from fastadv.training.crafting import Differentiate, directly, inner_module
 
 
 class Crafted(NamedTuple):
@@ -57,7 +58,7 @@ class Reduced:
         model = self.others if self.is_called else self.first
         self.is_called = True
         logits = model(x)
-        check_logits(logits, x)
+        losses.check_logits(logits, x)
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 

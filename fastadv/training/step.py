@@ -142,7 +142,16 @@ class CraftedStep:
             ),
         ):
             x_adv = self._start_iterates(x, ids, eps, x_init)
-            self.craft_loss = self._ascend(asked, x_adv, x, y, eps).mean()
+            losses = crafting.ascend(
+                asked,
+                x_adv,
+                x,
+                y,
+                self._ascent(eps),
+                reference=self._reference(asked, x),
+                differentiate=self._watch.gradient,
+            )
+            self.craft_loss = losses.mean()
         self._is_checked = True
         if not self.modifiers:  # which may differentiate the input as well
             self._watch.close()
@@ -179,10 +188,13 @@ class CraftedStep:
     def _random_start(self, x: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
         raise NotImplementedError
 
-    def _ascend(
-        self, model: Model, x_adv: torch.Tensor, x: torch.Tensor, y: torch.Tensor, eps: float
-    ) -> torch.Tensor:
+    def _ascent(self, eps: float) -> crafting.Ascent:
+        """The steps of one craft."""
         raise NotImplementedError
+
+    def _reference(self, model: Model, x: torch.Tensor) -> torch.Tensor | None:
+        """(B, C) probabilities that the loss of the ascent compares with."""
+        return None
 
     def _objective(self) -> Objective:
         return functools.partial(cross_entropy, label_smoothing=self.label_smoothing)

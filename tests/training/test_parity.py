@@ -147,11 +147,7 @@ def test_the_signs_that_trades_gets_wrong_at_its_own_start_are_as_many_as_the_te
             moved,
             x,
             y,
-            threat=fastadv.Linf(1.0, bounds=None),
-            steps=1,
-            step_size=0.25,
-            eps=1.0,
-            loss="kl",
+            crafting.Ascent(fastadv.Linf(1.0, bounds=None), 1, 0.25, eps=1.0, loss="kl"),
             reference=net(x).softmax(1),
         )
         signs["ours"] = (moved - x_adv).sign()

@@ -15,7 +15,8 @@ from fastadv.ops.apgd import l2 as apgd_l2
 from fastadv.ops.apgd import linf as apgd
 from fastadv.ops.apgd.schedule import apgd_checkpoints
 from fastadv.ops.steps import select
-from fastadv.oracle.gradient import Oracle, Rules
+from fastadv.oracle.gradient import Oracle
+from fastadv.oracle.objective import Rules
 from fastadv.threat_model import ThreatModel, start_point
 
 _START_KINDS = {"linf": "uniform", "l2": "sphere"}
@@ -83,7 +84,7 @@ class AscentSlots(Protocol):
         common = state.common
         assert common.x_best is not None
         x_adv = common.x_adv.detach()
-        self.oracle.track(common, self.oracle.logits(x_adv), self.rules)
+        self.oracle.objective.track(common, self.oracle.logits(x_adv), self.rules)
         select.select_rows_(common.x_best, x_adv, common.slots[:, columns.IMPROVED])
         if state.x_hit is not None:
             select.select_rows_(state.x_hit, x_adv, (~common.correct).int())

@@ -11,7 +11,8 @@ from fastadv.engine.work import Work
 from fastadv.ops.apgd.l1 import apgd_l1_step_
 from fastadv.ops.apgd.schedule import GIVEN_START, RANDOM_START, apgd_l1_plan
 from fastadv.ops.noise.start import random_start
-from fastadv.oracle.gradient import Oracle, Rules
+from fastadv.oracle.gradient import Oracle
+from fastadv.oracle.objective import Rules
 from fastadv.threat_model import ThreatModel
 
 

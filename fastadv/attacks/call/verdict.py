@@ -65,7 +65,7 @@ def loss_at(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, prediction) of each row of logits, as a result reports them."""
     if loss.function is not None:
-        return oracle.custom_loss(logits, work.labels, work.targets), logits.argmax(1)
+        return oracle.objective.custom(logits, work.labels, work.targets), logits.argmax(1)
     value = torch.empty(len(logits), dtype=work.eps.dtype, device=logits.device)
     prediction = torch.empty_like(work.labels)
     correct = torch.empty_like(work.labels, dtype=torch.bool)

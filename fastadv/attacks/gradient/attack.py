@@ -10,7 +10,7 @@ import torch
 from fastadv import losses
 from fastadv.attacks.attack import Attack
 from fastadv.attacks.call.settings import check_choices, check_counts
-from fastadv.attacks.gradient.slots import ProjectedGradient, start_kinds
+from fastadv.attacks.gradient.slots import Begin, ProjectedGradient, start_kinds
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel, check_threat
 
@@ -114,13 +114,10 @@ class GradientAttack(Attack):
             self.threat,
             steps=self.steps,
             restarts=self.restarts,
-            seed=self.seed,
-            start_kind=kind or None,
-            clamp_start=self.clamp_start,
+            begin=Begin(kind or None, self.clamp_start, self.seed),
+            keep=self.keep,
             first_step=first_step,
             momentum_decay=self.decay,
-            stop_early=self.keep == "first_success",
-            keep_best=self.keep == "best",
             step_options=options,
         )
 

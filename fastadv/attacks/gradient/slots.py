@@ -1,7 +1,7 @@
 """Projected gradient ascent as a slot algorithm: FGSM, BIM, PGD and MI-FGSM are cases of it."""
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,8 +11,17 @@ from fastadv.engine.work import Work
 from fastadv.kernels import slots as columns
 from fastadv.ops.noise import start
 from fastadv.ops.steps import linf, select
-from fastadv.oracle.gradient import Oracle, Rules
+from fastadv.oracle.gradient import Oracle
+from fastadv.oracle.objective import Rules
 from fastadv.threat_model import Linf, ThreatModel, start_point
+
+
+class Begin(NamedTuple):
+    """Where restarts begin. kind: of the random start, None for x itself. clamps: into bounds."""
+
+    kind: str | None
+    clamps: bool
+    seed: int
 
 
 class ProjectedGradient:
@@ -27,25 +36,21 @@ class ProjectedGradient:
         *,
         steps: int,
         restarts: int,
-        seed: int,
-        start_kind: str | None,
-        clamp_start: bool,
+        begin: Begin,
+        keep: str,
         first_step: int,
         momentum_decay: float | None,
-        stop_early: bool,
-        keep_best: bool,
         step_options: dict[str, Any],
     ) -> None:
         self.oracle = oracle
         self.threat = threat
         self.steps = steps
         self.items = restarts
-        self.seed = seed
-        self.start_kind = start_kind
-        self.clamp_start = clamp_start
+        self.begin = begin
         self.momentum_decay = momentum_decay
-        self.rules = Rules(steps, first_step, stop_early, best_from=first_step, any_error=False)
-        self.keep_best = keep_best
+        stops = keep == "first_success"
+        self.rules = Rules(steps, first_step, stops, best_from=first_step, any_error=False)
+        self.keep_best = keep == "best"
         self.step_options = step_options
 
     @property
@@ -75,18 +80,18 @@ class ProjectedGradient:
     def _start_iterates(self, work: Work, restarts: torch.Tensor) -> torch.Tensor:
         if work.x_init is not None:
             return work.x_init
-        if self.start_kind is None:
+        if self.begin.kind is None:
             return work.x
-        if self.start_kind == "sign":
+        if self.begin.kind == "sign":
             return self._sign_start(work, restarts)
         return start_point(
             self.threat,
             work.x,
-            seed=self.seed,
+            seed=self.begin.seed,
             sample_ids=work.sample_ids,
             draw=restarts,
-            kind=self.start_kind,
-            clamp_start=self.clamp_start,
+            kind=self.begin.kind,
+            clamp_start=self.begin.clamps,
             eps=work.eps,
         )
 
@@ -95,13 +100,13 @@ class ProjectedGradient:
         noise = start.random_start(
             torch.zeros_like(work.x),
             eps=1.0,
-            seed=self.seed,
+            seed=self.begin.seed,
             sample_ids=work.sample_ids,
             draw=restarts,
             kind="linf_uniform",
             bounds=None,
         )
-        bounds = self.threat.bounds if self.clamp_start else None
+        bounds = self.threat.bounds if self.begin.clamps else None
         return linf.linf_step(
             work.x, noise, work.x, step_size=work.step_size, eps=work.eps, bounds=bounds
         )
@@ -144,7 +149,7 @@ class ProjectedGradient:
 
     def evaluate(self, state: SlotState) -> None:
         logits = self.oracle.logits(state.x_adv.detach())
-        self.oracle.track(state, logits, self.rules)
+        self.oracle.objective.track(state, logits, self.rules)
         if state.x_best is not None:
             select.select_rows_(state.x_best, state.x_adv, state.slots[:, columns.IMPROVED])
 

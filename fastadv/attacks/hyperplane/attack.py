@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fastadv import losses
 from fastadv.attacks.attack import Attack, constructor
 from fastadv.attacks.call.settings import check_choices, check_counts
-from fastadv.attacks.hyperplane.slots import BoundarySlots
+from fastadv.attacks.hyperplane.slots import BoundarySlots, Moves
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel, check_threat
@@ -73,7 +73,7 @@ class FastAdaptiveBoundary(Attack):
     def algorithm(
         self, oracle: Oracle, *, targets: int, first_step: int, room: int
     ) -> SlotAlgorithm:
-        if oracle.targeted and not self.most_targets:
+        if oracle.objective.targeted and not self.most_targets:
             raise ValueError("fab goes to the nearest class and takes no target=: use apgd_ce")
         return BoundarySlots(
             oracle,
@@ -81,9 +81,7 @@ class FastAdaptiveBoundary(Attack):
             steps=self.steps,
             restarts=self.restarts,
             targets=targets,
-            alpha_max=self.alpha_max,
-            eta=self.eta,
-            beta=self.beta,
+            moves=Moves(self.alpha_max, self.eta, self.beta),
             seed=self.seed,
             keep=self.keep,
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -11,10 +12,19 @@ from fastadv.engine.work import Work
 from fastadv.ops.fab import step as fab
 from fastadv.ops.heads import loss_head as heads
 from fastadv.ops.noise.start import random_start
-from fastadv.oracle.gradient import Oracle, grad_buffer
+from fastadv.oracle.gradient import Oracle
+from fastadv.oracle.objective import grad_buffer
 from fastadv.threat_model import ThreatModel
 
 _START_KINDS = {"linf": "linf_uniform", "l2": "l2_sphere", "l1": "l1_uniform"}
+
+
+class Moves(NamedTuple):
+    """How FAB moves: the settings of `fastadv.fab` of the same names."""
+
+    alpha_max: float
+    eta: float
+    beta: float
 
 
 @dataclass
@@ -49,9 +59,7 @@ class BoundarySlots:
         steps: int,
         restarts: int,
         targets: int,
-        alpha_max: float,
-        eta: float,
-        beta: float,
+        moves: Moves,
         seed: int,
         keep: str,
     ) -> None:
@@ -61,7 +69,7 @@ class BoundarySlots:
         self.restarts = restarts
         self.untargeted = targets == 0
         self.items = max(targets, 1) * restarts
-        self.options = dict(alpha_max=alpha_max, eta=eta, beta=beta)
+        self.moves = moves
         self.seed = seed
         self.keep = keep
 
@@ -113,7 +121,7 @@ class BoundarySlots:
     def _look(self, state: BoundaryState) -> None:
         """Judge the new points: keep the closest, pull the adversarial ones back."""
         common = state.common
-        self.oracle.track(common, self.oracle.logits(common.x_adv.detach()), None)
+        self.oracle.objective.track(common, self.oracle.logits(common.x_adv.detach()), None)
         self._move(state, None)
 
     def _move(self, state: BoundaryState, grad: torch.Tensor | None) -> None:
@@ -134,7 +142,7 @@ class BoundarySlots:
             norm=self.threat.norm,
             steps=self.steps,
             stop_early=self.keep == "first_success",
-            **self.options,
+            **self.moves._asdict(),
         )
 
     def _nearest(self, state: SlotState) -> torch.Tensor:

@@ -50,7 +50,7 @@ class SquareAttack(Attack):
     def algorithm(
         self, oracle: Oracle, *, targets: int, first_step: int, room: int
     ) -> SlotAlgorithm:
-        if oracle.targeted:
+        if oracle.objective.targeted:
             raise ValueError("square lowers the margin of the label and takes no target=")
         return SquareSlots(
             oracle,
