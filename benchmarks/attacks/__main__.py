@@ -11,7 +11,7 @@ import torch
 
 import fastadv
 from benchmarks import reference
-from benchmarks.harness import environment, harness, networks, peers, schema
+from benchmarks.harness import environment, harness, networks, output, peers, schema, tables
 from benchmarks.harness.networks import Problem
 from benchmarks.harness.peers import Attack, Settings, Unavailable
 
@@ -248,8 +248,7 @@ def run_case(
         runs,
         equality_check(case, problem),
         where,
-        rounds=rounds,
-        warmup=0,
+        harness.Timing(rounds, warmup=0),
         robustness=_robustness(case, problem),
     )
 
@@ -261,7 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", help="folder of MNIST's idx files; random images without it")
     parser.add_argument("--samples", type=int, help="at most so many samples a case")
     parser.add_argument("--threads", type=int, help="CPU threads of torch; its own choice if none")
-    parser.add_argument("--results", type=Path, default=schema.RESULTS)
+    output.add_option(parser)
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -282,8 +281,9 @@ def main(arguments: list[str] | None = None) -> None:
         found = run_case(case, built[key], where, rounds=rounds)
         harness.print_rows(found)
         rows += found
-    for path in schema.append_rows(rows, options.results):
-        print(f"appended to {path.name} of {path.parent.name}")
+    if rows:
+        print(f"\n{tables.first_screen(rows)}\n")
+    output.record(rows, options.results)
 
 
 if __name__ == "__main__":

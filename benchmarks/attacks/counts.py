@@ -8,12 +8,11 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 
 from benchmarks.attacks import __main__ as attacks
-from benchmarks.harness import environment, networks, peers, schema
+from benchmarks.harness import environment, networks, output, peers, schema
 from benchmarks.harness.peers import Settings, Unavailable
 from benchmarks.harness.tally import Tally
 from fastadv.ops import backend
@@ -166,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.attacks.counts", description=__doc__
     )
     parser.add_argument("--samples", type=int, default=8, help="samples in the counted batch")
-    parser.add_argument("--results", type=Path, default=schema.RESULTS)
+    output.add_option(parser)
     options = parser.parse_args(arguments)
     if not backend.interpreting():
         if "triton" in sys.modules:
@@ -185,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"{row.extra['launches']:4} launches {row.q50:8.2f} B/element "
             f"{row.extra['data_dependent_ops']:3} data-dependent"
         )
-    schema.append_rows(rows, options.results)
+    output.record(rows, options.results)
 
 
 if __name__ == "__main__":

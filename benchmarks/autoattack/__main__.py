@@ -37,7 +37,7 @@ from benchmarks.autoattack import (
 )
 from benchmarks.autoattack.entrants import Budget, Build
 from benchmarks.autoattack.parties import authors_version, entrants
-from benchmarks.harness import environment, schema
+from benchmarks.harness import environment, output, schema
 from benchmarks.harness.networks import Problem
 
 
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--rounds", type=int, default=1, help="interleaved runs of each case")
     parser.add_argument("--out", type=Path, help="folder in which finished rounds are kept")
-    parser.add_argument("--results", type=Path, default=schema.RESULTS)
+    output.add_option(parser)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     builds = entrants(options.authors)
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{autoattack_tables.totals(rows)}\n", flush=True)
     counted = autoattack_counts.rows(builds, where)
     print(autoattack_tables.ops(counted))
-    schema.append_rows(rows + counted, options.results)
+    output.record(rows + counted, options.results)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from benchmarks.clamping.cases import (
 )
 from benchmarks.clamping.providers import Outcome, Provider, forms, providers, seed_generators
 from benchmarks.clamping.rules import RULES, clamp_rule, installed_rule
-from benchmarks.harness import environment, harness, networks, peers, schema
+from benchmarks.harness import environment, harness, networks, output, peers, schema
 from benchmarks.harness.networks import Problem
 from benchmarks.harness.peers import Unavailable
 from fastadv.threat_model import contains
@@ -199,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--authors", type=Path, help="folder of a checkout of fra31/auto-attack")
     parser.add_argument("--samples", type=int, help="at most so many samples a case")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    parser.add_argument("--results", type=Path, default=schema.RESULTS)
+    output.add_option(parser)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     takers = providers(_authors(options.authors))
@@ -228,7 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
                 print(f"{network.name} {case.name}, n={len(some.x)}, {rule} rule", flush=True)
                 with _in_force(rule):
                     found = run_case(case, network, some, told, takers)
-                schema.append_rows(found, options.results)
+                output.record(found, options.results)
                 harness.print_rows(found)
                 rows += found
     if not rows:

@@ -23,7 +23,7 @@ from benchmarks.execution import cases as execution_cases
 from benchmarks.execution import tables as execution_tables
 from benchmarks.execution.cases import ATTACKS, EXACT, FOLDABLE, AnyAttack, most_rounds
 from benchmarks.execution.runs import Search, Searcher, Verdicts, process_clock
-from benchmarks.harness import environment, harness, schema
+from benchmarks.harness import environment, harness, output, schema
 from benchmarks.harness.networks import Problem
 from fastadv.ensemble.constructor import AutoAttack
 
@@ -76,9 +76,7 @@ def run_case(
         searches,
         verdicts.check,
         where,
-        rounds=most_rounds(attack, rounds),
-        warmup=0,
-        clock=process_clock,
+        harness.Timing(most_rounds(attack, rounds), warmup=0, clock=process_clock),
         on_refusal=refuse,
     )
     told = [
@@ -155,7 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, help="at most so many samples a case")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved timed calls")
-    parser.add_argument("--results", type=Path, default=schema.RESULTS)
+    output.add_option(parser)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     where = environment.describe(
@@ -187,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
             rows += found
     if not rows:
         sys.exit(f"no case matches --only {options.only!r}")
-    schema.append_rows(rows, options.results)
+    output.record(rows, options.results)
     print(execution_tables.execution(rows))
     if refusals:
         sys.exit(f"{len(refusals)} searches have no row, as said above")

@@ -107,7 +107,7 @@ def run_case(session: Session, case: AttackCase, problem: Problem, eps: float) -
         baseline=baseline,
     )
     rows = session.measure(
-        description, runs, providers.check_of(settings, problem), rounds=7, warmup=0
+        description, runs, providers.check_of(settings, problem), harness.Timing(7, warmup=0)
     )
     common = {"eps": eps, "steps": case.steps, "restarts": case.restarts}
     common["tf32_convolutions"] = float(torch.backends.cudnn.allow_tf32)

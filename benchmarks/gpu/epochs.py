@@ -92,7 +92,7 @@ def run_case(session: Session) -> None:
     )
     print(CASE)
     rows = session.measure(
-        description, runs, lambda name, loss: equalities[name], rounds=5, warmup=1
+        description, runs, lambda name, loss: equalities[name], harness.Timing(5)
     )
     session.add([_told(row, count, runs[row.provider]) for row in rows])
 

@@ -93,11 +93,13 @@ def _measure(session: Session, case: OpCase, copied: float, compiled: bool) -> N
             description,
             runs,
             case.check,
-            rounds=2 if session.tiny else 40,
-            warmup=3,
-            seconds=0.05 if session.tiny else 0.4,
+            harness.Timing(
+                rounds=2 if session.tiny else 40,
+                warmup=3,
+                seconds=0.05 if session.tiny else 0.4,
+                flush=session.on_gpu,
+            ),
             copy_gb_s=copied,
-            flush=session.on_gpu,
         )
     )
 
@@ -132,7 +134,10 @@ def _host_times(session: Session) -> None:
         clock = harness.host_clock(session.device, calls=5 if session.tiny else _CALLS)
         session.add(
             session.measure(
-                description, runs, case.check, rounds=2 if session.tiny else 11, clock=clock
+                description,
+                runs,
+                case.check,
+                harness.Timing(2 if session.tiny else 11, clock=clock),
             )
         )
 

@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +85,20 @@ class Session:
         case: harness.Case,
         providers: Mapping[str, harness.Run],
         check: harness.Check,
+        timing: harness.Timing,
         *,
-        rounds: int,
-        seconds: float | None = None,
-        **more: Any,
+        copy_gb_s: float | None = None,
     ) -> list[schema.Row]:
         """`harness.measure` within the time left; who fails is reported and left out."""
-        limit = min(seconds or 1e9, max(0.1, _MEASURED_FOR * self.left))
+        limit = min(timing.seconds or 1e9, max(0.1, _MEASURED_FOR * self.left))
         return harness.measure(
             case,
             providers,
             check,
             self.where,
-            rounds=rounds,
-            seconds=limit,
+            replace(timing, seconds=limit),
+            copy_gb_s=copy_gb_s,
             on_refusal=lambda name, error: self.report(f"{case.name}, {name}", error),
-            **more,
         )
 
     def add(self, rows: list[schema.Row]) -> None:

@@ -133,7 +133,7 @@ def run_case(session: Session, case: TrainingCase, name: str) -> None:
     )
     print(name)
     rows = session.measure(
-        description, watched, lambda label, loss: equalities[label], rounds=9, warmup=1
+        description, watched, lambda label, loss: equalities[label], harness.Timing(9)
     )
     extra = {"optimizer_steps": _MINIBATCHES * case.optimizer_steps}
     session.add(

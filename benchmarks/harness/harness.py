@@ -34,28 +34,42 @@ class Case:
     bytes_moved: int | None = None
 
 
+@dataclass(frozen=True)
+class Timing:
+    """How calls are timed. seconds: no new round begins after them, but for a first one.
+
+    clock: in place of the device's. flush: evict the GPU's L2 cache before every call.
+    """
+
+    rounds: int
+    warmup: int = 1
+    seconds: float | None = None
+    clock: Clock | None = None
+    flush: bool = False
+
+    def clock_of(self, device: torch.device) -> Clock:
+        if self.clock is not None:
+            return self.clock
+        return cuda_clock(device, flush=self.flush) if device.type == "cuda" else cpu_clock
+
+
 def measure(
     case: Case,
     providers: Mapping[str, Run],
     check: Check,
     environment: Environment,
+    timing: Timing,
     *,
-    rounds: int,
-    warmup: int = 1,
     copy_gb_s: float | None = None,
-    flush: bool = False,
     robustness: Callable[[torch.Tensor], Robustness] | None = None,
     extra: Callable[[torch.Tensor], dict[str, float]] | None = None,
-    clock: Clock | None = None,
-    seconds: float | None = None,
     on_refusal: Callable[[str, Exception], None] | None = None,
 ) -> list[Row]:
     """The rows of a case. Every provider is compared with the reference before any is timed.
 
-    check raises ValueError for a provider whose result is too far from the reference. flush: evict
-    the GPU's L2 cache before every call. clock: in place of the device's. seconds: no new round
-    begins after them. on_refusal: is told of a provider that raises or is too far off, which is
-    then left out; the first of the others is the baseline if that was it. None lets it raise.
+    check raises ValueError for a provider whose result is too far from the reference. on_refusal:
+    is told of a provider that raises or is too far off, which is then left out; the first of the
+    others is the baseline if that was it. None lets it raise.
     """
     if case.baseline not in providers:
         raise ValueError(f"baseline {case.baseline!r} must be one of {list(providers)}")
@@ -79,9 +93,13 @@ def measure(
         return []
     if case.baseline not in providers:
         case = replace(case, baseline=next(iter(providers)))
-    if clock is None:
-        clock = cuda_clock(device, flush=flush) if device.type == "cuda" else cpu_clock
-    times = time_interleaved(providers, rounds=rounds, warmup=warmup, clock=clock, seconds=seconds)
+    times = time_interleaved(
+        providers,
+        rounds=timing.rounds,
+        warmup=timing.warmup,
+        clock=timing.clock_of(device),
+        seconds=timing.seconds,
+    )
     scale = _UNITS[case.unit]
     rows = []
     for name, own in times.items():

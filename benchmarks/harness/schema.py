@@ -186,7 +186,7 @@ def normalise_device(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
-def append_rows(rows: list[Row], results: Path = RESULTS) -> list[Path]:
+def append_rows(rows: list[Row], results: Path) -> list[Path]:
     """Append rows to <results>/<device>/<suite>.jsonl, in one write a file; never rewrites."""
     files: dict[Path, list[str]] = {}
     for row in rows:

@@ -2,11 +2,10 @@
 
 import argparse
 import re
-from pathlib import Path
 
 import torch
 
-from benchmarks.harness import environment, harness, schema
+from benchmarks.harness import environment, harness, output
 from benchmarks.ops import cases as op_cases
 
 SUITE = "ops"
@@ -33,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--copied", type=int, help="elements of the copy that measures bandwidth")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the chain too")
     parser.add_argument("--threads", type=int, help="CPU threads of torch; its own choice if none")
-    parser.add_argument("--results", type=Path, default=schema.RESULTS)
+    output.add_option(parser)
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -64,15 +63,13 @@ def main(arguments: list[str] | None = None) -> None:
             runs,
             case.check,
             where,
-            rounds=options.rounds,
-            warmup=5,
+            harness.Timing(options.rounds, warmup=5, flush=on_gpu),
             copy_gb_s=copy_gb_s,
-            flush=on_gpu,
         )
         print(f"{case.name} {case.shape} {description.dtype}")
         harness.print_rows(found)
         rows += found
-    schema.append_rows(rows, options.results)
+    output.record(rows, options.results)
 
 
 def _cases(options: argparse.Namespace, device: torch.device) -> list[op_cases.OpCase]:

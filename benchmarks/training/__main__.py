@@ -19,7 +19,7 @@ import torch
 
 import fastadv
 from benchmarks import reference
-from benchmarks.harness import environment, harness, schema
+from benchmarks.harness import environment, harness, output, schema
 from benchmarks.harness.tally import Tally
 from benchmarks.training import tables as training_tables
 from benchmarks.training.cases import CASES, NETWORKS, Split, TrainingCase, attack_step, load
@@ -253,7 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--test-samples", type=int, default=1000, help="test images attacked")
     parser.add_argument("--threads", type=int, help="CPU threads of torch; its own choice if none")
-    parser.add_argument("--results", type=Path, default=schema.RESULTS)
+    output.add_option(parser)
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -281,7 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         harness.print_rows(found)
         rows += found
-        schema.append_rows(found, options.results)
+        output.record(found, options.results)
     print(f"\n{training_tables.training(rows)}")
 
 

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 import fastadv
-from benchmarks.harness import environment, schema
-from benchmarks.training import speedrun
+from benchmarks.harness import environment, output, schema
+from benchmarks.training import plans
 from fastadv.data import load_mnist, to_unit_interval
 from fastadv.recipes import Recipe, Result, recipe, train
 from fastadv.training import TrainingWarning
@@ -90,10 +90,10 @@ def _row(
         "last_held_out_pgd10": result.epochs[-1]["robust"],
     }
     images, labels = load_mnist(data)
-    plan = speedrun.PLANS["mnist"]
+    plan = plans.PLANS["mnist"]
     if chosen.method == "fast":
         plan = replace(plan, method="fast", step=chosen.step_size)
-    equality = speedrun.parity(plan, to_unit_interval(images[:32]), labels[:32])
+    equality = plans.parity(plan, to_unit_interval(images[:32]), labels[:32])
     return schema.Row(
         suite=SUITE,
         case=f"{chosen.model}, {chosen.method}",
@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the published files")
     parser.add_argument("--out", type=Path, required=True, help="folder of the training runs")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=schema.RESULTS)
+    output.add_option(parser)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     where = environment.describe(
@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"{rows[-1].extra['epochs']} epochs, {rows[-1].q50:.0f} s",
             flush=True,
         )
-    schema.append_rows(rows, options.results)
+    output.record(rows, options.results)
 
 
 if __name__ == "__main__":

@@ -13,67 +13,21 @@ CPU the same code runs in fp32 without the graph, with smaller defaults.
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 import fastadv
-from benchmarks import reference
-from benchmarks.harness import environment, schema
+from benchmarks.harness import environment, output, schema
+from benchmarks.training.plans import PLANS, Plan, parity
+from benchmarks.training.timed_run import Run
 from fastadv import training
-from fastadv.data import DeviceLoader, load_cifar10, load_mnist, to_unit_interval
-from fastadv.models import build
+from fastadv.data import load_cifar10, load_mnist, to_unit_interval
 
 SUITE = "speedrun"
 _HELD_OUT = 1000  # training samples that tell a collapse
-_WARM_UP_STEPS = 3
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A recipe. peak: (fraction of the run, learning rate) of the triangular schedule, which ends
-    at 0. noise, step: in units of eps. limit: training samples, None for all, of which 1,000 are
-    held out."""
-
-    dataset: str
-    model: str
-    eps: float
-    epochs: int
-    batch_size: int
-    peak: tuple[float, float]
-    momentum: float
-    weight_decay: float
-    label_smoothing: float
-    ema: float | None
-    crop: int
-    flip: str | None
-    method: str
-    steps: int
-    step: float
-    warm_up: float = 0.0
-    limit: int | None = None
-
-
-PLANS = {
-    "cifar10": Plan(
-        "cifar10", "preact-resnet18", 8 / 255, 15, 256, (0.5, 0.2), 0.9, 5e-4, 0.1, 0.99, 4,
-        "alternate", "nfgsm", 1, 1.0,
-    ),
-    "cifar10-cpu": Plan(
-        "cifar10", "fast-cifar", 8 / 255, 4, 128, (0.4, 0.1), 0.9, 5e-4, 0.1, 0.98, 4,
-        "alternate", "nfgsm", 1, 1.0, limit=5000,
-    ),
-    "mnist": Plan(
-        "mnist", "mnist", 0.3, 5, 100, (0.4, 0.1), 0.9, 0.0, 0.0, None, 0, None, "pgd", 5, 0.25,
-        warm_up=2.5,
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,186 +44,6 @@ class Outcome:
     clean: float
     pgd_50_10: float
     autoattack: float | None
-
-
-def make_step(plan: Plan, batches: int, seed: int, precision: str) -> training.CraftedStep:
-    threat = fastadv.Linf(plan.eps)
-    common: dict[str, Any] = dict(
-        label_smoothing=plan.label_smoothing,
-        eps_warmup=round(plan.warm_up * batches),
-        seed=seed,
-        precision=precision,
-        step_size=plan.step * plan.eps,
-    )
-    if plan.method == "nfgsm":
-        return training.NFGSM(threat, **common)
-    if plan.method == "fast":
-        return training.FastAT(threat, **common)
-    return training.PGDAT(threat, steps=plan.steps, **common)
-
-
-class Run:
-    """One seed of a plan: `train` gives the model to be attacked."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self.plan = plan
-        on_gpu = device.type == "cuda"
-        self.loader = DeviceLoader(
-            images,
-            labels,
-            batch_size=plan.batch_size,
-            seed=seed,
-            crop=plan.crop,
-            flip=plan.flip,
-            drop_last=True,
-            channels_last=on_gpu,
-            device=device,
-        )
-        self.total = plan.epochs * len(self.loader)
-        self.model = build(plan.model, seed=seed).to(device)
-        if on_gpu:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.rate = torch.zeros((), device=device)  # a tensor: the graph reads it anew
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=self.rate if on_gpu else 0.0,
-            momentum=plan.momentum,
-            weight_decay=plan.weight_decay,
-            nesterov=True,
-            fused=on_gpu,
-        )
-        self.average = None if plan.ema is None else training.ema(self.model, decay=plan.ema)
-        self.step = make_step(plan, len(self.loader), seed, "bf16" if on_gpu else "fp32")
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.inputs: tuple[torch.Tensor, ...] = ()
-
-    def train(self) -> tuple[nn.Module, float, float]:
-        """(model, seconds from the first step to final weights, seconds of warm-up before)."""
-        began = time.perf_counter()
-        if self.rate.is_cuda:
-            self._capture()
-        _wait(self.rate)
-        warmed = time.perf_counter()
-        done = 0
-        reach = self.step.noise if isinstance(self.step, training.NFGSM) else 1.0
-        for _ in range(self.plan.epochs):
-            starts = self.loader.with_start(
-                eps=reach * self.step.effective_eps,
-                seed=self.step.seed,
-                bounds=None if self.plan.method == "fast" else (0.0, 1.0),
-            )
-            for batch in starts:
-                self._set_rate(done)
-                if self.graph is None or self.step.effective_eps < self.plan.eps:
-                    self._one_step(*batch)
-                else:
-                    for kept, new in zip(self.inputs, batch, strict=True):
-                        kept.copy_(new)
-                    self.graph.replay()
-                if self.average is not None:
-                    self.average.update_parameters(self.model)
-                done += 1
-        _wait(self.rate)
-        model = self.model if self.average is None else self.average.module
-        return model.eval(), time.perf_counter() - warmed, warmed - began
-
-    def _one_step(
-        self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, x_start: torch.Tensor
-    ) -> None:
-        loss = self.step.loss(self.model, x, y, sample_ids=index, x_init=x_start)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-
-    def _set_rate(self, done: int) -> None:
-        at, peak = self.plan.peak
-        rate = float(np.interp((done + 0.5) / self.total, (0, at, 1), (0, peak, 0)))
-        if self.rate.is_cuda:
-            self.rate.fill_(rate)
-        else:
-            self.optimizer.param_groups[0]["lr"] = rate
-
-    def _capture(self) -> None:
-        """Record one whole step at full eps; weights, momentum and counters stay as they were."""
-        loader, before = self.loader, {k: v.clone() for k, v in self.model.state_dict().items()}
-        position = loader.state_dict()
-        self.inputs = tuple(t.clone() for t in next(iter(loader.with_start(eps=self.plan.eps))))
-        loader.load_state_dict(position)
-        self.step.batches = self.step.eps_warmup
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # rate 0: nothing moves but momentum and statistics
-            for _ in range(_WARM_UP_STEPS):
-                self._one_step(*self.inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        self.optimizer.zero_grad()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self._one_step(*self.inputs)
-        self.model.load_state_dict(before)
-        for state in self.optimizer.state.values():
-            for value in state.values():
-                if isinstance(value, torch.Tensor):
-                    value.zero_()
-        self.step.batches = 0
-
-
-def _wait(tensor: torch.Tensor) -> None:
-    if tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)
-
-
-def parity(plan: Plan, x: torch.Tensor, y: torch.Tensor) -> schema.Equality:
-    """Largest difference of the weights from the textbook's after three fp32 steps on one batch."""
-    threat, step_size = fastadv.Linf(plan.eps), plan.step * plan.eps
-    x_start = fastadv.start_point(threat, x, seed=0)
-    noise = x_start - x
-    ours, theirs = (build(plan.model, seed=0).to(x.device) for _ in range(2))
-    optimizers = [torch.optim.SGD(net.parameters(), lr=0.01) for net in (ours, theirs)]
-    step = make_step(replace(plan, label_smoothing=0.0, warm_up=0.0), 1, 0, "fp32")
-    step.bn = "train"
-    textbook: dict[str, Callable[[], object]] = {
-        "fast": lambda: reference.fast_step(
-            theirs,
-            optimizers[1],
-            x,
-            y,
-            eps=plan.eps,
-            step_size=step_size,
-            noise=noise,
-            clamp_start=True,
-        ),
-        "nfgsm": lambda: reference.nfgsm_step(
-            theirs, optimizers[1], x, y, step_size=step_size, noise=noise
-        ),
-        "pgd": lambda: reference.pgd_step(
-            theirs,
-            optimizers[1],
-            x,
-            y,
-            eps=plan.eps,
-            step_size=step_size,
-            steps=plan.steps,
-            noise=noise,
-        ),
-    }
-    for _ in range(3):
-        for loss in step(ours, x, y, x_init=x_start):
-            optimizers[0].zero_grad()
-            loss.backward()
-            optimizers[0].step()
-        textbook[plan.method]()
-    pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
-    error = max(float((a - b).detach().abs().max()) for a, b in pairs)
-    metric = "max |w - textbook| after 3 SGD steps, rate 0.01, one fp32 batch"
-    return schema.Equality(error, 1e-5, metric, f"textbook {plan.method} step")
 
 
 def evaluate(
@@ -387,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--autoattack", type=int, default=0, help="test samples for AutoAttack, which takes long"
     )
-    parser.add_argument("--results", type=Path, default=schema.RESULTS)
+    output.add_option(parser)
     options = parser.parse_args(arguments)
     if options.seeds < 1:
         parser.error(f"--seeds must be at least 1; got {options.seeds}")
@@ -417,7 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{robust.robust_accuracy:.2%}, worst {row.extra['worst']:.2%}, collapse rate "
         f"{row.extra['collapse_rate']:.0%} of {options.seeds} seeds"
     )
-    schema.append_rows([row], options.results)
+    output.record([row], options.results)
 
 
 if __name__ == "__main__":

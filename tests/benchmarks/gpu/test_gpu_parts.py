@@ -151,7 +151,7 @@ def test_providers_that_raise_or_are_wrong_have_no_row_and_the_others_have(sessi
         raise NotImplementedError("not yet")
 
     runs = {"base": broken, "right": lambda: torch.zeros(1), "wrong": lambda: torch.ones(1)}
-    rows = session.measure(_described(), runs, _zero, rounds=2)
+    rows = session.measure(_described(), runs, _zero, harness.Timing(2))
     assert [(row.provider, row.baseline) for row in rows] == [("right", "right")]
     assert session.errors == 1  # a wrong result; what is not there yet is no error
 

@@ -42,26 +42,28 @@ def test_a_wrong_result_raises_before_any_time_is_taken(environment):
         "b": lambda: calls.append("b") or torch.ones(2),
     }
     with pytest.raises(ValueError, match="a wrong result has no time"):
-        harness.measure(_CASE, runs, _equal, environment, rounds=3)
+        harness.measure(_CASE, runs, _equal, environment, harness.Timing(3))
     assert calls == ["a", "b"]
 
 
 def test_a_nan_result_raises(environment):
     runs = {"a": lambda: torch.tensor([0.0, float("nan")])}
     with pytest.raises(ValueError, match="a wrong result has no time"):
-        harness.measure(_CASE, runs, _equal, environment, rounds=3)
+        harness.measure(_CASE, runs, _equal, environment, harness.Timing(3))
 
 
 def test_a_missing_baseline_raises(environment):
     with pytest.raises(ValueError, match="baseline 'a' must be one of"):
-        harness.measure(_CASE, {"b": lambda: torch.zeros(2)}, _equal, environment, rounds=1)
+        harness.measure(
+            _CASE, {"b": lambda: torch.zeros(2)}, _equal, environment, harness.Timing(1)
+        )
 
 
 def test_the_ratio_is_the_median_of_ratios_within_a_round(environment, monkeypatch):
     times = {"a": [1.0, 2.0, 9.0], "b": [2.0, 1.0, 3.0]}
     monkeypatch.setattr(harness, "time_interleaved", lambda *args, **options: times)
     runs = {"a": lambda: torch.zeros(2), "b": lambda: torch.zeros(2)}
-    rows = harness.measure(_CASE, runs, _equal, environment, rounds=3)
+    rows = harness.measure(_CASE, runs, _equal, environment, harness.Timing(3))
     assert [row.ratio for row in rows] == [1.0, 2.0]
     assert [row.q50 for row in rows] == [2000.0, 2000.0]
 
@@ -70,7 +72,7 @@ def test_bytes_become_a_share_of_the_copy_bandwidth(environment, monkeypatch):
     monkeypatch.setattr(harness, "time_interleaved", lambda *args, **options: {"a": [2.0]})
     case = harness.Case(**(vars(_CASE) | {"bytes_moved": 10**9}))
     runs = {"a": lambda: torch.zeros(2)}
-    (row,) = harness.measure(case, runs, _equal, environment, rounds=1, copy_gb_s=2.0)
+    (row,) = harness.measure(case, runs, _equal, environment, harness.Timing(1), copy_gb_s=2.0)
     assert row.bandwidth == schema.Bandwidth(10**9, 2.0, 25.0)
 
 

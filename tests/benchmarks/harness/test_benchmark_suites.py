@@ -1,7 +1,9 @@
 """The suites run from end to end, small, and write rows."""
 
+import argparse
 import dataclasses
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +11,10 @@ import torch
 from benchmarks import reference
 from benchmarks.attacks import __main__ as attacks
 from benchmarks.attacks import counts
-from benchmarks.harness import environment, networks, peers, schema
+from benchmarks.harness import environment, networks, output, peers, schema
 from benchmarks.ops import __main__ as ops
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -101,6 +105,25 @@ def test_the_counting_suite_writes_rows(tmp_path, monkeypatch):
     rows = schema.read_rows("counts", tmp_path)
     fused = [row for row in rows if "Triton" in row.provider and "Linf" in row.case]
     assert [row.extra["launches"] for row in fused] == [2]
+
+
+def test_rows_go_where_git_does_not_look_unless_told_otherwise():
+    parser = argparse.ArgumentParser()
+    output.add_option(parser)
+    assert parser.parse_args([]).results == ROOT / "bench-output"
+    assert "bench-output/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_no_suite_has_an_option_of_its_own_for_that():
+    files = (ROOT / "benchmarks").rglob("*.py")
+    having = {path.name for path in files if 'add_argument("--results"' in path.read_text()}
+    assert having == {"report.py"}  # reads rows, and appends none
+
+
+def test_what_was_appended_is_said(tmp_path, row, capsys):
+    output.record([row], tmp_path / "out")
+    assert schema.read_rows("attacks", tmp_path / "out") == [row]
+    assert capsys.readouterr().out == "appended to out/test-cpu/attacks.jsonl\n"
 
 
 def test_the_environment_names_no_host_and_no_folder(tmp_path):

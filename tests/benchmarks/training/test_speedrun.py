@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.training import mnist, speedrun
-from benchmarks.training.speedrun import PLANS, Run, parity
+from benchmarks.training import mnist, plans
+from benchmarks.training.plans import PLANS, parity
+from benchmarks.training.timed_run import Run
 from fastadv.data import to_unit_interval
 
 SMALL = replace(PLANS["cifar10-cpu"], epochs=2, batch_size=8)
@@ -27,12 +28,12 @@ def test_every_plan_is_compared_with_its_textbook(method):
 
 
 def test_a_step_that_differs_from_the_textbook_has_no_time(monkeypatch):
-    right = speedrun.make_step
+    right = plans.make_step
 
     def wrong(plan, *more):
         return right(replace(plan, step=0.5 * plan.step), *more)
 
-    monkeypatch.setattr(speedrun, "make_step", wrong)
+    monkeypatch.setattr(plans, "make_step", wrong)
     images, labels = _images(8, 1, 28)
     with pytest.raises(ValueError, match="a wrong result has no time"):
         parity(PLANS["mnist"], to_unit_interval(images), labels)
