@@ -72,6 +72,8 @@ def test_the_wheel_carries_its_data(built):
     for wanted in (
         "fastadv/py.typed",
         "fastadv/data/digits.npz",
+        "fastadv/models/digits_fast_at.npz",
+        "fastadv/models/digits_standard.npz",
         "fastadv/kernels/steps/linf.py",
         "fastadv/cli/entry.py",
     ):
