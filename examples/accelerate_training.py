@@ -7,7 +7,7 @@ The line that trains robustly is `loss = step.loss(model, x, y)`, where a standa
     python examples/accelerate_training.py --method fast --epochs 10
     torchrun --nproc-per-node 2 examples/accelerate_training.py --method free
 
-Needs `pip install "fastadv[accelerate]"`.
+Needs `pip install "accelerate>=1.15"`.
 """
 
 import argparse

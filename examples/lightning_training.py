@@ -8,7 +8,7 @@ backward of its own: manual optimization.
     python examples/lightning_training.py --method fast --epochs 10
     python examples/lightning_training.py --method free --devices 2
 
-Needs `pip install "fastadv[lightning]"`.
+Needs `pip install "lightning>=2.6"`.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Each function returns a matplotlib `Figure` of its own and touches no global state of pyplot; save
 it with `figure.savefig("name.png")`. matplotlib is imported when a figure is made:
-`pip install "fastadv[plot]"`.
+`pip install "matplotlib>=3.8"`.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _name_prediction(axes: Any, logits: torch.Tensor, y: int, names: Sequence[st
 def check_installed() -> None:
     """Raises ModuleNotFoundError, with the remedy, if there is no matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ModuleNotFoundError('figures need matplotlib: pip install "fastadv[plot]"')
+        raise ModuleNotFoundError('figures need matplotlib: pip install "matplotlib>=3.8"')
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -74,8 +74,9 @@ def start_point(
 ) -> torch.Tensor:
     """A random start in the eps-ball around x: kind "uniform", "gaussian" or (L2) "sphere".
 
-    Philox-keyed by (seed, sample_id, draw): the same bits for any batch. clamp_start=False leaves
-    the point outside bounds where the draw lands there.
+    Philox-keyed by (seed, sample_id, draw): the same bits in any batch, where a sample keeps its
+    id; sample_ids: (B,) integers, 0..B-1 if None. clamp_start=False leaves the point outside bounds
+    where the draw lands there.
     Example: `fastadv.start_point(fastadv.L2(0.5), x, seed=0)`.
     """
     return start.random_start(

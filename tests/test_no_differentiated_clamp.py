@@ -254,7 +254,7 @@ def _chains() -> None:
 
 
 def _accelerate() -> None:
-    pytest.importorskip("accelerate", reason="needs fastadv[accelerate]")
+    pytest.importorskip("accelerate", reason="needs accelerate")
     path = ROOT / "examples" / "accelerate_training.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None

@@ -2,6 +2,7 @@
 
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -98,3 +99,29 @@ def test_an_editable_install_works(tmp_path):
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
     house.run(python, "-m", "pip", "install", *options, "--editable", tree, cwd=tmp_path)
     assert str(tree) in house.run(python, "-c", _USE, cwd=tmp_path).stdout
+
+
+_HINTS = {
+    "fastadv/cli/entry.py": "cli",
+    "fastadv/plots.py": "plot",
+    "fastadv/recipes/run_log.py": "train",
+    "examples/accelerate_training.py": "accelerate",
+    "examples/lightning_training.py": "lightning",
+}
+
+
+@pytest.mark.parametrize("name", _HINTS)
+def test_a_hint_names_the_packages_of_the_extra(name):
+    settings = tomllib.loads((house.ROOT / "pyproject.toml").read_text())
+    extra = settings["project"]["optional-dependencies"][_HINTS[name]]
+    wanted = [f'"{package}"' for package in extra if not package.startswith("fastadv")]
+    assert f"pip install {' '.join(wanted)}" in (house.ROOT / name).read_text()
+
+
+def test_no_hint_takes_fastadv_from_pypi_where_it_is_not():
+    texts = [
+        p for folder in ("fastadv", "examples", "docs") for p in (house.ROOT / folder).rglob("*")
+    ]
+    for path in (*texts, *house.ROOT.glob("*.md")):
+        if path.suffix in (".py", ".md"):
+            assert 'install "fastadv' not in path.read_text(), path

@@ -99,5 +99,5 @@ def test_pyplot_is_not_imported_nor_the_backend_chosen():
 
 def test_a_missing_matplotlib_is_named(monkeypatch):
     monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "fastadv\[plot\]"'):
+    with pytest.raises(ModuleNotFoundError, match='pip install "matplotlib>=3.8"'):
         plots.accuracy_against_eps([0.0], {"a": [1.0]}, title="t")

@@ -1,10 +1,13 @@
-"""Writes tables and charts from rows into README.md: `python -m benchmarks.harness.report --help`.
+"""Writes tables and charts from rows into README.md and docs/.
+
+    python -m benchmarks.harness.report            # rewrite every page
+    python -m benchmarks.harness.report --check    # write nothing, fail on a difference
 
 A block `<!-- benchmark:NAME -->` ... `<!-- /benchmark -->` is rewritten from the newest run of its
-suite. NAME: first-screen, attacks, attacks-chart, ops, step-cost, training, mnist, autoattack,
-autoattack-attacks, autoattack-ops, execution, clamping, clamping-forms, gpu-ops, gpu-ops-chart,
-gpu-attacks, gpu-attacks-chart, gpu-autoattack, gpu-training or gpu-steps, with @device for one
-device.
+suites. NAME: why-switch, first-screen, attacks, attacks-chart, ops, step-cost, training, mnist,
+autoattack, autoattack-attacks, autoattack-ops, execution, clamping, clamping-forms, gpu-ops,
+gpu-ops-chart, gpu-attacks, gpu-attacks-chart, gpu-autoattack, gpu-training or gpu-steps, with
+@device for one device.
 """
 
 import argparse
@@ -18,10 +21,21 @@ from benchmarks.autoattack import tables as autoattack_tables
 from benchmarks.clamping import tables as clamping_tables
 from benchmarks.execution import tables as execution_tables
 from benchmarks.gpu import tables as gpu_tables
-from benchmarks.harness import schema, tables
+from benchmarks.harness import overview, schema, tables
 from benchmarks.training import tables as training_tables
 
 _ROOT = Path(__file__).resolve().parents[2]
+# every page with a block
+PAGES = tuple(
+    _ROOT / name
+    for name in (
+        "README.md",
+        "docs/benchmarks.md",
+        "docs/autoattack.md",
+        "docs/execution.md",
+        "docs/pytorch-versions.md",
+    )
+)
 _BLOCK = re.compile(
     r"(?P<open><!-- benchmark:(?P<name>[\w-]+)(?:@(?P<device>[\w-]+))? -->\n)"
     r".*?(?P<close><!-- /benchmark -->)",
@@ -30,8 +44,9 @@ _BLOCK = re.compile(
 _MARKER = re.compile(r"<!-- /?benchmark\b")
 
 
-# name -> (suite, what writes it)
+# name -> (suite, or several, what writes it)
 TABLES: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
+    "why-switch": (" ".join(overview.SUITES), overview.why_switch),
     "first-screen": ("attacks", tables.first_screen),
     "attacks": ("attacks", tables.attacks),
     "ops": ("ops", tables.ops),
@@ -57,6 +72,8 @@ CHARTS: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
 }
 # suites of which a table shows several runs; of the others the newest
 _CHOSEN = {"clamping": clamping_tables.newest}
+# suites whose command is not called like them
+_MODULES = {"counts": "attacks.counts", "mnist": "training.mnist"}
 
 
 def render(text: str, results: Path, folder: Path) -> tuple[str, dict[Path, str]]:
@@ -72,14 +89,8 @@ def render(text: str, results: Path, folder: Path) -> tuple[str, dict[Path, str]
         known = TABLES | CHARTS
         if name not in known:
             raise ValueError(f"benchmark:{name} must be one of {', '.join(known)}")
-        suite, write = known[name]
-        choose = _CHOSEN.get(suite, schema.newest_run)
-        rows = choose(schema.read_rows(suite, results, device))
-        if not rows:
-            module = suite.partition("_")[0]  # one command makes all suites of a GPU
-            raise ValueError(
-                f"benchmark:{name} has no rows: run `python -m benchmarks.{module}` first"
-            )
+        suites, write = known[name]
+        rows = [row for suite in suites.split() for row in _rows(name, suite, results, device)]
         content = write(rows)
         if name in CHARTS:
             path = results / rows[0].environment.device / f"{name}.svg"
@@ -97,10 +108,22 @@ def render(text: str, results: Path, folder: Path) -> tuple[str, dict[Path, str]
     return rewritten, charts
 
 
-def stale(readme: Path, results: Path) -> dict[Path, str]:
+def _rows(name: str, suite: str, results: Path, device: str | None) -> list[schema.Row]:
+    choose = _CHOSEN.get(suite, schema.newest_run)
+    rows = choose(schema.read_rows(suite, results, device))
+    if not rows:
+        module = _MODULES.get(suite, suite.partition("_")[0])  # one command for all of a GPU
+        raise ValueError(
+            f"benchmark:{name} has no rows: run `python -m benchmarks.{module} --results "
+            f"{results.name}` first"
+        )
+    return rows
+
+
+def stale(page: Path, results: Path) -> dict[Path, str]:
     """The files whose content is not what the rows say, with what it should be."""
-    text, wanted = render(readme.read_text(), results, readme.parent)
-    wanted[readme] = text
+    text, wanted = render(page.read_text(), results, page.parent)
+    wanted[page] = text
     return {
         path: content
         for path, content in wanted.items()
@@ -110,14 +133,17 @@ def stale(readme: Path, results: Path) -> dict[Path, str]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.harness.report", description=__doc__
+        prog="python -m benchmarks.harness.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
-    parser.add_argument("--readme", type=Path, default=_ROOT / "README.md")
+    parser.add_argument("--readme", type=Path, help="one page; all that have blocks if not given")
     parser.add_argument("--results", type=Path, default=schema.RESULTS)
     options = parser.parse_args(arguments)
+    pages = PAGES if options.readme is None else (options.readme,)
     try:
-        files = stale(options.readme, options.results)
+        files = {k: v for page in pages for k, v in stale(page, options.results).items()}
     except ValueError as error:
         sys.exit(f"benchmarks.harness.report: {error}")
     for path, content in files.items():

@@ -3,7 +3,8 @@
 import importlib
 import sys
 
-_MISSING = 'fastadv: the command line needs {name}: pip install "fastadv[cli]"'
+# not on PyPI: what works wherever the source came from
+_MISSING = 'fastadv: the command line needs {name}: pip install "typer>=0.15" "rich>=13"'
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -68,7 +68,8 @@ class Scalars:
             tensorboard = importlib.import_module("torch.utils.tensorboard")
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                'TensorBoard curves need tensorboard: pip install "fastadv[train]"', name=error.name
+                'TensorBoard curves need tensorboard: pip install "tensorboard>=2.16"',
+                name=error.name,
             ) from error
         self.writer = tensorboard.SummaryWriter(str(folder), purge_step=epoch + 1)
 

@@ -332,7 +332,8 @@ def test_a_missing_extra_is_named_with_the_remedy(name, capsys, monkeypatch):
     monkeypatch.setattr(cli.importlib, "import_module", import_module)
     code, _, err = run(capsys, ["info"])
     assert code == 2
-    assert err == f'fastadv: the command line needs {name}: pip install "fastadv[cli]"\n'
+    remedy = 'pip install "typer>=0.15" "rich>=13"'
+    assert err == f"fastadv: the command line needs {name}: {remedy}\n"
 
 
 def test_info_names_a_wrong_backend_variable():

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -108,7 +109,8 @@ def test_rows_without_an_equality_error_are_refused(readme, results, row):
     ("text", "message"),
     [
         (_README.format(name="speed"), "benchmark:speed must be one of"),
-        (_README.format(name="ops"), "run `python -m benchmarks.ops` first"),
+        (_README.format(name="ops"), "run `python -m benchmarks.ops --results results` first"),
+        (_README.format(name="mnist"), "run `python -m benchmarks.training.mnist "),
         ("<!-- benchmark:attacks -->\nnever closed\n", "must stand on a line of its own"),
     ],
 )
@@ -121,3 +123,17 @@ def test_blocks_that_cannot_be_written_are_errors(readme, results, text, message
 def test_a_text_without_blocks_is_left_alone(readme, results):
     readme.write_text("# nothing here\n")
     _run(readme, results, "--check")
+
+
+def test_all_pages_with_blocks_are_written_and_checked(capsys):
+    root = Path(report.__file__).parents[2]
+    pages = [*root.glob("*.md"), *(root / "docs").glob("*.md")]
+    assert {page for page in pages if "<!-- benchmark:" in page.read_text()} == set(report.PAGES)
+    report.main(["--check"])  # exits with 1 if one differs
+
+
+def test_the_reasons_to_switch_are_one_small_table():
+    text, _ = report.render(_README.format(name="why-switch"), schema.RESULTS, schema.RESULTS)
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) <= 10 and all(line.count("|") <= 7 for line in table)
+    assert "Where it is not faster: " in text
