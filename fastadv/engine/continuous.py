@@ -1,6 +1,5 @@
 """Continuous batching: the slot of a finished sample is refilled from a queue of work items."""
 
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from fastadv.engine.ledger import Ledger
 from fastadv.engine.plain import Confirm, Inspect, go_on, read
 from fastadv.engine.stepping import Stepper
+from fastadv.engine.watchdog import Moment
 from fastadv.engine.work import Work
 from fastadv.kernels import slots as columns
 
@@ -63,7 +63,7 @@ class _Run:
             rounds = min(
                 self.algorithm.stride, int((self.algorithm.steps - self.age[self.busy]).min())
             )
-            began = time.perf_counter()
+            began = self.stepper.moment()
             is_last = bool((self.age[self.busy] + rounds >= self.algorithm.steps).any())
             self.stepper.advance(self.state, rounds, look=self.look and is_last)
             self.age += rounds
@@ -85,7 +85,7 @@ class _Run:
                 if not self.ledger.is_settled(sample, item):
                     yield sample, item
 
-    def _harvest(self, began: float, rounds: int) -> None:
+    def _harvest(self, began: Moment, rounds: int) -> None:
         """Enter the finished slots and free them, and those that no longer matter."""
         iterates, losses = self.algorithm.outcome(self.state)
         flags, host_losses = read(self.state.slots, losses)

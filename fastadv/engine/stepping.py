@@ -1,7 +1,6 @@
 """How steps are made: eagerly, or recorded once and replayed as a graph."""
 
 import itertools
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from fastadv.engine.algorithm import SlotAlgorithm, State
-from fastadv.engine.watchdog import Watchdog
+from fastadv.engine.watchdog import Moment, Watchdog
 from fastadv.engine.work import Work
 from fastadv.graphs.planner import StepGraphs
 from fastadv.kernels import slots as columns
@@ -105,14 +104,18 @@ class Stepper:
         for step in range(steps):
             if look and step == steps - 1:
                 state.look_again()
-            began = time.perf_counter()
+            began = self.moment()
             self._step(state)
             if on_cpu:
                 self.note(began, state, 1)
 
-    def note(self, began: float, state: State, steps: int) -> None:
+    def moment(self) -> Moment:
+        """For `note`."""
+        return self._watchdog.moment()
+
+    def note(self, began: Moment, state: State, steps: int) -> None:
         """Watch the time of steps; on a GPU only once they have been waited for."""
-        self._watchdog.note((time.perf_counter() - began) / max(steps, 1), slots=len(state))
+        self._watchdog.note(began, slots=len(state), steps=steps)
 
     def _step(self, state: State) -> None:
         serial = None if self._graphs is None else self._plan.serial(state)
@@ -123,7 +126,11 @@ class Stepper:
         oracle = self.algorithm.oracle
         counts = _Counts(oracle, state)
         key = (serial, variant, oracle.room)
-        self._graphs.run(key, lambda: self.algorithm.step(state), counts)
+        captured = self._graphs.captures
+        is_replayed = self._graphs.run(key, lambda: self.algorithm.step(state), counts)
+        is_warm_up = self.records and not is_replayed  # which compiles what is lazy
+        if is_warm_up or self._graphs.captures > captured:
+            self._watchdog.excuse()
 
 
 class _Counts:

@@ -19,6 +19,7 @@ from toy_models import NORMS, differing_fields, mixed_problem, threat_of
 import fastadv
 from fastadv.attacks.call import prepared
 from fastadv.diagnostics import ExecutionWarning
+from fastadv.engine import stepping
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "graphs"))
 
@@ -396,3 +397,17 @@ def test_weights_in_a_list_are_seen_when_they_change(tapes, precision):
     fastadv.release()
     fresh = _run(attack, problem, model, graph=False, batch_size=8, precision=precision)
     assert differing_fields(fresh, kept) == []
+
+
+def test_the_watchdog_overlooks_warm_ups_and_recordings_but_no_replay(tapes, monkeypatch):
+    noted = []
+
+    class Dog(stepping.Watchdog):
+        def note(self, since, *, slots, steps=1):
+            noted.append(self.moment().compiled != since.compiled)
+
+    monkeypatch.setattr(stepping, "Watchdog", Dog)
+    _run(fastadv.pgd(threat_of("linf", 1e-4), steps=8), mixed_problem(8), batching="plain")
+    (tape,) = tapes
+    assert tape.captured > 0 and len(noted) == 8
+    assert sum(noted) == tape.warmed + tape.captured < 8 and noted[0]

@@ -1,8 +1,5 @@
 """Folding, channels_last and compile: other arithmetic, the same verdicts; and what a run took."""
 
-import logging
-import time
-
 import pytest
 import torch
 from members import custom_ensemble, member_problem
@@ -10,7 +7,6 @@ from torch import nn
 from toy_models import differing_fields, mixed_problem, threat_of
 
 import fastadv
-from fastadv.engine.watchdog import Watchdog
 
 N = 24
 
@@ -238,58 +234,6 @@ def test_timing_changes_no_result():
     )
     assert differing_fields(plain, timed) == []
     assert (plain.forwards, plain.backwards) == (timed.forwards, timed.backwards)
-
-
-def test_the_watchdog_speaks_of_a_step_of_ten_times_the_median(caplog):
-    watchdog = Watchdog()
-    with caplog.at_level(logging.WARNING, logger="fastadv"):
-        for seconds in (9.0, *[0.1] * 7):  # too few to judge by
-            watchdog.note(seconds, slots=64)
-        watchdog.note(0.9, slots=64)
-        watchdog.note(0.09, slots=64)
-        assert caplog.messages == []
-        watchdog.note(1.2, slots=64)
-    assert len(caplog.messages) == 1
-    assert "a step of 64 slots took 1.2 s, 12 times the median of 0.100 s" in caplog.messages[0]
-
-
-def test_the_watchdog_is_asked_in_every_schedule(monkeypatch):
-    noted = []
-    monkeypatch.setattr(Watchdog, "note", lambda self, seconds, slots: noted.append(slots))
-    problem = mixed_problem(20)
-    for batching in ("continuous", "plain"):
-        noted.clear()
-        fastadv.pgd(threat_of("linf"), steps=6).run(
-            problem.model, problem.x, problem.y, execution=fastadv.Execution(batching=batching)
-        )
-        assert len(noted) >= 2
-
-
-class Stalling(nn.Module):
-    """One call, late, takes far longer than the others."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.calls = model, 0
-
-    def forward(self, x):
-        self.calls += 1
-        time.sleep(0.7 if self.calls == 14 else 0.002)
-        return self.model(x)
-
-
-@pytest.mark.parametrize("batching", ["continuous", "plain"])
-def test_one_slow_step_is_seen_in_every_schedule(caplog, batching):
-    problem = mixed_problem(20)
-    attack = fastadv.pgd(threat_of("linf", 0.01), steps=16)
-    with caplog.at_level(logging.WARNING, logger="fastadv"):
-        attack.run(
-            Stalling(problem.model),
-            problem.x,
-            problem.y,
-            execution=fastadv.Execution(batching=batching),
-        )
-    assert len(caplog.messages) == 1 and "times the median" in caplog.messages[0]
 
 
 def test_passes_of_the_users_model_have_its_price_in_the_limit(monkeypatch):
