@@ -10,6 +10,7 @@ import torch
 from fastadv.attacks.call.call import Call
 from fastadv.attacks.call.result import AttackResult
 from fastadv.attacks.call.settings import Settings
+from fastadv.attacks.streaming import StreamingAttack
 from fastadv.execution import Execution
 from fastadv.isolation import Model
 from fastadv.threat_model import pasteable_value, same_value
@@ -87,10 +88,12 @@ class Attack(Settings, Protocol):
         model: callable from (B, ...) in the threat model's bounds to (B, C) logits. x: (B, ...),
         any float dtype and memory format. y: (B,) labels, None for the model's own predictions.
         target: (B,) classes to reach, or "least_likely", "second_best", "random". sample_ids: (B,)
-        integers that key the randomness, 0..B-1 if None: give data-set indices to make results
-        independent of batching. x_init: the start iterates instead of random ones. The model, its
-        gradients, the random state and x are left as they were. Raises ValueError or TypeError for
-        inputs that cannot be attacked; emits `AttackWarning` for what weakens the attack.
+        integers that key the randomness: the same id, the same bits, whatever the batch. None is
+        0..B-1, by position: give data-set indices, or count them by `streaming()`, to make the
+        examples of a data set independent of its batches. x_init: the start iterates instead of
+        random ones. The model, its gradients, the random state and x are left as they were. Raises
+        ValueError or TypeError for inputs that cannot be attacked; emits `AttackWarning` for what
+        weakens the attack.
 
         Example: `fastadv.pgd(fastadv.Linf(8 / 255)).run(model, x, y).success.float().mean()`.
         """
@@ -104,6 +107,17 @@ class Attack(Settings, Protocol):
             x_init=x_init,
             execution=execution or Execution(),
         ).result()
+
+    def streaming(self, *, seen: int = 0) -> StreamingAttack:
+        """This attack, counting the samples it has seen: every call draws new noise, and the
+        examples of a data set do not depend on how it is cut into batches.
+
+        Sample k of a call has the id seen + k; see `StreamingAttack`, whose `seen` can be read and
+        set. Raises ValueError for a negative seen.
+        Example: `stream = fastadv.pgd(fastadv.Linf(8 / 255)).streaming()`, then
+        `for x, y in loader: x_adv = stream(model, x, y)`.
+        """
+        return StreamingAttack(self, seen=seen)
 
 
 def constructor(function: Constructor) -> Constructor:

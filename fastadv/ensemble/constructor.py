@@ -14,6 +14,7 @@ from fastadv.attacks.call.call import Call
 from fastadv.attacks.call.result import Cost
 from fastadv.attacks.call.verdict import warn_of_faults
 from fastadv.attacks.square_search.attack import SquareAttack
+from fastadv.attacks.streaming import StreamingAttack
 from fastadv.ensemble import checks
 from fastadv.ensemble.cascade import Attacked, Progress, run_cascade
 from fastadv.ensemble.versions import VERSIONS, attacks_of, reserved_of
@@ -148,6 +149,17 @@ class AutoAttack:
             broken_by=progress.broken_by,
             stages=tuple(progress.stages),
         )
+
+    def streaming(self, *, seen: int = 0) -> StreamingAttack:
+        """This ensemble, counting the samples it has seen: every call draws new noise, and the
+        examples of a data set do not depend on how it is cut into batches.
+
+        Sample k of a call has the id seen + k; see `StreamingAttack`, whose `seen` can be read and
+        set. Raises ValueError for a negative seen.
+        Example: `stream = fastadv.autoattack(fastadv.Linf(8 / 255)).streaming()`, then
+        `for x, y in loader: x_adv = stream(model, x, y)`.
+        """
+        return StreamingAttack(self, seen=seen)
 
     def _seeded_attacks(self) -> tuple[Attack, ...]:
         """The attacks; with seed=None, as in the authors' code, seeded by the time of the run."""
