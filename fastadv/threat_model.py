@@ -9,6 +9,7 @@ import torch
 from fastadv.ops import reduction
 from fastadv.ops.noise import start
 from fastadv.ops.steps import l1, l2, linf
+from fastadv.values import pasteable_value, same_settings
 
 Bounds = tuple[float, float] | None
 
@@ -28,12 +29,29 @@ class ThreatModel(Protocol):
     """
 
     norm: ClassVar[str]
+    eps: float | torch.Tensor
+    bounds: Bounds
 
-    @property
-    def eps(self) -> float | torch.Tensor: ...
+    def __post_init__(self) -> None:
+        eps, bounds = self.eps, self.bounds
+        name = type(self).__name__
+        if isinstance(eps, bool) or not isinstance(eps, (int, float, torch.Tensor)):
+            raise TypeError(f"{name} eps must be a float or a (B,) tensor; got {eps!r}")
+        radius = torch.as_tensor(eps)
+        if radius.ndim > 1 or not bool((radius.isfinite() & (radius >= 0)).all()):
+            raise ValueError(f"{name} eps must be a finite float or (B,) tensor >= 0; got {eps}")
+        if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+            raise ValueError(f"{name} bounds must be (lo, hi) with lo < hi, or None; got {bounds}")
 
-    @property
-    def bounds(self) -> Bounds: ...
+    def __repr__(self) -> str:
+        bounds = "" if self.bounds == (0.0, 1.0) else f", bounds={self.bounds}"
+        return f"fastadv.{type(self).__name__}({pasteable_value(self.eps)}{bounds})"
+
+    def __eq__(self, other: object) -> bool:
+        return same_settings(self, other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.bounds))
 
     def step_(
         self,
@@ -146,47 +164,8 @@ def check_threat(threat: object) -> None:
         )
 
 
-def _check(threat: ThreatModel) -> None:
-    eps, bounds = threat.eps, threat.bounds
-    name = type(threat).__name__
-    if isinstance(eps, bool) or not isinstance(eps, (int, float, torch.Tensor)):
-        raise TypeError(f"{name} eps must be a float or a (B,) tensor; got {eps!r}")
-    radius = torch.as_tensor(eps)
-    if radius.ndim > 1 or not bool((radius.isfinite() & (radius >= 0)).all()):
-        raise ValueError(f"{name} eps must be a finite float or (B,) tensor >= 0; got {eps}")
-    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
-        raise ValueError(f"{name} bounds must be (lo, hi) with lo < hi, or None; got {bounds}")
-
-
-def _same(threat: ThreatModel, other: object) -> bool:
-    if type(other) is not type(threat):
-        return False
-    return threat.bounds == other.bounds and same_value(threat.eps, other.eps)
-
-
-def same_value(a: object, b: object) -> bool:
-    """a == b, where tensors are equal if all of their elements are."""
-    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
-        return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and torch.equal(a, b)
-    return a == b
-
-
-def pasteable_value(value: object) -> str:
-    """repr, but tensors in full precision."""
-    if not isinstance(value, torch.Tensor):
-        return repr(value)
-    if value.ndim == 0:
-        return repr(value.item())
-    return f"torch.tensor({value.tolist()}, dtype={value.dtype})"
-
-
-def _pasteable(threat: ThreatModel) -> str:
-    bounds = "" if threat.bounds == (0.0, 1.0) else f", bounds={threat.bounds}"
-    return f"fastadv.{type(threat).__name__}({pasteable_value(threat.eps)}{bounds})"
-
-
 @dataclass(frozen=True, repr=False, eq=False)
-class Linf:
+class Linf(ThreatModel):
     """max|x_adv - x| <= eps, inside bounds.
 
     eps: radius in input units (8/255 for images in [0, 1]), float or (B,) tensor. bounds: (lo, hi),
@@ -198,17 +177,8 @@ class Linf:
     bounds: Bounds = (0.0, 1.0)
     norm: ClassVar[str] = "linf"
 
-    def __repr__(self) -> str:
-        return _pasteable(self)
-
-    def __eq__(self, other: object) -> bool:
-        return _same(self, other)
-
-    def __hash__(self) -> int:
-        return hash((type(self), self.bounds))
-
     def __post_init__(self) -> None:
-        _check(self)
+        super().__post_init__()
         check_fits(self, torch.empty(1, 1))
 
     def step_(self, x_adv, grad, x, *, step_size, eps, **more) -> torch.Tensor:
@@ -230,7 +200,7 @@ class Linf:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class L2:
+class L2(ThreatModel):
     """||x_adv - x||_2 <= eps, inside bounds; arguments as in `Linf`.
 
     Example: `fastadv.L2(0.5)`. Source: Madry et al. 2018, arXiv:1706.06083.
@@ -239,18 +209,6 @@ class L2:
     eps: float | torch.Tensor
     bounds: Bounds = (0.0, 1.0)
     norm: ClassVar[str] = "l2"
-
-    def __repr__(self) -> str:
-        return _pasteable(self)
-
-    def __eq__(self, other: object) -> bool:
-        return _same(self, other)
-
-    def __hash__(self) -> int:
-        return hash((type(self), self.bounds))
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def step_(self, x_adv, grad, x, *, step_size, eps, **more) -> torch.Tensor:
         return l2.l2_step_(x_adv, grad, x, step_size=step_size, eps=eps, bounds=self.bounds, **more)
@@ -267,7 +225,7 @@ class L2:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class L1:
+class L1(ThreatModel):
     """||x_adv - x||_1 <= eps, inside bounds; arguments as in `Linf`.
 
     The projection is the exact one onto ball and box together.
@@ -277,18 +235,6 @@ class L1:
     eps: float | torch.Tensor
     bounds: Bounds = (0.0, 1.0)
     norm: ClassVar[str] = "l1"
-
-    def __repr__(self) -> str:
-        return _pasteable(self)
-
-    def __eq__(self, other: object) -> bool:
-        return _same(self, other)
-
-    def __hash__(self) -> int:
-        return hash((type(self), self.bounds))
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def step_(self, x_adv, grad, x, *, step_size, eps, **more) -> torch.Tensor:
         return l1.l1_step_(x_adv, grad, x, step_size=step_size, eps=eps, bounds=self.bounds, **more)

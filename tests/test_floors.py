@@ -18,6 +18,7 @@ FLOORS = {
     "ops": "the same families: schema, eager reference, CPU path, Triton launch",
     "data": "data sets and loaders (beside the tower)",
     "models": "networks to attack and train (beside the tower)",
+    "values": "settings that may be tensors: compared, pasted back",
     "threat_model": "Linf, L2, L1: what an adversary may change",
     "losses": "what an attack ascends",
     "isolation": "the user's model is left as it was",

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Protocol, TypeVar
 
 import torch
@@ -13,7 +12,7 @@ from fastadv.attacks.call.settings import Settings
 from fastadv.attacks.streaming import StreamingAttack
 from fastadv.execution import Execution
 from fastadv.isolation import Model
-from fastadv.threat_model import pasteable_value, same_value
+from fastadv.values import pasteable_value, same_settings, same_value
 
 Constructor = TypeVar("Constructor", bound="Callable[..., Attack]")
 _CONSTRUCTORS: dict[str, "Callable[..., Attack]"] = {}
@@ -27,10 +26,7 @@ class Attack(Settings, Protocol):
     """
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and all(
-            same_value(getattr(self, f.name), getattr(other, f.name))
-            for f in fields(self)  # type: ignore[arg-type]
-        )
+        return same_settings(self, other)
 
     def __hash__(self) -> int:
         return hash((self.constructor, self.steps, self.seed, self.threat))

@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,7 +20,8 @@ from fastadv.ensemble.cascade import Attacked, Progress, run_cascade
 from fastadv.ensemble.versions import VERSIONS, attacks_of, reserved_of
 from fastadv.execution import Execution
 from fastadv.isolation import Model
-from fastadv.threat_model import ThreatModel, check_threat, same_value
+from fastadv.threat_model import ThreatModel, check_threat
+from fastadv.values import same_settings
 
 _KEEP = ("first_success", "authors")
 _BATCH_SIZE = 128  # slots, where the caller does not say; on CPUs larger ones leave the cache
@@ -37,9 +38,7 @@ class AutoAttack:
     seed: int | None
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is AutoAttack and all(
-            same_value(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
-        )
+        return same_settings(self, other)
 
     def __hash__(self) -> int:
         return hash((self.version, self.seed, self.threat))
@@ -106,23 +105,23 @@ class AutoAttack:
             x_init=None,
             execution=execution,
         )
-        if len(look.x) == 0:
-            return replace(look.result(), broken_by=torch.empty_like(look.sample_ids))
+        if len(look.given.x) == 0:
+            return replace(look.result(), broken_by=torch.empty_like(look.given.sample_ids))
         logits = look.clean_logits()
-        labels = logits.argmax(1) if look.y is None else look.y
+        labels = logits.argmax(1) if look.given.y is None else look.given.y
         inputs.check_range(labels, logits.shape[1], name="y")
         checks.examine(
             model,
-            look.x[: look.batch_size],
+            look.given.x[: look.batch_size],
             seed=attacks[0].seed,
             expects_random=self.version == "rand",
         )
         reserved = reserved_of(self.version)
         if progress is None:
-            progress = Progress.of_clean(look.x, labels, logits, reserved=reserved)
+            progress = Progress.of_clean(look.given.x, labels, logits, reserved=reserved)
         run_cascade(
             attacks,
-            Attacked(model, look.x, labels, logits, look.sample_ids),
+            Attacked(model, look.given.x, labels, logits, look.given.sample_ids),
             progress,
             reserved=reserved,
             execution=execution,
@@ -138,7 +137,7 @@ class AutoAttack:
             x_adv=progress.x_adv,
             success=~progress.robust,
             loss=progress.margin,
-            distance=self.threat.distance(progress.x_adv, look.x),
+            distance=self.threat.distance(progress.x_adv, look.given.x),
             step=progress.step,
             prediction=progress.prediction,
             clean_prediction=logits.argmax(1),

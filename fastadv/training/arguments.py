@@ -10,9 +10,10 @@ import torch
 from fastadv import losses
 from fastadv.attacks.call import inputs
 from fastadv.isolation import Model
-from fastadv.threat_model import ThreatModel, check_fits, check_threat, same_value
+from fastadv.threat_model import ThreatModel, check_fits, check_threat
 from fastadv.training.bank import PerturbationBank
 from fastadv.training.crafting import BN_POLICIES, PRECISIONS
+from fastadv.values import same_value
 
 _IN_PLACE = "the model modifies its input in place: make its first operation out of place"
 

@@ -137,7 +137,7 @@ class StandardRun:
             execution=self.execution,
         )
         logits = look.clean_logits()
-        progress = Progress.of_clean(look.x, self.y.to(torch.int64), logits)
+        progress = Progress.of_clean(look.given.x, self.y.to(torch.int64), logits)
         message = checks.classes_text(
             logits.shape[1],
             self.names,
@@ -151,7 +151,7 @@ class StandardRun:
             self._record(progress, clean_accuracy=accuracy)
             self._say(f"initial accuracy: {accuracy:.2%}")
             return progress
-        progress = self.state.restored(progress, look.x)
+        progress = self.state.restored(progress, look.given.x)
         self._say(f"initial clean accuracy: {self.state.clean_accuracy:.2%}")
         self._say(
             f"robust accuracy at the time of restoring the state: {self._accuracy(progress):.2%}"

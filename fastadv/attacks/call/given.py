@@ -1,0 +1,126 @@
+"""What a call is given: the samples and what is asked of them, checked, and made into work."""
+
+import numpy as np
+import torch
+
+from fastadv import losses
+from fastadv.attacks.call import inputs, targets
+from fastadv.attacks.call.settings import Settings
+from fastadv.engine.work import Work, spread
+from fastadv.ops import layout
+from fastadv.threat_model import check_fits, contains
+
+
+class Given:
+    """Samples, labels and targets of one call; no model is asked.
+
+    x: (n, ...), in channels_last if asked for and images; y: (n,) labels, None for the model's own
+    predictions. Arguments as in `fastadv.Attack.run`, which raises what this raises.
+    """
+
+    def __init__(
+        self,
+        attack: Settings,
+        x: torch.Tensor,
+        y: torch.Tensor | None,
+        *,
+        target: torch.Tensor | str | None,
+        sample_ids: torch.Tensor | None,
+        x_init: torch.Tensor | None,
+        channels_last: bool,
+    ) -> None:
+        targets.check_rule(target)
+        self.attack = attack
+        self.target = target
+        # a clone made outside inference mode is an ordinary tensor; detached, x keeps its graph
+        with torch.inference_mode(False):
+            x = inputs.check_images(x, attack.threat.bounds)
+            self.x = x.clone() if x.is_inference() else x.detach()
+            self.y = None if y is None else inputs.check_labels(y, x, name="y").clone()
+            self.x_init = inputs.check_start(x_init, x)
+            self.sample_ids = inputs.check_sample_ids(sample_ids, x)
+            self.format: torch.memory_format | None = None
+            if channels_last:
+                self.x, self.x_init, self.format = inputs.in_channels_last(self.x, self.x_init)
+        if x_init is not None and attack.restarts > 1:
+            raise ValueError(
+                f"restarts={attack.restarts} from one x_init are all the same: use restarts=1"
+            )
+        if target is not None and attack.most_targets:
+            raise ValueError(
+                f"{attack.constructor} aims at the likeliest classes itself and takes no target=: "
+                "use the attack without _t"
+            )
+        check_fits(attack.threat, self.x)
+
+    @property
+    def aims(self) -> bool:
+        """Whether the loss is that of a target."""
+        return self.target is not None or self.attack.most_targets > 0
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether anything depends on the model's logits at x."""
+        attack, rule = self.attack, isinstance(self.target, str)
+        if attack.keep != "last" or attack.resolved_loss.needs_reference or rule:
+            return True
+        if self.y is not None:
+            return False
+        return self.target is None or attack.resolved_loss.needs_labels_when_targeted
+
+    def work(self, logits: torch.Tensor | None) -> Work:
+        """logits: (n, C) of the model at x, where anything depends on them."""
+        x, attack = self.x, self.attack
+        if self.y is not None:
+            labels = self.y
+        else:
+            # targeted without labels or logits: only the target is ever compared
+            labels = torch.zeros_like(self.sample_ids) if logits is None else logits.argmax(1)
+        chosen = None
+        if logits is not None:
+            inputs.check_range(labels, logits.shape[1], name="y")
+        if self.target is not None:
+            chosen = targets.choose(
+                self.target, logits, labels, seed=attack.seed, sample_ids=self.sample_ids, x=x
+            )
+            if logits is not None:
+                inputs.check_range(chosen, logits.shape[1], name="target")
+        reference = None
+        if attack.resolved_loss.needs_reference and logits is not None:
+            reference = logits.to(layout.compute_dtype(logits)).softmax(1)
+        ranking = None
+        if attack.most_targets and logits is not None:
+            losses.check_classes(attack.resolved_loss, logits.shape[1], targeted=True)
+            ranking = targets.rank(logits, labels, attack.most_targets)
+            chosen = ranking[:, 0].contiguous()
+        eps = spread("eps", attack.threat.eps, x)
+        step_size = spread("step_size", attack.effective_step_size, x)
+        return Work(
+            x=x,
+            labels=labels,
+            targets=chosen,
+            reference=reference,
+            ranking=ranking,
+            sample_ids=self.sample_ids,
+            eps=eps,
+            step_size=step_size,
+            x_init=self.x_init,
+        )
+
+    def groups(self, work: Work) -> list[tuple[int, np.ndarray]]:
+        """(first step that may count as a success, samples): not the start iterate where it may
+        lie outside ball or bounds."""
+        if self.x_init is not None:
+            inside = contains(self.attack.threat, self.x_init, work.x, work.eps).cpu().numpy()
+            return [(0, np.flatnonzero(inside)), (1, np.flatnonzero(~inside))]
+        return [(0 if self.attack.starts_inside else 1, np.arange(len(work)))]
+
+    def hits(self, prediction: torch.Tensor, work: Work) -> torch.Tensor:
+        """(n,) bool: the predictions that are a success."""
+        if self.target is not None:
+            return prediction == work.targets
+        return prediction != work.labels
+
+    def as_given(self, x_adv: torch.Tensor) -> torch.Tensor:
+        """In the memory format of the caller's x."""
+        return x_adv if self.format is None else x_adv.contiguous(memory_format=self.format)
