@@ -20,21 +20,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.autoattack import (
-    cases as autoattack_cases,
-)
-from benchmarks.autoattack import (
-    counts as autoattack_counts,
-)
-from benchmarks.autoattack import (
-    rows as autoattack_rows,
-)
-from benchmarks.autoattack import (
-    runs as autoattack_runs,
-)
-from benchmarks.autoattack import (
-    tables as autoattack_tables,
-)
+from benchmarks.autoattack import cases as autoattack_cases
+from benchmarks.autoattack import counts as autoattack_counts
+from benchmarks.autoattack import rows as autoattack_rows
+from benchmarks.autoattack import runs as autoattack_runs
+from benchmarks.autoattack import tables as autoattack_tables
 from benchmarks.autoattack.entrants import Budget, Build
 from benchmarks.autoattack.parties import authors_version, entrants
 from benchmarks.harness import environment, output, schema

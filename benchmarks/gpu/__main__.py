@@ -23,18 +23,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import (
-    bars as gpu_bars,
-)
-from benchmarks.gpu import (
-    checks as gpu_checks,
-)
-from benchmarks.gpu import (
-    process as gpu_process,
-)
-from benchmarks.gpu import (
-    screen as gpu_screen,
-)
+from benchmarks.gpu import bars as gpu_bars
+from benchmarks.gpu import checks as gpu_checks
+from benchmarks.gpu import process as gpu_process
+from benchmarks.gpu import screen as gpu_screen
 from benchmarks.gpu.budget import Budget
 from benchmarks.gpu.section import MODULES, SHARES
 from benchmarks.gpu.session import DEVICE_LOST, Plan

@@ -7,18 +7,10 @@ import torch
 from torch import nn
 from toy_models import mixed_problem
 
-from benchmarks.autoattack import (
-    parties as autoattack_parties,
-)
-from benchmarks.autoattack import (
-    rows as autoattack_rows,
-)
-from benchmarks.autoattack import (
-    runs as autoattack_runs,
-)
-from benchmarks.autoattack import (
-    tables as autoattack_tables,
-)
+from benchmarks.autoattack import parties as autoattack_parties
+from benchmarks.autoattack import rows as autoattack_rows
+from benchmarks.autoattack import runs as autoattack_runs
+from benchmarks.autoattack import tables as autoattack_tables
 from benchmarks.autoattack.entrants import NAMES, OURS, TORCHATTACKS, Budget, Fastadv, torchattacks
 from benchmarks.autoattack.runs import Round, Stage
 from benchmarks.harness import schema

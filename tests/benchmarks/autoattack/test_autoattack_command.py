@@ -9,15 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.autoattack import (
-    __main__ as autoattack,
-)
-from benchmarks.autoattack import (
-    parties as autoattack_parties,
-)
-from benchmarks.autoattack import (
-    tables as autoattack_tables,
-)
+from benchmarks.autoattack import __main__ as autoattack
+from benchmarks.autoattack import parties as autoattack_parties
+from benchmarks.autoattack import tables as autoattack_tables
 from benchmarks.autoattack.cases import CASES, reference
 from benchmarks.autoattack.entrants import NAMES, OURS, Budget
 from benchmarks.harness import report, schema

@@ -10,15 +10,9 @@ import torch
 from torch import nn
 
 import fastadv
-from benchmarks.clamping import (
-    __main__ as clamping,
-)
-from benchmarks.clamping import (
-    cases as clamping_cases,
-)
-from benchmarks.clamping import (
-    tables as clamping_tables,
-)
+from benchmarks.clamping import __main__ as clamping
+from benchmarks.clamping import cases as clamping_cases
+from benchmarks.clamping import tables as clamping_tables
 from benchmarks.clamping.cases import BARE, CASES, FEW_FORMS, FORMS, NETWORKS, behind, gradient_kept
 from benchmarks.clamping.providers import MENDED, UNMENDED, Outcome, providers
 from benchmarks.clamping.rules import RULES, clamp_rule, installed_rule

@@ -11,15 +11,9 @@ import torch
 from torch import nn
 
 import fastadv
-from benchmarks.execution import (
-    __main__ as execution,
-)
-from benchmarks.execution import (
-    cases as execution_cases,
-)
-from benchmarks.execution import (
-    tables as execution_tables,
-)
+from benchmarks.execution import __main__ as execution
+from benchmarks.execution import cases as execution_cases
+from benchmarks.execution import tables as execution_tables
 from benchmarks.execution.cases import EXACT, EXECUTIONS, FOLDABLE, MODELS
 from benchmarks.execution.network import small_preact_resnet
 from benchmarks.execution.runs import Search, Searcher, Verdicts

@@ -6,36 +6,16 @@ import pytest
 import torch
 
 from benchmarks.autoattack.entrants import AUTHORS, Budget
-from benchmarks.gpu import (
-    __main__ as gpu,
-)
-from benchmarks.gpu import (
-    attack_providers as gpu_attack_providers,
-)
-from benchmarks.gpu import (
-    attacks as gpu_attacks,
-)
-from benchmarks.gpu import (
-    autoattack as gpu_autoattack,
-)
-from benchmarks.gpu import (
-    bars as gpu_bars,
-)
-from benchmarks.gpu import (
-    epochs as gpu_epochs,
-)
-from benchmarks.gpu import (
-    op_cases as gpu_op_cases,
-)
-from benchmarks.gpu import (
-    ops as gpu_ops,
-)
-from benchmarks.gpu import (
-    steps as gpu_steps,
-)
-from benchmarks.gpu import (
-    training as gpu_training,
-)
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import attack_providers as gpu_attack_providers
+from benchmarks.gpu import attacks as gpu_attacks
+from benchmarks.gpu import autoattack as gpu_autoattack
+from benchmarks.gpu import bars as gpu_bars
+from benchmarks.gpu import epochs as gpu_epochs
+from benchmarks.gpu import op_cases as gpu_op_cases
+from benchmarks.gpu import ops as gpu_ops
+from benchmarks.gpu import steps as gpu_steps
+from benchmarks.gpu import training as gpu_training
 from benchmarks.harness import schema
 from benchmarks.ops import cases as op_cases
 from benchmarks.training import speedrun

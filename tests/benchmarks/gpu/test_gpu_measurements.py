@@ -8,30 +8,14 @@ import pytest
 import torch
 
 from benchmarks.autoattack.entrants import AUTHORS, Budget
-from benchmarks.gpu import (
-    attack_providers as gpu_attack_providers,
-)
-from benchmarks.gpu import (
-    autoattack as gpu_autoattack,
-)
-from benchmarks.gpu import (
-    epochs as gpu_epochs,
-)
-from benchmarks.gpu import (
-    networks as gpu_networks,
-)
-from benchmarks.gpu import (
-    op_cases as gpu_op_cases,
-)
-from benchmarks.gpu import (
-    ops as gpu_ops,
-)
-from benchmarks.gpu import (
-    session as gpu_session,
-)
-from benchmarks.gpu import (
-    steps as gpu_steps,
-)
+from benchmarks.gpu import attack_providers as gpu_attack_providers
+from benchmarks.gpu import autoattack as gpu_autoattack
+from benchmarks.gpu import epochs as gpu_epochs
+from benchmarks.gpu import networks as gpu_networks
+from benchmarks.gpu import op_cases as gpu_op_cases
+from benchmarks.gpu import ops as gpu_ops
+from benchmarks.gpu import session as gpu_session
+from benchmarks.gpu import steps as gpu_steps
 from fastadv import ops
 
 CPU = torch.device("cpu")

@@ -9,24 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import (
-    attacks as gpu_attacks,
-)
-from benchmarks.gpu import (
-    checks as gpu_checks,
-)
-from benchmarks.gpu import (
-    process as gpu_process,
-)
-from benchmarks.gpu import (
-    screen as gpu_screen,
-)
-from benchmarks.gpu import (
-    session as gpu_session,
-)
-from benchmarks.gpu import (
-    tables as gpu_tables,
-)
+from benchmarks.gpu import attacks as gpu_attacks
+from benchmarks.gpu import checks as gpu_checks
+from benchmarks.gpu import process as gpu_process
+from benchmarks.gpu import screen as gpu_screen
+from benchmarks.gpu import session as gpu_session
+from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.budget import Budget
 from benchmarks.harness import harness, report, schema
 from benchmarks.harness.peers import Unavailable

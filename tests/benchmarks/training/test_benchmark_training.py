@@ -8,15 +8,9 @@ import pytest
 import torch
 
 from benchmarks.harness import harness, report, schema
-from benchmarks.training import (
-    __main__ as training,
-)
-from benchmarks.training import (
-    cases as training_cases,
-)
-from benchmarks.training import (
-    tables as training_tables,
-)
+from benchmarks.training import __main__ as training
+from benchmarks.training import cases as training_cases
+from benchmarks.training import tables as training_tables
 from benchmarks.training.cases import CASES
 from benchmarks.training.providers import BASELINE, CHANNELS_LAST, PER_SAMPLE, PROVIDERS, Setting
 
