@@ -1,4 +1,4 @@
-"""Which implementation an op runs: its Triton kernel or its eager reference."""
+"""Which implementation an op runs: its Triton kernel, its CPU path or its eager reference."""
 
 import contextlib
 import functools
@@ -22,7 +22,12 @@ _choice = os.environ.get("FASTADV_BACKEND", "auto")  # checked at the first op, 
 
 
 class use_backend(contextlib.AbstractContextManager):
-    """Choose the implementation of every op: "auto" (Triton on GPUs), "triton" or "reference".
+    """Choose the implementation of every op.
+
+    - "auto": the Triton kernel on GPUs; on CPUs the op's CPU path, where it has one for such a
+      tensor, else its eager reference;
+    - "triton": the kernel, without a fallback;
+    - "reference": the eager reference, which defines the op, whatever the device.
 
     Works as a call and as a context manager that restores the previous choice. "triton" on CPU
     tensors needs TRITON_INTERPRET=1, set before triton is first imported. Raises ValueError for any
@@ -58,7 +63,8 @@ def explain(device: torch.device) -> tuple[str, str]:
     if _choice == "reference":
         return "reference", "chosen by use_backend or FASTADV_BACKEND"
     if _choice == "auto" and not on_gpu:
-        return "reference", f"no Triton device: tensors are on {device.type}"
+        runs = "cpu" if device.type == "cpu" else "reference"
+        return runs, f"no Triton device: tensors are on {device.type}"
     if not triton_is_installed():
         if _choice == "auto":
             return "reference", "triton is not installed"
@@ -79,21 +85,8 @@ def runs_triton(device: torch.device) -> bool:
     return explain(device)[0] == "triton"
 
 
-def runs_numpy(tensor: torch.Tensor) -> bool:
-    """Whether numpy does the work: for plain float tensors of the CPU, outside of any tracing."""
-    return (
-        type(tensor) is torch.Tensor
-        and tensor.device.type == "cpu"
-        and tensor.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()
-    )
-
-
-def wrote(*tensors: torch.Tensor | None) -> None:
-    """Tell autograd of tensors that were written behind its back: by a kernel, or by numpy."""
-    for tensor in tensors:
-        if tensor is not None and not tensor.is_inference():
-            torch.autograd.graph.increment_version(tensor)
+def is_reference_chosen() -> bool:
+    return _choice == "reference"
 
 
 @contextlib.contextmanager

@@ -1,14 +1,63 @@
-"""Registers an op: its schema, eager reference, Triton launch and fake."""
+"""Registers an op, its schema and its implementations, and chooses one of them at each call.
 
-from collections.abc import Callable
-from typing import Any
+An op has an eager reference, which defines it, a Triton launch, and where it pays a CPU path: a
+faster one for plain tensors of the CPU, tested against the reference. The reference dispatches to
+nothing: it calls no op of this library and asks for no backend (tested).
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from fastadv.ops import backend
 
+_T = TypeVar("_T")
 # define/impl dispatch in about 2 us a call; the custom_op decorators cost 18 to 50 us
 _LIBRARY = torch.library.Library("fastadv", "DEF")
+_LITTLE_ENDIAN = sys.byteorder == "little"  # CPU paths look at words as halves of longer ones
+SINGLE_AND_DOUBLE = frozenset((torch.float32, torch.float64))
+
+
+class Implementations(NamedTuple):
+    """What an op may run; each takes the arguments of its schema by position."""
+
+    reference: Callable[..., Any]
+    cpu: Callable[..., Any] | None
+    launch: Callable[..., Any]
+
+
+_IMPLEMENTATIONS: dict[str, Implementations] = {}
+
+
+def implementations() -> Mapping[str, Implementations]:
+    """What each registered op may run, by its name: what tests compare."""
+    return MappingProxyType(_IMPLEMENTATIONS)
+
+
+def takes_cpu_path(
+    tensor: torch.Tensor, dtypes: frozenset[torch.dtype] | None = SINGLE_AND_DOUBLE
+) -> bool:
+    """Whether a CPU path may run: a plain tensor of the CPU in one of `dtypes` (None: in any),
+    outside of any tracing, and the backend "reference" is not chosen."""
+    return (
+        type(tensor) is torch.Tensor
+        and not torch.compiler.is_compiling()
+        and tensor.device.type == "cpu"
+        and (dtypes is None or tensor.dtype in dtypes)
+        and _LITTLE_ENDIAN
+        and not backend.is_reference_chosen()
+    )
+
+
+def choose(tensor: torch.Tensor, *, reference: _T, cpu: _T) -> _T:
+    """One of two, as an op would whose first argument is `tensor`, in any dtype.
+
+    For functions that are no ops, because no kernel replaces them: Philox's draws.
+    """
+    return cpu if takes_cpu_path(tensor, None) else reference
 
 
 def register(
@@ -16,13 +65,16 @@ def register(
     *,
     reference: Callable[..., Any],
     launch: Callable[..., Any],
+    cpu: Callable[..., Any] | None = None,
+    cpu_dtypes: frozenset[torch.dtype] | None = SINGLE_AND_DOUBLE,
     fake: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Define `fastadv::<schema>` and return its overload.
 
-    The first argument decides the device. `reference` and `launch` take every argument by position:
-    schemas have no defaults, which the dispatcher would drop. `fake` may be left out by ops that
-    only mutate.
+    The first argument decides the device. `reference`, `cpu` and `launch` take every argument by
+    position: schemas have no defaults, which the dispatcher would drop. cpu: a faster path where
+    the first argument is a plain tensor of the CPU in one of `cpu_dtypes` (None: in any). `fake`
+    may be left out by ops that only mutate.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -34,18 +86,28 @@ def register(
     ]
 
     def implementation(*args: Any) -> Any:
-        # below autograd in both backends: a kernel records no graph, so neither may the reference
+        # below autograd whatever runs: a kernel records no graph, so neither may the reference
         with torch._C._AutoDispatchBelowAutograd():
-            if not backend.runs_triton(args[0].device):
-                return reference(*args)
-            with backend.on_device_of(args[0]):
-                result = launch(*args)
-        backend.wrote(*(args[i] for i in written))  # the eager reference bumps them by itself
+            if backend.runs_triton(args[0].device):
+                with backend.on_device_of(args[0]):
+                    result = launch(*args)
+            elif cpu is not None and takes_cpu_path(args[0], cpu_dtypes):
+                result = cpu(*args)
+            else:
+                return reference(*args)  # in torch, which bumps versions by itself
+        _bump_versions([args[i] for i in written])
         return result
 
+    _IMPLEMENTATIONS[name] = Implementations(reference, cpu, launch)
     _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastadv::{name}", fake or _no_output, lib=_LIBRARY)
     return overload
+
+
+def _bump_versions(tensors: list[torch.Tensor | None]) -> None:
+    """Tell autograd of tensors that were written behind its back: by a kernel, or by numpy."""
+    changed = [t for t in tensors if t is not None and not t.is_inference()]
+    torch.autograd.graph.increment_version(changed)
 
 
 def _no_output(*args: Any) -> None:

@@ -5,11 +5,18 @@ import torch
 
 from fastadv.kernels import slots
 from fastadv.kernels.apgd import progress as apgd_progress
+from fastadv.ops.apgd.rows import as_rows
 
 _TILE = 1 << 16  # elements whose buffers stay in the cache from one operation to the next
 
 
-def check(
+def check(*tensors_and_rho) -> None:
+    """`apgd_check_` in place; the op's arguments by position."""
+    *tensors, rho = tensors_and_rho
+    _check(*(tensor.numpy() for tensor in tensors), rho=rho)
+
+
+def _check(
     progress: np.ndarray,
     step_size: np.ndarray,
     loss: np.ndarray,
@@ -18,7 +25,6 @@ def check(
     checkpoints: np.ndarray,
     rho: float,
 ) -> None:
-    """`apgd_check_` on arrays, in place."""
     step = slot_state[:, slots.STEP]  # the head has advanced it already
     active = slot_state[:, slots.ACTIVE] != 0
     period = checkpoints.take(step - 1, mode="clip")
@@ -52,26 +58,35 @@ def check(
 
 
 def linf_step(
-    images: list[torch.Tensor],
-    step_size: torch.Tensor,
-    eps: torch.Tensor,
-    lo: float,
-    hi: float,
-    slot_state: np.ndarray,
-    progress: np.ndarray,
-    hits: np.ndarray | None,
-    x_hit: torch.Tensor | None,
+    x_adv,
+    x_previous,
+    x_best,
+    grad_best,
+    grad,
+    x,
+    step_size,
+    eps,
+    lo,
+    hi,
+    slot_state,
+    progress,
+    correct,
+    x_hit,
 ) -> None:
-    """`apgd_linf_step_` on (B, D) rows of x_adv, x_previous, x_best, grad_best, grad and x."""
-    x_adv, x_previous, x_best, grad_best, grad, x = images
+    """`apgd_linf_step_` in place; the op's arguments by position."""
+    if x_adv.numel() == 0:
+        return
+    images = (x_adv, x_previous, x_best, grad_best, grad, x)
+    x_adv, x_previous, x_best, grad_best, grad, x = (as_rows(t.detach()) for t in images)
+    slot_state, progress = slot_state.numpy(), progress.numpy()
     active = slot_state[:, slots.ACTIVE] != 0
     first = active & (slot_state[:, slots.STEP] == 1)  # the head has advanced it already
     restores = np.flatnonzero(active & (progress[:, apgd_progress.RESTORE] != 0))
     improved = np.flatnonzero(active & (slot_state[:, slots.IMPROVED] != 0))
     _copy(x_best, x_adv, improved)
     _copy(grad_best, grad, improved)
-    if hits is not None and x_hit is not None:
-        _copy(x_hit, x_adv, np.flatnonzero(active & hits))
+    if x_hit is not None and correct is not None:
+        _copy(as_rows(x_hit), x_adv, np.flatnonzero(active & ~correct.numpy()))
     _copy(x_adv, x_best, restores)
     _copy(x_previous, x_adv, np.flatnonzero(first))  # undefined before: no inertia yet
     if len(restores):

@@ -6,8 +6,8 @@ import torch
 
 from fastadv.kernels import slots
 from fastadv.kernels.apgd import progress as apgd_progress
-from fastadv.ops import backend, layout, registry
-from fastadv.ops.apgd import cpu as apgd_numpy
+from fastadv.ops import layout, registry
+from fastadv.ops.apgd import cpu as apgd_cpu
 from fastadv.ops.apgd import rows as apgd_rows
 from fastadv.ops.steps import arguments as step_arguments
 
@@ -46,15 +46,6 @@ def _check_reference(progress, step_size, loss, best_loss, slot_state, checkpoin
     torch.where(halves.logical_and_(active), step_size * 0.5, step_size, out=step_size)
 
 
-def _check_on_cpu(progress, step_size, loss, best_loss, slot_state, checkpoints, rho) -> None:
-    tensors = (progress, step_size, loss, best_loss, slot_state, checkpoints)
-    if not backend.runs_numpy(progress):
-        _check_reference(*tensors, rho)
-        return
-    apgd_numpy.check(*(tensor.numpy() for tensor in tensors), rho=rho)
-    backend.wrote(progress, step_size)
-
-
 def _launch_check(progress, step_size, loss, best_loss, slot_state, checkpoints, rho) -> None:
     from fastadv.kernels.apgd.progress_step import launch_apgd_check
 
@@ -64,7 +55,8 @@ def _launch_check(progress, step_size, loss, best_loss, slot_state, checkpoints,
 _CHECK = registry.register(
     "apgd_check_(Tensor(a!) progress, Tensor(b!) step_size, Tensor loss, Tensor best_loss, "
     "Tensor slots, Tensor checkpoints, float rho) -> ()",
-    reference=_check_on_cpu,
+    reference=_check_reference,
+    cpu=apgd_cpu.check,
     launch=_launch_check,
 )
 
@@ -166,42 +158,6 @@ def _linf_reference(
         )
 
 
-def _linf_on_cpu(
-    x_adv,
-    x_previous,
-    x_best,
-    grad_best,
-    grad,
-    x,
-    step_size,
-    eps,
-    lo,
-    hi,
-    slot_state,
-    progress,
-    correct,
-    x_hit,
-) -> None:
-    written = (x_adv, x_previous, x_best, grad_best)
-    if not backend.runs_numpy(x_adv) or x_adv.numel() == 0:
-        _linf_reference(
-            *written, grad, x, step_size, eps, lo, hi, slot_state, progress, correct, x_hit
-        )
-        return
-    apgd_numpy.linf_step(
-        [apgd_rows.as_rows(t.detach()) for t in (*written, grad, x)],
-        step_size,
-        eps,
-        lo,
-        hi,
-        slot_state.numpy(),
-        progress.numpy(),
-        None if correct is None else ~correct.numpy(),
-        None if x_hit is None else apgd_rows.as_rows(x_hit),
-    )
-    backend.wrote(*written, x_hit)
-
-
 def _launch_linf(
     x_adv,
     x_previous,
@@ -239,7 +195,10 @@ def _launch_linf(
 
 
 _LINF = registry.register(
-    f"apgd_linf_step_({STEP_SCHEMA}) -> ()", reference=_linf_on_cpu, launch=_launch_linf
+    f"apgd_linf_step_({STEP_SCHEMA}) -> ()",
+    reference=_linf_reference,
+    cpu=apgd_cpu.linf_step,
+    launch=_launch_linf,
 )
 
 

@@ -1,5 +1,6 @@
 """Batches of a byte data set: gather, crop, flip, scale, cast and random start, in one op."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,8 @@ from fastadv.ops import registry
 from fastadv.ops.augment import reference as augment_reference
 from fastadv.ops.augment.reference import empty_batch, flip_key, no_start
 from fastadv.ops.noise import philox
+from fastadv.ops.noise.cpu import NUMPY
+from fastadv.ops.noise.reference import EAGER
 from fastadv.ops.steps import arguments as step_arguments
 
 PADDINGS = ("zeros", "reflect")
@@ -21,6 +24,9 @@ class AugmentedBatch(NamedTuple):
 
     x: torch.Tensor
     x_start: torch.Tensor | None
+
+
+_augment_reference = functools.partial(augment_reference.augment, EAGER)
 
 
 def _launch_augment(
@@ -78,7 +84,9 @@ _AUGMENT = registry.register(
     "augment_batch(Tensor images, Tensor index, int seed, int draw, int pad, bool reflect, "
     "str? flip, ScalarType dtype, bool channels_last, Tensor? mean, Tensor? std, "
     "float? start_eps, float lo, float hi, int start_seed, int start_draw) -> (Tensor, Tensor)",
-    reference=augment_reference.augment,
+    reference=_augment_reference,
+    cpu=functools.partial(augment_reference.augment, NUMPY),
+    cpu_dtypes=None,
     launch=_launch_augment,
     fake=_fake_augment,
 )
@@ -180,7 +188,7 @@ def augment_batch_reference(
         start_draw,
         bounds,
     )
-    x, x_start = augment_reference.augment(images, *arguments)
+    x, x_start = _augment_reference(images, *arguments)
     return AugmentedBatch(x, None if start_eps is None else x_start)
 
 

@@ -1,11 +1,12 @@
-"""The eager reference of `fastadv.ops.augment_batch`, which is also what CPU training runs."""
+"""`fastadv.ops.augment_batch` in eager torch, by the random numbers of either of two sources."""
 
 import torch
 from torch.nn import functional
 
 from fastadv.kernels.noise import streams
 from fastadv.ops import layout
-from fastadv.ops.noise import philox, start
+from fastadv.ops.noise import start
+from fastadv.ops.noise.reference import Draws
 
 
 def flip_key(flip: str | None, draw: int) -> tuple[int, int] | None:
@@ -37,10 +38,8 @@ def _reflected(size: int, pad: int, device: torch.device) -> torch.Tensor:
     return size - 1 - (size - 1 - position.abs()).abs()
 
 
-def _cropped(
-    rows: torch.Tensor, index: torch.Tensor, seed: int, draw: int, pad: int, reflect: bool
-) -> torch.Tensor:
-    """(B, C, H, W) windows of the padded rows, each at its own offset."""
+def _cropped(rows: torch.Tensor, words: torch.Tensor, pad: int, reflect: bool) -> torch.Tensor:
+    """(B, C, H, W) windows of the padded rows, each at the offset that its two words give."""
     batch, channels, height, width = rows.shape
     if reflect:
         # as indices: torch pads no bytes by reflection
@@ -48,7 +47,6 @@ def _cropped(
         rows = rows.index_select(3, _reflected(width, pad, rows.device))
     else:
         rows = functional.pad(rows, (pad, pad, pad, pad))
-    words = philox.words(seed, index, streams.AUGMENT_CROP, draw, 2)
     offset = (words * (2 * pad + 1)) >> 32
     plane, line = (height + 2 * pad) * (width + 2 * pad), width + 2 * pad
     device = rows.device
@@ -60,17 +58,15 @@ def _cropped(
     return runs.index_select(0, first).view(batch, channels, height, width)
 
 
-def _flipped(
-    rows: torch.Tensor, index: torch.Tensor, seed: int, key: tuple[int, int]
-) -> torch.Tensor:
-    draw, parity = key
-    bit = (philox.words(seed, index, streams.AUGMENT_FLIP, draw, 1)[:, 0] & 1) ^ parity
-    batch = len(index)
+def _flipped(rows: torch.Tensor, words: torch.Tensor, parity: int) -> torch.Tensor:
+    bit = (words[:, 0] & 1) ^ parity
+    batch = len(rows)
     which = torch.arange(batch, device=rows.device) + batch * bit
     return torch.cat((rows, rows.flip(3))).index_select(0, which)  # a fourth of a where's time
 
 
 def augment(
+    source: Draws,
     images,
     index,
     seed,
@@ -88,13 +84,16 @@ def augment(
     start_seed,
     start_draw,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """The op `fastadv::augment_batch` by the numbers of `source`; its arguments by position."""
     rows = images.index_select(0, index)
     if rows.numel() > 0:
         if pad > 0:
-            rows = _cropped(rows, index, seed, draw, pad, reflect)
+            words = source.words(seed, index, streams.AUGMENT_CROP, draw, 2)
+            rows = _cropped(rows, words, pad, reflect)
         key = flip_key(flip, draw)
         if key is not None:
-            rows = _flipped(rows, index, seed, key)
+            words = source.words(seed, index, streams.AUGMENT_FLIP, key[0], 1)
+            rows = _flipped(rows, words, key[1])
     x = empty_batch(images, index, torch.float32, channels_last).copy_(rows)
     # a tensor beyond the CPU: CUDA multiplies by the reciprocal of a host scalar
     x.div_(255.0 if x.device.type == "cpu" else torch.full((), 255.0, device=x.device))
@@ -103,8 +102,9 @@ def augment(
     x = x.to(dtype)
     if start_eps is None:
         return x, no_start(images, dtype)
-    x_start = start.random_start_reference(
-        x, eps=start_eps, seed=start_seed, sample_ids=index, draw=start_draw, bounds=(lo, hi)
+    draws = torch.full_like(index, start_draw, dtype=torch.int32)
+    x_start = start.drawn_start(
+        source, x, index, draws, start_eps, None, lo, hi, start_seed, "linf_uniform", None
     )
     if x_start.stride() != x.stride():  # one channel: channels_last is contiguous too
         x_start = torch.empty_like(x).copy_(x_start)

@@ -1,36 +1,102 @@
-"""FAB's projections and steps on CPUs, in numpy: no sort in L-infinity and L2, half a sort in L1.
-
-A chunk of rows stays in the cache from the first pass to the last, both points of a row share its
-weights, and rows whose search has ended leave it. Sums are einsum's or pairwise, in an order that
-depends on the row's length alone (tested): a row gives the same bits in any batch.
-"""
+"""FAB's ops on CPUs, in numpy: a chunk of rows stays in the cache from first pass to last."""
 
 from collections.abc import Iterator
 
 import numpy as np
+import torch
+
+from fastadv.ops.fab.numpy_hyperplane import Hyperplane, row_lengths
+from fastadv.ops.fab.reference import DUAL, take_over
+from fastadv.ops.fab.verdict import FabStep, as_rows, fooled_rows, judge
 
 # elements of a chunk, of which 5 arrays are at work: 24,000 takes 1.4 times as long for 250 rows of
 # 3,072 in L-infinity, 400,000 no less (AMD EPYC with 1 MB of L2, one thread)
 _CHUNK = 100_000
-_LEAST_WEIGHT = 1e-8  # the authors': in L2 and L1, coordinates up to it do not move
-_TOP = 1e30  # the largest level: no bound is farther; finite, because 0 * inf is not 0
 _LEAST_LENGTH = 1e-8  # the authors': keeps a1 / (a1 + a2) from 0 / 0
-_SIGN_SHIFT = {4: (np.int32, 31), 8: (np.int64, 63)}  # integer twin, the shift that spreads a sign
 
 
-def row_lengths(rows: np.ndarray, norm: str) -> np.ndarray:
-    """The norm of each row of (B, D)."""
-    if norm == "linf":
-        return np.abs(rows).max(1, initial=0.0)
-    if norm == "l2":
-        return np.sqrt(np.einsum("ij,ij->i", rows, rows))
-    return np.einsum("ij->i", np.abs(rows))
+@np.errstate(divide="ignore", over="ignore", invalid="ignore")
+def project(
+    points: torch.Tensor, w: torch.Tensor, b: torch.Tensor, lo: float, hi: float, norm: str
+) -> torch.Tensor:
+    """`hyperplane_projection`; the op's arguments by position."""
+    if points.numel() == 0:
+        return torch.empty_like(points)
+    start, normals, value = (t.detach().numpy() for t in (points, w, b.to(points.dtype)))
+    d = np.empty_like(start)
+    for rows in _chunks(np.arange(len(start)), start.shape[1]):
+        hyperplane = Hyperplane(normals[rows], norm)
+        # pairwise: b cancels most of this sum
+        offset = np.add.reduce(hyperplane.w * start[rows], axis=1) - value[rows]
+        d[rows], _ = hyperplane.projection(start[rows], offset, lo, hi)
+    return torch.from_numpy(d)
 
 
-def finite_lengths(rows: np.ndarray, norm: str) -> np.ndarray:
+def fab_step(*arguments) -> None:
+    """`fab_step_`, of each rule's rows alone; the op's arguments by position."""
+    step = FabStep(*arguments)
+    if step.x_adv.numel() == 0:
+        return
+    images = (step.x_adv, step.closest, step.x)
+    points, kept, clean = (as_rows(t.detach()).numpy() for t in images)
+    fooled = fooled_rows(step)
+    length = torch.zeros_like(step.distance)
+    lengths, size = length.numpy(), points.shape[1]
+    for rows in _chunks(fooled.numpy().nonzero()[0], size):
+        lengths[rows] = row_lengths(points[rows] - clean[rows], step.norm)
+    verdict = judge(step, fooled, length)
+    closer, pulled, moving = (mask.numpy().nonzero()[0] for mask in verdict)
+    for rows in _chunks(closer, size):
+        kept[rows] = points[rows]
+    for rows in _chunks(pulled, size):
+        points[rows] = clean[rows] + step.beta * (points[rows] - clean[rows])
+    if step.grad is not None:
+        _move(step, points, as_rows(step.grad.detach()).numpy(), clean, moving)
+
+
+@np.errstate(divide="ignore", over="ignore", invalid="ignore")
+def _move(
+    step: FabStep, points: np.ndarray, grad: np.ndarray, clean: np.ndarray, moving: np.ndarray
+) -> None:
+    """The step from `points`, in place, of the rows whose indices are `moving` (ascending)."""
+    lo, hi = step.lo, step.hi
+    difference = step.difference.to(step.x_adv.dtype).numpy()
+    for rows in _chunks(moving, points.shape[1]):
+        start, origin = points[rows], clean[rows]
+        w, value = grad[rows], difference[rows]
+        unknown = np.isnan(value)
+        if unknown.any():
+            w, value = np.where(unknown[:, None], w.dtype.type(0), w), _finite(value)
+        hyperplane = Hyperplane(w, step.norm)
+        d1, a1 = hyperplane.projection(start, value, lo, hi)
+        away = origin - start
+        value = _finite(value + np.einsum("ij,ij->i", hyperplane.w, away))
+        d2, a2 = hyperplane.projection(origin, value, lo, hi, out=away)
+        a1, a2 = np.maximum(a1, _LEAST_LENGTH), np.maximum(a2, _LEAST_LENGTH)
+        alpha = np.minimum(_finite(a1 / (a1 + a2)), a1.dtype.type(step.alpha_max))[:, None]
+        for d, at, share in ((d1, start, 1 - alpha), (d2, origin, alpha)):
+            np.multiply(d, step.eta, out=d)
+            np.add(d, at, out=d)
+            np.multiply(d, share, out=d)
+        np.add(d1, d2, out=d1)
+        points[rows] = np.clip(d1, lo, hi, out=d1)
+
+
+def fab_nearest(
+    grad_nearest, difference_nearest, ratio, grad, difference, labels, candidate, norm
+) -> None:
+    """`fab_nearest_`; the op's arguments by position."""
+    if grad.numel() == 0:
+        return
+    length = torch.from_numpy(_finite_lengths(as_rows(grad.detach()).numpy(), DUAL[norm]))
+    nearest = grad_nearest, difference_nearest, ratio
+    take_over(nearest, grad, difference, labels != candidate, length)
+
+
+def _finite_lengths(rows: np.ndarray, norm: str) -> np.ndarray:
     """`row_lengths`, in which what is not finite counts as 0."""
     lengths = np.empty(len(rows), rows.dtype)
-    for part in chunks(np.arange(len(rows)), rows.shape[1]):
+    for part in _chunks(np.arange(len(rows)), rows.shape[1]):
         with np.errstate(over="ignore", invalid="ignore"):
             lengths[part] = row_lengths(rows[part], norm)
             if not np.isfinite(lengths[part]).all():
@@ -39,205 +105,14 @@ def finite_lengths(rows: np.ndarray, norm: str) -> np.ndarray:
     return lengths
 
 
-@np.errstate(divide="ignore", over="ignore", invalid="ignore")
-def project(
-    points: np.ndarray, w: np.ndarray, b: np.ndarray, lo: float, hi: float, norm: str
-) -> np.ndarray:
-    """`hyperplane_projection` of (B, D) rows."""
-    d = np.empty_like(points)
-    for rows in chunks(np.arange(len(points)), points.shape[1]):
-        hyperplane = _Hyperplane(w[rows], norm)
-        # pairwise: b cancels most of this sum
-        offset = np.add.reduce(hyperplane.w * points[rows], axis=1) - b[rows]
-        d[rows], _ = hyperplane.projection(points[rows], offset, lo, hi)
-    return d
-
-
-@np.errstate(divide="ignore", over="ignore", invalid="ignore")
-def move(
-    x_adv: np.ndarray,
-    grad: np.ndarray,
-    x: np.ndarray,
-    difference: np.ndarray,
-    moving: np.ndarray,
-    lo: float,
-    hi: float,
-    alpha_max: float,
-    eta: float,
-    norm: str,
-) -> None:
-    """FAB's step from x_adv, in place, of the rows whose indices are `moving` (ascending)."""
-    for rows in chunks(moving, x_adv.shape[1]):
-        start, clean = x_adv[rows], x[rows]
-        w, value = grad[rows], difference[rows]
-        unknown = np.isnan(value)
-        if unknown.any():
-            w, value = np.where(unknown[:, None], w.dtype.type(0), w), _finite(value)
-        hyperplane = _Hyperplane(w, norm)
-        d1, a1 = hyperplane.projection(start, value, lo, hi)
-        away = clean - start
-        value = _finite(value + np.einsum("ij,ij->i", hyperplane.w, away))
-        d2, a2 = hyperplane.projection(clean, value, lo, hi, out=away)
-        a1, a2 = np.maximum(a1, _LEAST_LENGTH), np.maximum(a2, _LEAST_LENGTH)
-        alpha = np.minimum(_finite(a1 / (a1 + a2)), a1.dtype.type(alpha_max))[:, None]
-        for d, origin, share in ((d1, start, 1 - alpha), (d2, clean, alpha)):
-            np.multiply(d, eta, out=d)
-            np.add(d, origin, out=d)
-            np.multiply(d, share, out=d)
-        np.add(d1, d2, out=d1)
-        x_adv[rows] = np.clip(d1, lo, hi, out=d1)
-
-
 def _finite(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), values.dtype.type(0), values)
 
 
-def chunks(rows: np.ndarray, size: int) -> Iterator[slice | np.ndarray]:
+def _chunks(rows: np.ndarray, size: int) -> Iterator[slice | np.ndarray]:
     """Indices of a chunk at a time; a slice, which copies nothing, where they are neighbours."""
     height = max(1, _CHUNK // max(1, size))
     for top in range(0, len(rows), height):
         part = rows[top : top + height]
         first, last = int(part[0]), int(part[-1])
         yield slice(first, last + 1) if last - first + 1 == len(part) else part
-
-
-class _Hyperplane:
-    """The normals of a chunk of hyperplanes, and what the projections of two points share."""
-
-    def __init__(self, w: np.ndarray, norm: str) -> None:
-        self.norm = norm
-        self.integer, self.shift = _SIGN_SHIFT[w.itemsize]
-        weight = np.abs(w)
-        total = np.einsum("ij->i", weight)
-        if not np.isfinite(total).all():  # rarely: NaN and infinity count as 0
-            w = np.where(np.isfinite(w), w, w.dtype.type(0))
-            weight = np.abs(w)
-            total = np.einsum("ij->i", weight)
-        self.w, self.weight = w, weight
-        least = 0.0 if norm == "linf" else _LEAST_WEIGHT
-        self.still = weight <= least if weight.min(initial=1.0) <= least else None
-        if norm != "linf" and self.still is not None:
-            weight[self.still] = 0.0
-        self.gain = weight if norm == "linf" else weight * weight
-        self.total = total if norm == "linf" else np.einsum("ij->i", self.gain)
-        self.order = _descending(weight) if norm == "l1" else None
-
-    def projection(
-        self,
-        points: np.ndarray,
-        offset: np.ndarray,
-        lo: float,
-        hi: float,
-        out: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(d, ||d||) with w . d = -offset as far as the box allows."""
-        room = self._signed_room(points, offset < 0, lo, hi, out)
-        need = np.abs(offset)
-        if self.order is not None:
-            d = self._filled(room, need, self.order)
-            return d, row_lengths(d, "l1")
-        magnitude = np.abs(room)
-        level, steep = self._levels(magnitude, need)
-        if self.norm == "l2":
-            reach = np.multiply(self.weight, level[:, None], out=magnitude)
-            d = np.clip(room, -reach, reach, out=room)
-            return d, row_lengths(d, "l2")
-        length = level
-        full = steep <= 0
-        if full.any():
-            length = np.where(full, magnitude.max(1, initial=0.0), level)
-        return np.clip(room, -level[:, None], level[:, None], out=room), length
-
-    def _signed_room(
-        self, points: np.ndarray, flip: np.ndarray, lo: float, hi: float, out: np.ndarray | None
-    ) -> np.ndarray:
-        """bound - points, for the bound towards which w . points nears its value; 0 if w is."""
-        low, high = (int(points.dtype.type(bound).view(self.integer)) for bound in (lo, hi))
-        bound = np.right_shift(self.w.view(self.integer), self.shift)  # all ones: w < 0, upwards
-        if flip.any():
-            np.bitwise_xor(bound, -flip[:, None].astype(self.integer), out=bound)
-        np.bitwise_and(bound, self.integer(low ^ high), out=bound)
-        if low:
-            np.bitwise_xor(bound, self.integer(low), out=bound)
-        room = np.clip(points, lo, hi, out=out)  # a point outside counts as at the bound
-        np.subtract(bound.view(points.dtype), room, out=room)
-        if self.still is not None:
-            np.copyto(room, 0.0, where=self.still)
-        return room
-
-    def _levels(self, room: np.ndarray, need: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(level, slope) of each row: sum(weight * min(reach, room)) = need, where reach is level
-        (L-infinity) or level * weight (L2); the largest level and 0 where the box ends before.
-
-        The sum is concave and piecewise linear in the level: Newton's steps from the left only
-        rise, and end when no coordinate more reaches its bound.
-        """
-        every, full_need = room, need
-        weight, gain = self.weight, self.gain
-        level = np.where(self.total > 0, np.minimum(need / self.total, _TOP), _TOP)
-        levels, slopes, index = level, self.total.copy(), np.arange(len(level))
-        slope = slopes
-        spare = np.empty_like(room)
-        reached = np.empty_like(room) if self.norm == "l2" else None
-        while True:
-            below = spare[: len(level)]
-            reach = level[:, None]
-            if reached is not None:
-                reach = np.multiply(weight, reach, out=reached[: len(level)])
-            np.subtract(reach, room, out=below)
-            bits = below.view(self.integer)  # a negative sign, spread, keeps the gains below
-            np.right_shift(bits, self.shift, out=bits)
-            np.bitwise_and(bits, gain.view(self.integer), out=bits)
-            steep = np.einsum("ij->i", below)
-            searching = steep != slope
-            slopes[index] = slope = steep
-            count = np.count_nonzero(searching)
-            if count == 0:
-                break
-            np.minimum(reach, room, out=below)
-            short = need - np.einsum("ij,ij->i", weight, below)
-            risen = np.where(steep > 0, np.minimum(level + short / steep, _TOP), _TOP)
-            level = np.where(searching & (risen > level), risen, level)
-            levels[index] = level
-            if 4 * count <= 3 * len(level):
-                index, level, slope, need = (v[searching] for v in (index, level, slope, need))
-                weight, room = weight[searching], room[searching]
-                gain = weight if self.norm == "linf" else gain[searching]
-        # einsum adds up as many runs as a vector has lanes; one more step with pairwise sums has
-        # half its error or less
-        reach = levels[:, None]
-        if reached is not None:
-            reach = np.multiply(self.weight, reach, out=reached)
-        np.minimum(reach, every, out=spare)
-        np.multiply(spare, self.weight, out=spare)
-        short = full_need - np.add.reduce(spare, axis=1)
-        return np.where(slopes > 0, levels + short / slopes, levels), slopes
-
-    def _filled(self, room: np.ndarray, need: np.ndarray, order: np.ndarray) -> np.ndarray:
-        """Coordinates filled by descending weight until they add up to `need`."""
-        weight = np.take_along_axis(self.weight, order, 1)
-        room = np.take_along_axis(room, order, 1)
-        filled = np.cumsum(weight * np.abs(room), axis=1, dtype=np.float64)
-        whole = np.count_nonzero(filled < need[:, None], axis=1)
-        room[np.arange(room.shape[1]) > whole[:, None]] = 0.0
-        rows = np.flatnonzero(whole < room.shape[1])
-        last = whole[rows]
-        before = np.where(last > 0, filled[rows, last - 1], 0.0)
-        divisor = weight[rows, last]
-        partial = (need[rows] - before) / np.where(divisor > 0, divisor, 1.0)
-        partial = np.minimum(partial, np.abs(room[rows, last]))
-        room[rows, last] = np.copysign(partial, room[rows, last])
-        d = np.empty_like(room)
-        np.put_along_axis(d, order, room, 1)
-        return d
-
-
-def _descending(weight: np.ndarray) -> np.ndarray:
-    """Columns of each row by descending weight, ties by position."""
-    if weight.itemsize == 8:
-        return np.argsort(-weight, axis=1, kind="stable")
-    # one word of complemented weight and column: sorting integers in place is what numpy vectorises
-    key = (np.uint32(0xFFFFFFFF) - weight.view(np.uint32)).astype(np.uint64) << np.uint64(32)
-    key |= np.arange(weight.shape[1], dtype=np.uint64)
-    key.sort(axis=1)
-    return (key & np.uint64(0xFFFFFFFF)).astype(np.intp)

@@ -10,6 +10,7 @@ import torch
 
 from fastadv.kernels import slots as slot_columns
 from fastadv.ops import layout, registry
+from fastadv.ops.fab import cpu as fab_cpu
 from fastadv.ops.fab import reference as fab_reference
 from fastadv.ops.fab.projection import check_norm
 from fastadv.ops.steps import arguments as step_arguments
@@ -84,13 +85,15 @@ _STEP = registry.register(
     "Tensor prediction, Tensor labels, Tensor(c!) distance, Tensor(d!) pulled_back, "
     "Tensor(e!) slots, Tensor eps, float lo, float hi, str norm, int steps, bool stop_early, "
     "float alpha_max, float eta, float beta) -> ()",
-    reference=fab_reference.fab_step_on_cpu,
+    reference=fab_reference.fab_step,
+    cpu=fab_cpu.fab_step,
     launch=_launch_step,
 )
 _NEAREST = registry.register(
     "fab_nearest_(Tensor(a!) grad_nearest, Tensor(b!) difference_nearest, Tensor(c!) ratio, "
     "Tensor grad, Tensor difference, Tensor labels, int candidate, str norm) -> ()",
-    reference=fab_reference.fab_nearest_reference,
+    reference=fab_reference.fab_nearest,
+    cpu=fab_cpu.fab_nearest,
     launch=_launch_nearest,
 )
 

@@ -1,10 +1,13 @@
-"""Philox4x32-10 on CPUs: the words of `fastadv.ops.noise.philox` in numpy, block by block in place.
+"""Philox4x32-10 on CPUs: the words of `fastadv.ops.noise.reference` in numpy, in blocks, in place.
 
 A round is four passes over two lanes of 64-bit words. numpy's integer loops take half the time of
 eager torch's, and nothing is allocated within a block.
 """
 
 import numpy as np
+import torch
+
+from fastadv.ops.noise.reference import Draws, stream_of
 
 # counters: 16 bytes each in three arrays, what an L2 of 1 MB holds; 4,000 and 50,000 take twice the
 # time for 128 samples of 3,072 elements (AMD EPYC, one thread)
@@ -95,3 +98,31 @@ def _fill(
     np.left_shift(products[0], _HALF, out=products[0])
     for lane in range(2):
         np.bitwise_or(lanes[lane], product_lanes[lane], out=pairs[..., lane])
+
+
+def _drawn(
+    seed: int, sample_ids: torch.Tensor, purpose: int, draw: int | torch.Tensor, count: int
+) -> np.ndarray:
+    """(B, 4 * ceil(count / 4)) uint32."""
+    ids = sample_ids.to(torch.int64)
+    stream = stream_of(ids, purpose, draw)
+    return words(seed, ids.numpy(), stream.numpy(), (count + 3) // 4)
+
+
+def _lanes(seed, sample_ids, purpose, draw, count) -> tuple[torch.Tensor, ...]:
+    drawn = _drawn(seed, sample_ids, purpose, draw, count).astype(np.int64)
+    return torch.from_numpy(drawn).unflatten(1, (-1, 4)).unbind(2)
+
+
+def _words(seed, sample_ids, purpose, draw, count) -> torch.Tensor:
+    drawn = _drawn(seed, sample_ids, purpose, draw, count)
+    return torch.from_numpy(drawn[:, :count].astype(np.int64))
+
+
+def _uniforms(seed, sample_ids, purpose, draw, count) -> torch.Tensor:
+    drawn = _drawn(seed, sample_ids, purpose, draw, count)
+    upper = np.right_shift(drawn, 8, out=drawn)[:, :count].view(np.int32)
+    return torch.from_numpy(upper).float().mul_(2.0**-24)
+
+
+NUMPY = Draws(_lanes, _words, _uniforms)

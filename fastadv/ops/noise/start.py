@@ -1,10 +1,15 @@
 """Random starting points in an eps-ball around x, keyed by (seed, sample id, draw)."""
 
+import functools
+from typing import NamedTuple
+
 import torch
 
 from fastadv.kernels.noise import streams
 from fastadv.ops import layout, reduction, registry
 from fastadv.ops.noise import philox
+from fastadv.ops.noise.cpu import NUMPY
+from fastadv.ops.noise.reference import EAGER, Draws
 from fastadv.ops.steps import arguments as step_arguments
 from fastadv.ops.steps import l1
 
@@ -21,20 +26,37 @@ KINDS = (
 _TINY = 1e-12  # guards 0/0: a draw of zeros starts at x (D = 1, one in 2^24)
 
 
+class _Key(NamedTuple):
+    """Where a start's numbers come from: who draws them, and the first part of their counter."""
+
+    source: Draws
+    seed: int
+    sample_ids: torch.Tensor
+    draws: torch.Tensor
+
+    def normals(self, size: int) -> torch.Tensor:
+        key = self.seed, self.sample_ids, streams.START_NORMAL, self.draws
+        return self.source.normals(*key, size)
+
+    def uniforms(self, size: int) -> torch.Tensor:
+        key = self.seed, self.sample_ids, streams.START_UNIFORM, self.draws
+        return self.source.uniforms(*key, size)
+
+    def signed_exponentials(self, size: int) -> torch.Tensor:
+        key = self.seed, self.sample_ids, streams.START_EXPONENTIAL, self.draws
+        return self.source.signed_exponentials(*key, size)
+
+
 def _radial(
-    kind: str, key: tuple, radius: torch.Tensor, deviation: torch.Tensor, size: int
+    kind: str, key: _Key, radius: torch.Tensor, deviation: torch.Tensor, size: int
 ) -> torch.Tensor:
     """(B, size) of a kind that is scaled by a norm; radius, deviation: (B, 1)."""
     extra = {"l2_uniform": 2, "l1_uniform": 1}.get(kind, 0)
-    seed, sample_ids, draws = key
     if kind == "l1_uniform":
-        purpose = streams.START_EXPONENTIAL
-        v = philox.signed_exponentials(seed, sample_ids, purpose, draws, size + extra)
-        v = v.to(radius.dtype)
+        v = key.signed_exponentials(size + extra).to(radius.dtype)
         norm = reduction.tree_sum(v.abs())[:, None]
     else:
-        v = philox.normals(seed, sample_ids, streams.START_NORMAL, draws, size + extra)
-        v = v.to(radius.dtype)
+        v = key.normals(size + extra).to(radius.dtype)
         # through double: torch's fp32 root is not correctly rounded on CPUs
         norm = reduction.tree_sum(v * v)[:, None].double().sqrt().to(radius.dtype)
     factor = radius / norm.clamp_min(_TINY)
@@ -44,34 +66,31 @@ def _radial(
 
 
 def _offset(
-    kind: str, key: tuple, radius: torch.Tensor, deviation: torch.Tensor, size: int
+    kind: str, key: _Key, radius: torch.Tensor, deviation: torch.Tensor, size: int
 ) -> torch.Tensor:
     """(B, size) start minus x, before any clamp to the box."""
-    seed, sample_ids, draws = key
     if kind == "linf_uniform":
-        u = philox.uniforms(seed, sample_ids, streams.START_UNIFORM, draws, size)
+        u = key.uniforms(size)
         # (2 u - 1) * radius with one rounding: u - 1/2 and 2 * radius are exact
         return u.to(radius.dtype).sub_(0.5).mul_(2.0 * radius)
     if kind == "linf_gaussian":
-        n = philox.normals(seed, sample_ids, streams.START_NORMAL, draws, size)
-        return (n.to(radius.dtype) * deviation).clamp(-radius, radius)
+        return (key.normals(size).to(radius.dtype) * deviation).clamp(-radius, radius)
     if kind == "l1_gaussian":
-        n = philox.normals(seed, sample_ids, streams.START_NORMAL, draws, size)
-        return n.to(radius.dtype) * deviation
+        return key.normals(size).to(radius.dtype) * deviation
     return _radial(kind, key, radius, deviation, size)
 
 
-def _start_reference(
-    x, sample_ids, draws, eps, eps_rows, lo, hi, seed, kind, scale
+def drawn_start(
+    source: Draws, x, sample_ids, draws, eps, eps_rows, lo, hi, seed, kind, scale
 ) -> torch.Tensor:
+    """The op `fastadv::random_start` by the numbers of `source`; its arguments by position."""
     if x.numel() == 0:
         return torch.empty_like(x)
     batch, dtype = x.shape[0], layout.compute_dtype(x)
     radius = x.new_full((batch,), eps, dtype=dtype) if eps_rows is None else eps_rows.to(dtype)
     deviation = radius if scale is None else torch.full_like(radius, scale)
-    delta = _offset(
-        kind, (seed, sample_ids, draws), radius[:, None], deviation[:, None], x[0].numel()
-    )
+    key = _Key(source, seed, sample_ids, draws)
+    delta = _offset(kind, key, radius[:, None], deviation[:, None], x[0].numel())
     rows = x.to(dtype).reshape(batch, -1)
     if kind == "l1_gaussian":
         moved = l1._projected(rows, delta, rows, radius[:, None], lo, hi)
@@ -110,7 +129,9 @@ def _launch_start(x, sample_ids, draws, eps, eps_rows, lo, hi, seed, kind, scale
 _START = registry.register(
     "random_start(Tensor x, Tensor sample_ids, Tensor draws, float eps, Tensor? eps_rows, "
     "float lo, float hi, int seed, str kind, float? scale) -> Tensor",
-    reference=_start_reference,
+    reference=functools.partial(drawn_start, EAGER),
+    cpu=functools.partial(drawn_start, NUMPY),
+    cpu_dtypes=None,
     launch=_launch_start,
     fake=lambda x, *args: torch.empty_like(x),
 )
@@ -170,7 +191,8 @@ def random_start_reference(
     scale: float | None = None,
 ) -> torch.Tensor:
     """The eager twin of `random_start`: it defines the result."""
-    return _start_reference(x, *_checked(x, eps, seed, sample_ids, draw, kind, bounds, scale))
+    arguments = _checked(x, eps, seed, sample_ids, draw, kind, bounds, scale)
+    return drawn_start(EAGER, x, *arguments)
 
 
 def _checked(

@@ -1,12 +1,10 @@
 """The L-infinity Square Attack step as an op: accept a proposal, propose what changes something."""
 
-import sys
-
 import torch
 
 from fastadv.ops import layout, registry
 from fastadv.ops.square import accept as square_accept
-from fastadv.ops.square import cpu as square_numpy
+from fastadv.ops.square import cpu as square_cpu
 from fastadv.ops.square.table import SquareTable
 from fastadv.ops.steps import arguments as step_arguments
 
@@ -120,25 +118,6 @@ def _linf_reference(
     square_accept.schedule(queries, slots, torch.stack(upcoming, 1), result.goes_on, count)
 
 
-def _runs_numpy(x: torch.Tensor) -> bool:
-    return (
-        type(x) is torch.Tensor
-        and x.device.type == "cpu"
-        and x.dtype is not torch.bfloat16
-        and sys.byteorder == "little"
-        and not torch.compiler.is_compiling()
-    )
-
-
-def _linf_eager(*args) -> None:
-    """The reference, or the numpy twin of it, which touches windows only."""
-    if not _runs_numpy(args[2]):
-        return _linf_reference(*args)
-    square_numpy.square_linf(*args)
-    written = (args[0], args[1], *args[6:10])
-    torch.autograd.graph.increment_version([t for t in written if not t.is_inference()])
-
-
 def _linf_launch(
     x_new,
     x_best,
@@ -187,7 +166,9 @@ def _linf_launch(
 _LINF = registry.register(
     f"square_linf_({square_accept.STATE_SCHEMA}, Tensor geometry, Tensor signs, float eps, "
     "Tensor? eps_rows, float lo, float hi, int count) -> ()",
-    reference=_linf_eager,
+    reference=_linf_reference,
+    cpu=square_cpu.square_linf,
+    cpu_dtypes=frozenset((torch.float16, *registry.SINGLE_AND_DOUBLE)),
     launch=_linf_launch,
 )
 

@@ -1,10 +1,14 @@
 """The Square Attack steps in L2 and L1 as ops: accept a proposal, make the next."""
 
+import functools
+
 import torch
 
 from fastadv.kernels.noise import streams
 from fastadv.ops import layout, reduction, registry
 from fastadv.ops.noise import philox
+from fastadv.ops.noise.cpu import NUMPY
+from fastadv.ops.noise.reference import EAGER, Draws
 from fastadv.ops.square import accept as square_accept
 from fastadv.ops.square import start as square_start
 from fastadv.ops.square.table import SquareTable
@@ -93,7 +97,8 @@ def propose_lp(
     return moved.view(x.shape).to(x_best.dtype)
 
 
-def _lp_reference(
+def _drawn_step(
+    source: Draws,
     x_new,
     x_best,
     x,
@@ -131,7 +136,7 @@ def _lp_reference(
     upcoming = result.cursor[:, None] + torch.arange(width, device=x.device)
     for k in range(width if count else 0):
         draw = restarts.long() * count + upcoming[:, k].clamp(0, count - 1)
-        sign = philox.signs(seed, sample_ids, streams.SQUARE_SIGN, draw, x.shape[1])
+        sign = source.signs(seed, sample_ids, streams.SQUARE_SIGN, draw, x.shape[1])
         proposal = propose_lp(
             x_best,
             x,
@@ -206,7 +211,9 @@ _LP = registry.register(
     f"square_lp_({square_accept.STATE_SCHEMA}, Tensor sample_ids, Tensor geometry, "
     "Tensor patterns, Tensor pattern_start, float eps, Tensor? eps_rows, float lo, float hi, "
     "int seed, int count, str norm) -> ()",
-    reference=_lp_reference,
+    reference=functools.partial(_drawn_step, EAGER),
+    cpu=functools.partial(_drawn_step, NUMPY),
+    cpu_dtypes=None,
     launch=_lp_launch,
 )
 

@@ -98,7 +98,7 @@ def _problem(device, dtype):
 
 
 @pytest.mark.parametrize("steps", [10, 40])
-def test_a_whole_linf_attack_is_the_textbooks_bit_for_bit(steps, either_backend, device):
+def test_a_whole_linf_attack_is_the_textbooks_bit_for_bit(steps, implementation, device):
     x, start, weight = _problem(device, torch.float32)
     eps = torch.tensor([0.05, 0.2, 0.1, 0.1], device=device)
     got = run(apgd_linf_step_, wavy(weight), x, start, eps, steps)
@@ -113,7 +113,7 @@ def test_a_whole_linf_attack_is_the_textbooks_bit_for_bit(steps, either_backend,
     assert torch.equal(got[2][:3], best_loss[:3])
 
 
-def test_a_whole_l2_attack_is_the_textbooks(either_backend, device):
+def test_a_whole_l2_attack_is_the_textbooks(implementation, device):
     x, start, weight = _problem(device, torch.float64)
     eps = torch.tensor([0.3, 0.9, 0.6, 0.6], dtype=torch.float64, device=device)
     got = run(apgd_l2_step_, wavy(weight), x, start, eps, 40)
@@ -127,7 +127,7 @@ def test_a_whole_l2_attack_is_the_textbooks(either_backend, device):
 
 
 @pytest.mark.parametrize("rho", [0.5, 0.75])
-def test_a_check_counts_the_losses_that_rose(rho, either_backend, device):
+def test_a_check_counts_the_losses_that_rose(rho, implementation, device):
     """Random losses, 200 slots: more than one program, and every outcome of the check."""
     generator = torch.Generator().manual_seed(1)
     batch, steps = 200, 40
@@ -161,7 +161,7 @@ def test_a_check_counts_the_losses_that_rose(rho, either_backend, device):
     assert len(outcomes) >= 3
 
 
-def test_finished_rows_keep_their_progress(either_backend, device):
+def test_finished_rows_keep_their_progress(implementation, device):
     state = slot_state(device, [0, 2, 999], [1, 0, 0], [0, 0, 0])
     progress = torch.randn(3, apgd_progress.WIDTH, device=device)
     progress[1, 0] = float("nan")
@@ -174,7 +174,7 @@ def test_finished_rows_keep_their_progress(either_backend, device):
     assert step_size.tolist() == [1.0, 1.0, 1.0]
 
 
-def test_no_slots_are_no_work(either_backend, device):
+def test_no_slots_are_no_work(implementation, device):
     empty = torch.empty(0, device=device)
     apgd_check_(
         torch.empty(0, 5, device=device),
@@ -221,7 +221,7 @@ def test_bad_arguments_are_named(name, wrong, message):
         apgd_check_(**(arguments | {name: wrong}))
 
 
-def test_opcheck(either_backend, device):
+def test_opcheck(implementation, device):
     case = MidAttack(device, 3)
     checkpoints = torch.ones(11, dtype=torch.int32, device=device)
     arguments = (

@@ -30,25 +30,25 @@ def check(case, arguments, expected):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("hit", [False, True], ids=["no_hit", "hit"])
-def test_equals_the_authors_expressions(shape, hit, either_backend, device):
+def test_equals_the_authors_expressions(shape, hit, implementation, device):
     case = MidAttack(device, *shape)
     check(case, case.arguments(hit), case.expected(move_linf))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
-def test_other_dtypes_compute_in_fp32_or_fp64_and_round_once(dtype, either_backend, device):
+def test_other_dtypes_compute_in_fp32_or_fp64_and_round_once(dtype, implementation, device):
     case = MidAttack(device, 41, dtype=dtype)
     check(case, case.arguments(), case.expected(move_linf))
 
 
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.25, 0.5), None], ids=str)
-def test_other_bounds(bounds, either_backend, device):
+def test_other_bounds(bounds, implementation, device):
     # (0.25, 0.5): most of x lies outside, where clamping first and clipping first differ
     case = MidAttack(device, 41)
     check(case, case.arguments(bounds=bounds), case.expected(move_linf, bounds))
 
 
-def test_channels_last_and_a_gradient_in_the_other_layout(either_backend, device):
+def test_channels_last_and_a_gradient_in_the_other_layout(implementation, device):
     case = MidAttack(device, 3, 4, 5)
     for name, image in case.images.items():
         if name != "grad":
@@ -64,7 +64,7 @@ def test_rows_wider_than_a_tile_of_the_reference(device):
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3, 4, 4), (2, 0)])
-def test_empty_inputs(shape, either_backend, device):
+def test_empty_inputs(shape, implementation, device):
     x = torch.zeros(shape, device=device)
     rows = torch.zeros(shape[0], device=device)
     slots = torch.ones(shape[0], 5, dtype=torch.int32, device=device)
@@ -81,7 +81,7 @@ def test_one_launch(count_launches, device):
     assert launches == ["apgd_linf_kernel"]
 
 
-def test_opcheck(either_backend, device):
+def test_opcheck(implementation, device):
     case = MidAttack(device, 9)
     images, k = case.arguments()
     arguments = (

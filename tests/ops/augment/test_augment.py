@@ -61,7 +61,7 @@ def _mirror(position, size):
 @pytest.mark.parametrize("crop, padding", [(0, "zeros"), (4, "zeros"), (4, "reflect")])
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
 def test_every_pixel_is_the_one_that_plain_loops_choose(
-    shape, crop, padding, flip, either_backend, device
+    shape, crop, padding, flip, implementation, device
 ):
     images, index = _bytes(shape, device), _index(shape[0], device)
     for epoch in (0, 5):
@@ -71,19 +71,19 @@ def test_every_pixel_is_the_one_that_plain_loops_choose(
         assert x_start is None and x.is_contiguous() and x.device == images.device
 
 
-def test_a_crop_larger_than_the_image_may_leave_only_zeros(either_backend, device):
+def test_a_crop_larger_than_the_image_may_leave_only_zeros(implementation, device):
     images, index = _bytes((9, 1, 3, 2), device) | 1, torch.arange(9, device=device)
     x = augment_batch(images, index, crop=20).x
     assert torch.equal(x.cpu(), to_unit_interval(_plain(images, index, crop=20)))
     assert (x.flatten(1) == 0).all(1).any()
 
 
-def test_without_augmentation_it_is_indexing_and_scaling(either_backend, device):
+def test_without_augmentation_it_is_indexing_and_scaling(implementation, device):
     images, index = _bytes(SHAPES[0], device), _index(9, device)
     assert torch.equal(augment_batch(images, index).x, to_unit_interval(images[index]))
 
 
-def test_all_256_bytes_are_divided_with_one_rounding(either_backend, device):
+def test_all_256_bytes_are_divided_with_one_rounding(implementation, device):
     images = torch.arange(256, dtype=torch.uint8, device=device).view(1, 1, 16, 16)
     x = augment_batch(images, torch.zeros(1, dtype=torch.int64, device=device)).x
     exact = (torch.arange(256, dtype=torch.float64) / 255).float()
@@ -94,7 +94,7 @@ def test_all_256_bytes_are_divided_with_one_rounding(either_backend, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_dtypes_and_layouts_round_the_same_pixels_once(
-    shape, dtype, channels_last, either_backend, device
+    shape, dtype, channels_last, implementation, device
 ):
     images, index = _bytes(shape, device), _index(shape[0], device)
     how = dict(seed=8, epoch=2, crop=4, flip="random")
@@ -107,7 +107,7 @@ def test_dtypes_and_layouts_round_the_same_pixels_once(
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_normalising_rounds_as_the_model_wrapper_does(dtype, channels_last, either_backend, device):
+def test_normalising_rounds_as_the_model_wrapper_does(dtype, channels_last, implementation, device):
     images, index = _bytes(SHAPES[0], device), _index(9, device)
     how = dict(crop=2, flip="alternate", channels_last=channels_last)
     mean, std = (torch.tensor(value, device=device) for value in (MEAN, STD))
@@ -130,7 +130,7 @@ def test_normalising_rounds_as_the_model_wrapper_does(dtype, channels_last, eith
 )
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_start_is_random_start_of_the_augmented_batch(
-    shape, dtype, channels_last, bounds, either_backend, device
+    shape, dtype, channels_last, bounds, implementation, device
 ):
     images, index = _bytes(shape, device), _index(shape[0], device)
     how = dict(seed=1, epoch=2, crop=3, flip="random", dtype=dtype, channels_last=channels_last)
@@ -145,14 +145,14 @@ def test_the_start_is_random_start_of_the_augmented_batch(
     assert not torch.equal(x_start, x)
 
 
-def test_a_start_of_radius_zero_is_x(either_backend, device):
+def test_a_start_of_radius_zero_is_x(implementation, device):
     images, index = _bytes(SHAPES[0], device), _index(9, device)
     x, x_start = augment_batch(images, index, start_eps=0.0, crop=1)
     assert x_start is not None and torch.equal(x, x_start)
 
 
 @pytest.mark.parametrize("rows", [[0], [4], [3, 1], [4, 3, 2, 1, 0]], ids=str)
-def test_a_sample_is_augmented_alike_in_any_batch(rows, either_backend, device):
+def test_a_sample_is_augmented_alike_in_any_batch(rows, implementation, device):
     images, index = _bytes((5, 3, 9, 9), device), torch.arange(5, device=device)
     how = dict(epoch=4, crop=4, flip="random", start_eps=0.1)
     together, alone = (augment_batch(images, i, **how) for i in (index, index[rows]))
@@ -161,7 +161,7 @@ def test_a_sample_is_augmented_alike_in_any_batch(rows, either_backend, device):
     assert torch.equal(alone.x_start, together.x_start[rows])
 
 
-def test_an_alternating_flip_is_undone_in_the_next_epoch(either_backend, device):
+def test_an_alternating_flip_is_undone_in_the_next_epoch(implementation, device):
     images, index = _bytes((40, 1, 2, 3), device), torch.arange(40, device=device)
     first, second, third = (
         augment_batch(images, index, epoch=epoch, flip="alternate").x for epoch in range(3)
@@ -171,7 +171,7 @@ def test_an_alternating_flip_is_undone_in_the_next_epoch(either_backend, device)
     assert 8 < kept < 32  # half of 40 in the first epoch; beyond 4 deviations otherwise
 
 
-def test_seeds_epochs_and_samples_are_cropped_elsewhere(either_backend, device):
+def test_seeds_epochs_and_samples_are_cropped_elsewhere(implementation, device):
     images = _bytes((1, 1, 12, 12), device).expand(64, 1, 12, 12).contiguous()
     index = torch.arange(64, device=device)
     variants = (dict(), dict(seed=1), dict(seed=2**32), dict(epoch=1))
@@ -199,7 +199,7 @@ GOLDEN_RANDOM = ["0001000", "0010110", "1011000", "0011101"]
 GOLDEN_ALTERNATE = ["0101010", "0101010", "1010101", "0101010"]
 
 
-def test_golden_crops_and_flips(either_backend, device):
+def test_golden_crops_and_flips(implementation, device):
     position = torch.arange(81, dtype=torch.uint8, device=device).view(1, 1, 9, 9)
     images, index = position.repeat(60000, 1, 1, 1), torch.tensor(GOLDEN_SAMPLES, device=device)
     middle = augment_batch(images, index, seed=2026, epoch=3, crop=4).x[:, 0, 4, 4]
@@ -216,7 +216,7 @@ def test_golden_crops_and_flips(either_backend, device):
 
 @pytest.mark.parametrize("shape", [(7, 3, 8, 8), (7, 1, 1, 1)], ids=str)
 @pytest.mark.parametrize("batch", [0, 1])
-def test_batches_of_none_and_one(batch, shape, either_backend, device):
+def test_batches_of_none_and_one(batch, shape, implementation, device):
     images = _bytes(shape, device)
     index = torch.full((batch,), 6, device=device)
     how = dict(crop=1, flip="random")
@@ -225,7 +225,7 @@ def test_batches_of_none_and_one(batch, shape, either_backend, device):
     assert torch.equal(x.cpu(), to_unit_interval(_plain(images, index, **how)))
 
 
-def test_an_index_may_be_strided(either_backend, device):
+def test_an_index_may_be_strided(implementation, device):
     images = _bytes((9, 1, 4, 4), device)
     index = torch.arange(9, device=device)[::2]
     assert torch.equal(augment_batch(images, index).x, to_unit_interval(images[::2]))
@@ -278,7 +278,7 @@ def test_one_launch_and_no_other_computation_a_call(count_launches, device):
     }
 
 
-def test_opcheck(either_backend, device):
+def test_opcheck(implementation, device):
     images, index = _bytes((4, 3, 6, 5), device), _index(4, device)
     op = torch.ops.fastadv.augment_batch.default
     mean, std = (torch.tensor(value, device=device) for value in (MEAN, STD))
@@ -290,7 +290,7 @@ def test_opcheck(either_backend, device):
         torch.library.opcheck(op, arguments)
 
 
-def test_nothing_is_written_and_no_generator_is_touched(either_backend, device):
+def test_nothing_is_written_and_no_generator_is_touched(implementation, device):
     images, index = _bytes(SHAPES[0], device), _index(9, device)
     before, state = images.clone(), torch.get_rng_state()
     augment_batch(images, index, crop=4, flip="random", start_eps=0.1)

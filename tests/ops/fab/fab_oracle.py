@@ -1,9 +1,6 @@
 """Projections onto a hyperplane in a box by sorting, in float64: the oracle of FAB's tests."""
 
-import pytest
 import torch
-
-from fastadv.ops import backend
 
 
 def exact_projection(points, w, offset, norm, bounds=(0.0, 1.0)):
@@ -57,14 +54,3 @@ def problem(batch, size, kind, seed=0):
         w = w * torch.exp(3 * torch.randn(batch, size, generator=generator))
     offset = (torch.rand(batch, generator=generator) - 0.5) * 0.2 * w.abs().sum(1)
     return points, w, (w * points).sum(1) - offset
-
-
-@pytest.fixture(params=["numpy", "eager", "triton"])
-def implementation(request, monkeypatch):
-    """Run the test with each of the three implementations of FAB's ops."""
-    if request.param == "triton" and not backend.triton_is_installed():
-        pytest.skip("needs triton, which is installed on Linux only")
-    if request.param == "eager":
-        monkeypatch.setattr(backend, "runs_numpy", lambda tensor: False)
-    with backend.use_backend("triton" if request.param == "triton" else "reference"):
-        yield request.param

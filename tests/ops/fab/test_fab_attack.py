@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from fab_oracle import exact_projection, implementation
+from fab_oracle import exact_projection
 
 from fastadv.kernels import slots as columns
 from fastadv.ops.fab.step import fab_nearest_, fab_step_
 
-implementation = implementation  # the fixture
 NORM = {"linf": float("inf"), "l2": 2, "l1": 1}
 
 

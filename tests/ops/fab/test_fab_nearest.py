@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from fab_oracle import implementation
 
 from fastadv.ops import backend
 from fastadv.ops.fab.step import fab_nearest_
 
-implementation = implementation  # the fixture
 DUAL = {"linf": 1, "l2": 2, "l1": float("inf")}
 
 

@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from fab_oracle import exact_projection, implementation, problem
+from fab_oracle import exact_projection, problem
 
 from fastadv.ops.fab.projection import hyperplane_projection
 
 NORMS = ("linf", "l2", "l1")
 ULP = 2**-23
-
-implementation = implementation  # the fixture
 
 
 def bracketed(d, points, w, b, norm, bounds=(0.0, 1.0)):
@@ -112,7 +110,7 @@ def test_float64_is_exact_to_its_own_precision(norm, implementation, device):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_half_precision_is_rounded_once(norm, either_backend, device):
+def test_half_precision_is_rounded_once(norm, implementation, device):
     points, w, b = (t.to(device).bfloat16() for t in problem(2, 75, "uniform"))
     d = hyperplane_projection(points, w, b, norm=norm)
     full = hyperplane_projection(points.float(), w.float(), b.float(), norm=norm)

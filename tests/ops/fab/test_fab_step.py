@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fab_oracle import exact_projection, implementation, problem
+from fab_oracle import exact_projection, problem
 
 from fastadv.kernels import slots as columns
 from fastadv.ops import backend
@@ -12,7 +12,6 @@ NORMS = ("linf", "l2", "l1")
 STEPS = 7
 INF, NAN = float("inf"), float("nan")
 
-implementation = implementation  # the fixture
 
 # name: (STEP, SUCCESS_STEP, ACTIVE, pulled_back, adversarial, difference, distance, within eps)
 ROWS = {
@@ -210,7 +209,7 @@ def test_float64(norm, implementation, device):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_half_precision_rounds_once(norm, either_backend, device):
+def test_half_precision_rounds_once(norm, implementation, device):
     state = State(75, device, torch.bfloat16)
     full = state.clone()
     for name in ("x", "x_adv", "grad", "closest"):

@@ -12,6 +12,7 @@ from fastadv.kernels.noise import streams
 from fastadv.ops import backend
 from fastadv.ops.noise import cpu as philox_numpy
 from fastadv.ops.noise import philox
+from fastadv.ops.noise import reference as eager_philox
 
 if backend.triton_is_installed():
     import triton
@@ -116,7 +117,7 @@ def _keys(device):
 @pytest.mark.parametrize("counter, key, expected", KNOWN_ANSWERS)
 def test_known_answers_in_eager_torch(counter, key, expected, device):
     c = [torch.tensor([word], device=device) for word in counter]
-    words = philox.philox4x32(*c, key[1] << 32 | key[0])
+    words = eager_philox.philox4x32(*c, key[1] << 32 | key[0])
     assert [int(word) for word in words] == expected
 
 
@@ -138,7 +139,9 @@ def test_the_counter_layout_is_the_contract(device):
     ].view(7, 4)
     for call in range(7):
         counter = (torch.tensor(v, device=device) for v in (call, 0xC3456789, low, high))
-        assert drawn[call].tolist() == [int(word) for word in philox.philox4x32(*counter, seed)]
+        assert drawn[call].tolist() == [
+            int(word) for word in eager_philox.philox4x32(*counter, seed)
+        ]
 
 
 # The layout is for ever: these bits were committed with the first version and never change.
@@ -371,16 +374,16 @@ def _word(upper):
 def test_the_ends_of_the_range_are_finite():
     upper = _word([0, 1, 2**24 - 1])
     expected = [0.0, -math.log1p(-(2.0**-24)), 24 * math.log(2)]
-    assert philox._exponential(upper).tolist() == pytest.approx(expected, rel=1.2e-7)
-    assert math.copysign(1.0, philox._exponential(upper)[0]) == 1.0
-    radius = philox._normal_pair(upper, _word([0, 0, 0]))[0]
+    assert eager_philox._exponential(upper).tolist() == pytest.approx(expected, rel=1.2e-7)
+    assert math.copysign(1.0, eager_philox._exponential(upper)[0]) == 1.0
+    radius = eager_philox._normal_pair(upper, _word([0, 0, 0]))[0]
     assert radius[0] == 0 and radius[2] == pytest.approx(math.sqrt(48 * math.log(2)), rel=2e-7)
 
 
 def test_exponentials_are_within_1e_7_of_the_logarithm():
     upper = torch.cat([torch.arange(0, 2**24, 37), torch.arange(2**24 - 4096, 2**24)])
     exact = -torch.log1p(-upper.double() * 2.0**-24)
-    error = (philox._exponential(_word(upper)).double() - exact).abs()
+    error = (eager_philox._exponential(_word(upper)).double() - exact).abs()
     assert (error <= 1e-7 * exact).all()  # all 2^24: 8.1e-8
 
 
@@ -390,7 +393,7 @@ def test_normals_are_within_1e_6_of_box_and_muller():
     turns = torch.arange(0, 2**24, 6007)
     radius = (-2 * torch.log1p(-radii.double() * 2.0**-24)).sqrt()[:, None]
     angle = turns.double() * (2 * math.pi / 2**24)
-    across, up = philox._normal_pair(_word(radii)[:, None], _word(turns)[None])
+    across, up = eager_philox._normal_pair(_word(radii)[:, None], _word(turns)[None])
     assert (across.double() - radius * angle.cos()).abs().max() < 1e-6
     assert (up.double() - radius * angle.sin()).abs().max() < 1e-6
 
@@ -416,7 +419,7 @@ def _torch_words(seed, ids, stream, calls):
     """What any device but the CPU draws."""
     counter = (torch.arange(calls)[None], stream[:, None], ids[:, None], ids[:, None] >> 32)
     c0, c1, c2, c3 = (word & 0xFFFFFFFF for word in counter)
-    return torch.stack(philox.philox4x32(c0, c1, c2, c3, seed), dim=-1).flatten(1)
+    return torch.stack(eager_philox.philox4x32(c0, c1, c2, c3, seed), dim=-1).flatten(1)
 
 
 @pytest.mark.parametrize("seed", [0, -1, 0xA4093822_299F31D0, 2**64 - 2])
@@ -443,14 +446,22 @@ def test_the_size_of_a_block_changes_no_bit(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_torch_and_numpy_give_the_same_draws(kind, monkeypatch):
+def test_torch_and_numpy_give_the_same_draws(kind):
     ids, draws = _keys("cpu")
-    drawn = {}
-    for numpy in (True, False):
-        monkeypatch.setattr(philox, "_runs_numpy", lambda sample_ids, numpy=numpy: numpy)
-        drawn[numpy] = [_eager(kind, -5, ids, draws, count) for count in (0, 1, 2, 999, 4000)]
-    for one, other in zip(drawn[True], drawn[False], strict=True):
+    drawn = []
+    for source in (eager_philox.EAGER, philox_numpy.NUMPY):
+        draw = getattr(source, kind)
+        drawn.append([draw(-5, ids, streams.USER, draws, count) for count in (0, 1, 2, 999, 4000)])
+    for one, other in zip(*drawn, strict=True):
         assert one.dtype == other.dtype and torch.equal(one, other)
+
+
+def test_which_draws_run_is_the_registrys_choice():
+    ids = torch.arange(2)
+    assert philox._draws(ids) is philox_numpy.NUMPY
+    assert philox._draws(ids.to("meta")) is eager_philox.EAGER
+    with backend.use_backend("reference"):
+        assert philox._draws(ids) is eager_philox.EAGER
 
 
 @pytest.mark.parametrize("kind", KINDS)

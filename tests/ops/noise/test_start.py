@@ -32,14 +32,14 @@ def _delta(kind, batch, size, eps=1.0, scale=None, seed=0):
     return random_start_reference(x, eps=eps, seed=seed, kind=kind, bounds=None, scale=scale)
 
 
-def test_linf_uniform_is_the_formula(either_backend, device):
+def test_linf_uniform_is_the_formula(implementation, device):
     x, ids = _images((3, 3, 8, 9), device=device), _ids(3, device)
     u = philox.uniforms(5, ids, streams.START_UNIFORM, 2, 216).view(x.shape)
     expected = (x + (2 * u - 1) * 0.3).clamp(0, 1)
     assert torch.equal(random_start(x, eps=0.3, seed=5, sample_ids=ids, draw=2), expected)
 
 
-def test_linf_gaussian_is_the_formula(either_backend, device):
+def test_linf_gaussian_is_the_formula(implementation, device):
     x, ids = _images((3, 3, 8, 9), device=device), _ids(3, device)
     n = philox.normals(5, ids, streams.START_NORMAL, 2, 216).view(x.shape)
     expected = x + (n * 0.1).clamp(-0.15, 0.15)
@@ -77,7 +77,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_golden_starts(kind, either_backend, device):
+def test_golden_starts(kind, implementation, device):
     """x = 1/2, D = 5: elements 0 and 4 of samples 0 and 2^40 + 3."""
     x = torch.full((2, 5), 0.5, dtype=torch.float64, device=device)
     ids = torch.tensor([0, 2**40 + 3], device=device)
@@ -115,7 +115,7 @@ def test_backends_agree(kind, shape, bounds, device):
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in LINF])
-def test_the_error_against_float64_is_a_few_ulp(kind, either_backend, device):
+def test_the_error_against_float64_is_a_few_ulp(kind, implementation, device):
     """At x = 0 nothing hides delta: its error is that of a norm, a factor and a product."""
     x = torch.zeros(2, 3072, device=device)
     options = dict(eps=4.0, seed=1, kind=kind, bounds=(-8.0, 8.0))
@@ -128,7 +128,7 @@ def test_the_error_against_float64_is_a_few_ulp(kind, either_backend, device):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_starts_lie_in_the_ball_and_in_bounds(kind, either_backend, device):
+def test_starts_lie_in_the_ball_and_in_bounds(kind, implementation, device):
     x = _images((4, 3, 16, 16), device=device)
     norm, eps = {"linf": (math.inf, 0.1), "l2": (2, 3.0), "l1": (1, 20.0)}[kind.split("_")[0]]
     started = random_start(x, eps=eps, seed=0, kind=kind)
@@ -140,7 +140,7 @@ def test_starts_lie_in_the_ball_and_in_bounds(kind, either_backend, device):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_bounds_nothing_is_clamped(kind, either_backend, device):
+def test_without_bounds_nothing_is_clamped(kind, implementation, device):
     x = torch.ones(2, 40, device=device)
     started = random_start(x, eps=3.0, seed=0, kind=kind, bounds=None)
     assert (started > 1).any()
@@ -149,7 +149,7 @@ def test_without_bounds_nothing_is_clamped(kind, either_backend, device):
         assert torch.equal(clamped, started.clamp(0, 1))
 
 
-def test_l1_gaussian_is_the_projection_of_the_draw(either_backend, device):
+def test_l1_gaussian_is_the_projection_of_the_draw(implementation, device):
     x = _images((3, 3, 9, 7), dtype=torch.float64, device=device)
     n = philox.normals(1, torch.arange(3, device=device), streams.START_NORMAL, 0, 189)
     drawn = x + n.double().view(x.shape)
@@ -216,7 +216,7 @@ def test_the_gaussian_scale_defaults_to_eps():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_sample_starts_at_the_same_point_in_any_batch(kind, either_backend, device):
+def test_a_sample_starts_at_the_same_point_in_any_batch(kind, implementation, device):
     x, ids = _images((5, 3, 5, 7), device=device), _ids(5, device)
     draws = torch.tensor([0, 1, 5, 2**24 - 1, 0], dtype=torch.int32, device=device)
     options = dict(eps=0.25, seed=4, kind=kind)
@@ -253,7 +253,7 @@ def test_threads_change_no_bit(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_memory_format_changes_no_bit_and_is_kept(kind, either_backend, device):
+def test_the_memory_format_changes_no_bit_and_is_kept(kind, implementation, device):
     for shape, memory_format in (
         ((2, 3, 5, 6), torch.channels_last),
         ((1, 3, 2, 5, 4), torch.channels_last_3d),
@@ -269,7 +269,7 @@ def test_the_memory_format_changes_no_bit_and_is_kept(kind, either_backend, devi
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_seeds_samples_and_draws_start_at_other_points(kind, either_backend, device):
+def test_seeds_samples_and_draws_start_at_other_points(kind, implementation, device):
     x, ids = torch.full((1, 64), 0.5, device=device), torch.tensor([3], device=device)
     options = dict(seed=1, sample_ids=ids, draw=1) | dict(eps=0.4, kind=kind)
     variants = [{}, dict(seed=2), dict(seed=1 + 2**32), dict(sample_ids=ids + 1), dict(draw=2)]
@@ -284,7 +284,7 @@ def test_seeds_samples_and_draws_start_at_other_points(kind, either_backend, dev
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_eps_for_each_sample(kind, either_backend, device):
+def test_eps_for_each_sample(kind, implementation, device):
     x, ids = _images((3, 50), device=device), torch.arange(3, device=device)
     eps = torch.tensor([0.0, 0.1, 0.7], device=device)
     started = random_start(x, eps=eps, seed=0, kind=kind)
@@ -297,14 +297,14 @@ def test_eps_for_each_sample(kind, either_backend, device):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_computes_in_fp32_and_rounds_once(dtype, kind, either_backend, device):
+def test_half_precision_computes_in_fp32_and_rounds_once(dtype, kind, implementation, device):
     x = _images((2, 3, 5, 5), dtype=dtype, device=device)
     expected = random_start(x.float(), kind=kind, **DEFAULTS).to(dtype)
     assert torch.equal(random_start(x, kind=kind, **DEFAULTS), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fp64_computes_in_fp64_from_the_same_draws(kind, either_backend, device):
+def test_fp64_computes_in_fp64_from_the_same_draws(kind, implementation, device):
     x = _images((2, 3, 5, 5), dtype=torch.float64, device=device)
     started = random_start(x, kind=kind, **DEFAULTS)
     assert started.dtype == torch.float64
@@ -317,7 +317,7 @@ def test_fp64_computes_in_fp64_from_the_same_draws(kind, either_backend, device)
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0), (0,), (3,)], ids=str)
-def test_empty_and_flat_batches(shape, kind, either_backend, device):
+def test_empty_and_flat_batches(shape, kind, implementation, device):
     x = torch.full(shape, 0.5, device=device)
     started = random_start(x, eps=0.1, seed=0, kind=kind)
     assert started.shape == shape and not started.isnan().any()
@@ -325,7 +325,7 @@ def test_empty_and_flat_batches(shape, kind, either_backend, device):
 
 # the projection of l1_gaussian sums over x: project_l1 says what NaN does
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "l1_gaussian"])
-def test_a_nan_in_x_stays_where_it_is(kind, either_backend, device):
+def test_a_nan_in_x_stays_where_it_is(kind, implementation, device):
     x = torch.full((1, 9), 0.5, device=device)
     x[0, 4] = math.nan
     started = random_start(x, eps=0.1, seed=0, kind=kind)
@@ -363,7 +363,7 @@ def test_one_launch_and_one_allocation_a_call(monkeypatch, device):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_opcheck(kind, either_backend, device):
+def test_opcheck(kind, implementation, device):
     x, ids = _images((2, 3, 4, 5), device=device), _ids(2, device)
     draws = torch.zeros(2, dtype=torch.int32, device=device)
     rows = torch.tensor([0.1, 0.2], device=device)
@@ -372,7 +372,7 @@ def test_opcheck(kind, either_backend, device):
         torch.library.opcheck(torch.ops.fastadv.random_start.default, args)
 
 
-def test_x_is_not_written_and_no_generator_is_touched(either_backend, device):
+def test_x_is_not_written_and_no_generator_is_touched(implementation, device):
     x = _images((2, 30), device=device)
     before, state = x.clone(), torch.get_rng_state()
     for kind in KINDS:

@@ -6,33 +6,11 @@ from square_problems import NAN, Run, Wavy, images, textbook_linf
 
 from fastadv.kernels import slots as columns
 from fastadv.ops import backend
-from fastadv.ops.square import (
-    cpu as square_numpy,
-)
-from fastadv.ops.square import (
-    linf as square,
-)
-from fastadv.ops.square import (
-    start as square_start,
-)
-from fastadv.ops.square import (
-    table as square_table,
-)
+from fastadv.ops.square import cpu as square_cpu
+from fastadv.ops.square import start as square_start
+from fastadv.ops.square import table as square_table
 
 EPS = 0.08
-
-
-@pytest.fixture(params=["numpy", "reference", "triton"])
-def every_backend(request, monkeypatch):
-    """The numpy twin, which CPUs run, the reference that defines the step, the kernel."""
-    if request.param == "triton" and not backend.triton_is_installed():
-        pytest.skip("needs triton, which is installed on Linux only")
-    if request.param == "numpy" and torch.cuda.is_available():
-        pytest.skip("needs tensors of a CPU")
-    if request.param == "reference":
-        monkeypatch.setattr(square, "_runs_numpy", lambda x: False)
-    with backend.use_backend("triton" if request.param == "triton" else "reference"):
-        yield request.param
 
 
 def problem(device, batch=3, shape=(3, 5, 7), queries=40, width=1, restarts=1, **options):
@@ -58,7 +36,7 @@ def assert_same_attack(run, other):
 
 @pytest.mark.parametrize("width", [1, 3, 8])
 @pytest.mark.parametrize("shape", [(3, 5, 7), (1, 8, 6)], ids=str)
-def test_any_lookahead_is_the_textbook_attack(device, every_backend, shape, width):
+def test_any_lookahead_is_the_textbook_attack(device, implementation, shape, width):
     network, run = problem(device, shape=shape, width=width)
     best, margins, success = textbook_linf(network, run.x, run.labels, run.start, run.table, EPS)
     run.finish(network)
@@ -83,7 +61,7 @@ def test_the_problem_accepts_rejects_skips_and_succeeds(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_dtypes(device, every_backend, dtype):
+def test_dtypes(device, implementation, dtype):
     network, run = problem(device, width=2, dtype=dtype, queries=20)
     run.finish(network)
     network, other = problem(device, width=1, dtype=dtype, queries=20)
@@ -99,7 +77,7 @@ def test_dtypes(device, every_backend, dtype):
 def test_how_many_candidates_a_round_tests_changes_nothing(device, monkeypatch, elements):
     network, run = problem(device, batch=6, shape=(1, 8, 6), queries=90)
     best, margins, success = textbook_linf(network, run.x, run.labels, run.start, run.table, EPS)
-    monkeypatch.setattr(square_numpy, "_ELEMENTS_AT_ONCE", elements)
+    monkeypatch.setattr(square_cpu, "_ELEMENTS_AT_ONCE", elements)
     run.finish(network)
     assert torch.equal(run.x_best, best)
     assert torch.equal(run.best_loss, margins)
@@ -110,7 +88,7 @@ def test_how_many_candidates_a_round_tests_changes_nothing(device, monkeypatch, 
 @pytest.mark.parametrize("elements", [1, 900])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_every_field_is_the_references(device, monkeypatch, width, elements, dtype):
-    monkeypatch.setattr(square_numpy, "_ELEMENTS_AT_ONCE", elements)
+    monkeypatch.setattr(square_cpu, "_ELEMENTS_AT_ONCE", elements)
     options = dict(batch=9, width=width, dtype=dtype, restarts=2, queries=25)
     runs = [problem(device, memory_format=torch.channels_last, **options)[1] for _ in range(2)]
     for run in runs:
@@ -125,8 +103,7 @@ def test_every_field_is_the_references(device, monkeypatch, width, elements, dty
         loss = torch.where(draw[0] < 0.05, NAN, -draw[1])
         prediction = runs[0].labels.repeat_interleave(width) + (draw[2] < 0.05)
         runs[0].step(loss, prediction)
-        with monkeypatch.context() as patch, backend.use_backend("reference"):
-            patch.setattr(square, "_runs_numpy", lambda x: False)
+        with backend.use_backend("reference"):
             runs[1].step(loss, prediction)
         stages.add(len(set(runs[0].column("STEP"))))
         for name in ("x_best", "x_new", "best_loss", "queries", "wasted", "slots"):
@@ -136,7 +113,7 @@ def test_every_field_is_the_references(device, monkeypatch, width, elements, dty
     assert any(runs[0].column("FAULT")) and max(runs[0].column("SUCCESS_STEP")) > 0
 
 
-def test_channels_last_is_the_same_attack(device, every_backend):
+def test_channels_last_is_the_same_attack(device, implementation):
     network, run = problem(device, width=3, memory_format=torch.channels_last)
     assert not run.x_new.is_contiguous()
     network, other = problem(device)
@@ -144,7 +121,7 @@ def test_channels_last_is_the_same_attack(device, every_backend):
     assert run.x_best.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_slot_is_attacked_alike_in_any_batch(device, every_backend):
+def test_a_slot_is_attacked_alike_in_any_batch(device, implementation):
     network, whole = problem(device, batch=5, width=2)
     whole.finish(network)
     network, part = problem(device, batch=5, width=2)
@@ -155,7 +132,7 @@ def test_a_slot_is_attacked_alike_in_any_batch(device, every_backend):
     assert torch.equal(alone.slots, whole.slots[3:4])
 
 
-def test_slots_may_have_their_own_restart_and_eps(device, every_backend):
+def test_slots_may_have_their_own_restart_and_eps(device, implementation):
     network, run = problem(device, restarts=2, width=2)
     run.restarts[1] = 1
     run.eps = torch.tensor([0.02, 0.05, EPS], device=device)
@@ -174,7 +151,7 @@ def test_slots_may_have_their_own_restart_and_eps(device, every_backend):
         assert run.column("SUCCESS_STEP")[slot] == success[0]
 
 
-def test_inactive_slots_are_left_alone(device, every_backend):
+def test_inactive_slots_are_left_alone(device, implementation):
     network, run = problem(device, width=2)
     run.evaluate_and_step(network)
     run.slots[1, columns.ACTIVE] = 0
@@ -189,7 +166,7 @@ def test_inactive_slots_are_left_alone(device, every_backend):
     assert run.x_new[2:4].isnan().all()
 
 
-def test_a_nan_loss_is_a_fault_and_never_accepted(device, every_backend):
+def test_a_nan_loss_is_a_fault_and_never_accepted(device, implementation):
     network, run = problem(device, width=2)
     run.evaluate_and_step(network)
     before, loss = run.x_best.clone(), torch.full((6,), -9.0, device=device)
@@ -200,7 +177,7 @@ def test_a_nan_loss_is_a_fault_and_never_accepted(device, every_backend):
     assert run.column("ACTIVE") == [1, 1, 1]
 
 
-def test_a_nan_behind_an_accepted_row_is_not_seen(device, every_backend):
+def test_a_nan_behind_an_accepted_row_is_not_seen(device, implementation):
     network, run = problem(device, batch=1, width=3)
     run.evaluate_and_step(network)
     loss = torch.tensor([-0.0, NAN, NAN], device=device)
@@ -209,7 +186,7 @@ def test_a_nan_behind_an_accepted_row_is_not_seen(device, every_backend):
     assert run.column("FAULT") == [0] and run.wasted.tolist() == [2]
 
 
-def test_what_is_proposed_differs_in_its_window_only(device, every_backend):
+def test_what_is_proposed_differs_in_its_window_only(device, implementation):
     network, run = problem(device, width=4)
     for _ in range(4):
         run.evaluate_and_step(network)
@@ -224,7 +201,7 @@ def test_what_is_proposed_differs_in_its_window_only(device, every_backend):
             assert not differs.any()
 
 
-def test_exhausted_queries_end_the_attack(device, every_backend):
+def test_exhausted_queries_end_the_attack(device, implementation):
     network, run = problem(device, queries=2, width=3)
     stuck = run.labels.repeat_interleave(3)
     run.step(torch.full((9,), -1.0, device=device), stuck)
@@ -236,7 +213,7 @@ def test_exhausted_queries_end_the_attack(device, every_backend):
     assert torch.equal(run.x_new, run.start.repeat_interleave(3, 0))
 
 
-def test_a_start_that_fools_costs_one_query(device, every_backend):
+def test_a_start_that_fools_costs_one_query(device, implementation):
     network, run = problem(device, width=2)
     run.step(torch.zeros(6, device=device), run.labels.repeat_interleave(2) + 1)
     assert run.column("SUCCESS_STEP") == [0, 0, 0] and run.column("ACTIVE") == [0, 0, 0]
@@ -244,21 +221,21 @@ def test_a_start_that_fools_costs_one_query(device, every_backend):
     assert torch.equal(run.x_best, run.start)
 
 
-def test_an_empty_batch(device, every_backend):
+def test_an_empty_batch(device, implementation):
     network, run = problem(device, batch=3)
     empty = Run(run.x[:0], run.labels[:0], run.start[:0], run.table, eps=EPS, width=2)
     empty.step(torch.zeros(0, device=device), run.labels[:0])
     assert empty.x_best.shape == (0, 3, 5, 7)
 
 
-def test_no_queries(device, every_backend):
+def test_no_queries(device, implementation):
     network, run = problem(device, queries=0)
     run.evaluate_and_step(network)
     assert not any(run.column("ACTIVE"))
     assert torch.equal(run.x_best, run.start)
 
 
-def test_windows_longer_than_a_block(device, every_backend):
+def test_windows_longer_than_a_block(device, implementation):
     network, run = problem(device, batch=2, shape=(3, 17, 19), queries=6, width=2)
     best, _, success = textbook_linf(network, run.x, run.labels, run.start, run.table, EPS)
     assert torch.equal(run.finish(network).x_best, best)
@@ -273,7 +250,7 @@ def test_one_launch_a_step(device, count_launches):
     assert launches == ["square_linf_kernel"] * 2
 
 
-def test_version_counters_grow(device, every_backend):
+def test_version_counters_grow(device, implementation):
     network, run = problem(device)
     names = ("x_new", "x_best", "best_loss", "queries", "wasted", "slots")
     before = [getattr(run, name)._version for name in names]
@@ -282,7 +259,7 @@ def test_version_counters_grow(device, every_backend):
     assert all(a > b for a, b in zip(after, before, strict=True))
 
 
-def test_opcheck(device, every_backend):
+def test_opcheck(device, implementation):
     network, run = problem(device, width=2)
     arguments = (
         run.x_new,

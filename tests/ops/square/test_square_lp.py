@@ -83,7 +83,7 @@ def assert_proposals(run, bound):
 
 @NORMS
 @pytest.mark.parametrize("shape", [(3, 6, 8), (1, 11, 9), (5, 7, 7)], ids=str)
-def test_proposals_are_the_authors(device, either_backend, norm, shape):
+def test_proposals_are_the_authors(device, implementation, norm, shape):
     network, run = problem(device, norm, shape=shape, width=2)
     run.restarts[1] = 1
     rows = 0
@@ -96,7 +96,7 @@ def test_proposals_are_the_authors(device, either_backend, norm, shape):
 
 
 @NORMS
-def test_fp64_proposals_are_exact(device, either_backend, norm):
+def test_fp64_proposals_are_exact(device, implementation, norm):
     network, run = problem(device, norm, dtype=torch.float64)
     run.eps = torch.full((3,), EPS[norm], dtype=torch.float64, device=device)
     for _ in range(3):
@@ -105,7 +105,7 @@ def test_fp64_proposals_are_exact(device, either_backend, norm):
 
 
 @NORMS
-def test_any_lookahead_gives_the_same_attack(device, either_backend, norm):
+def test_any_lookahead_gives_the_same_attack(device, implementation, norm):
     network, one = problem(device, norm, batch=5)
     one.finish(network)
     success = one.column("SUCCESS_STEP")
@@ -120,7 +120,7 @@ def test_any_lookahead_gives_the_same_attack(device, either_backend, norm):
 
 
 @NORMS
-def test_a_slot_is_attacked_alike_in_any_batch(device, either_backend, norm):
+def test_a_slot_is_attacked_alike_in_any_batch(device, implementation, norm):
     network, whole = problem(device, norm, batch=4, width=2)
     whole.finish(network)
     _, part = problem(device, norm, batch=4, width=2)
@@ -141,7 +141,7 @@ def test_a_slot_is_attacked_alike_in_any_batch(device, either_backend, norm):
 
 @NORMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_iterate_is_within_eps_and_bounds(device, either_backend, norm, dtype):
+def test_every_iterate_is_within_eps_and_bounds(device, implementation, norm, dtype):
     network, run = problem(device, norm, dtype=dtype, width=2)
     unit = 2.0**-24 if dtype == torch.float32 else 2.0**-8
     count = run.x[0].numel()
@@ -156,7 +156,7 @@ def test_every_iterate_is_within_eps_and_bounds(device, either_backend, norm, dt
 
 
 @NORMS
-def test_channels_last(device, either_backend, norm):
+def test_channels_last(device, implementation, norm):
     network, run = problem(device, norm, width=2, memory_format=torch.channels_last)
     assert not run.x_new.is_contiguous()
     for _ in range(3):
@@ -177,7 +177,7 @@ def test_images_longer_than_a_tile(device, norm, monkeypatch):
 
 
 @NORMS
-def test_the_state_of_the_slots_is_as_in_linf(device, either_backend, norm):
+def test_the_state_of_the_slots_is_as_in_linf(device, implementation, norm):
     network, run = problem(device, norm, width=2)
     run.evaluate_and_step(network)
     assert run.queries.tolist() == [[0, 1]] * 3
@@ -200,7 +200,7 @@ def test_the_state_of_the_slots_is_as_in_linf(device, either_backend, norm):
 
 
 @NORMS
-def test_every_element_of_a_row_is_written(device, either_backend, norm):
+def test_every_element_of_a_row_is_written(device, implementation, norm):
     network, run = problem(device, norm, width=2)
     loss, prediction = torch.full((6,), -1.0, device=device), run.labels.repeat_interleave(2)
     run.x_new[1::2] = NAN  # rows without a query
@@ -209,7 +209,7 @@ def test_every_element_of_a_row_is_written(device, either_backend, norm):
 
 
 @NORMS
-def test_no_perturbation_at_all_gives_a_proposal(device, either_backend, norm):
+def test_no_perturbation_at_all_gives_a_proposal(device, implementation, norm):
     network, run = problem(device, norm)
     run.x_best.copy_(run.x)
     run.x_new.copy_(run.x)
@@ -227,7 +227,7 @@ def test_one_launch_a_step(device, norm, count_launches):
 
 
 @NORMS
-def test_opcheck_version_counters_and_an_empty_batch(device, either_backend, norm):
+def test_opcheck_version_counters_and_an_empty_batch(device, implementation, norm):
     network, run = problem(device, norm, width=2)
     arguments = (
         run.x_new,

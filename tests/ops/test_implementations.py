@@ -1,0 +1,165 @@
+"""Every op: its reference dispatches to nothing; reference, CPU path and kernel agree."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+import fastadv
+from fastadv.ops import backend, registry
+from fastadv.ops.fab.projection import hyperplane_projection
+
+OPS = sorted(registry.implementations())
+WITH_CPU_PATH = [name for name in OPS if registry.implementations()[name].cpu is not None]
+# a reference and a CPU path that add up a sample's elements in another order; all others are equal.
+# the family's tests allow both 1e-6 against float64, in L1 of 192 elements 2^-22 * 192 = 4.6e-5
+CPU_TOLERANCE = {"fab_step_": 1e-4, "fab_nearest_": 1e-6, "hyperplane_projection": 1e-4}
+# of a kernel, likewise: starts with a norm (4 ULP) and Square's images (2e-6)
+KERNEL_TOLERANCE = CPU_TOLERANCE | {"random_start": 1e-6, "square_lp_": 2e-6}
+KEPT = (1, 2, 4, 8, 12)  # which calls of an op are looked at: first steps, checks, late ones
+
+
+class Recorded(TorchDispatchMode):
+    """Copies of the arguments of calls of our ops, by the op's name."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = {}
+        self.seen = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fastadv":
+            name = func._schema.name.removeprefix("fastadv::")
+            self.seen[name] = self.seen.get(name, 0) + 1
+            if self.seen[name] in KEPT:
+                self.calls.setdefault(name, []).append(copied(args))
+        return func(*args, **(kwargs or {}))
+
+
+class Forbidden(TorchDispatchMode):
+    """Refuses our ops."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.namespace != "fastadv", f"the reference calls {func}"
+        return func(*args, **(kwargs or {}))
+
+
+def copied(arguments):
+    def copy(value):
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.detach().clone(memory_format=torch.preserve_format)
+
+    return tree_map(copy, tuple(arguments))
+
+
+def network():
+    torch.manual_seed(0)
+    layers = torch.nn.Flatten(), torch.nn.Linear(192, 16), torch.nn.Tanh(), torch.nn.Linear(16, 5)
+    return torch.nn.Sequential(*layers)
+
+
+def attacks():
+    threats = fastadv.Linf(0.03), fastadv.L2(0.3), fastadv.L1(2.0)
+    for threat in threats:
+        yield fastadv.pgd(threat, steps=3, keep="last")
+        yield fastadv.apgd_ce(threat, steps=12)
+        yield fastadv.square(threat, queries=30)
+        yield fastadv.fab(threat, steps=5)
+    yield fastadv.pgd(threats[0], steps=3, keep="best")
+
+
+@pytest.fixture(scope="module")
+def calls():
+    """Arguments that attacks give the ops, in mid-attack, and of ops that none of them calls."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(4, 3, 8, 8, generator=generator)
+    model = network()
+    y = model(x).argmax(1)
+    grad = torch.randn(x.shape, generator=generator)
+    with Recorded() as recorded:
+        for attack in attacks():
+            attack(model, x, y)
+        fastadv.ops.linf_step(x + 0.01, grad, x, step_size=0.01, eps=0.02)
+        fastadv.ops.project_l1(x + 0.01 * grad, x, eps=1.0)
+        for norm in ("linf", "l2", "l1"):
+            w = grad.flatten(1)
+            b = (w * x.flatten(1)).sum(1) + 0.5
+            hyperplane_projection(x.flatten(1), w, b, norm=norm)
+        images = (255 * x).to(torch.uint8)
+        fastadv.ops.augment_batch(images, torch.arange(4), crop=2, flip="random", start_eps=0.1)
+    return recorded.calls
+
+
+def test_every_op_is_looked_at(calls):
+    assert sorted(calls) == OPS
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_reference_dispatches_to_nothing(name, calls, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the reference asks what to run")
+
+    for module, functions in (
+        (registry, ("takes_cpu_path", "choose")),
+        (backend, ("runs_triton", "explain", "is_reference_chosen")),
+    ):
+        for function in functions:
+            monkeypatch.setattr(module, function, refuse)
+    with torch.no_grad(), Forbidden():
+        registry.implementations()[name].reference(*copied(calls[name][0]))
+
+
+def results(implementation, arguments):
+    """What an implementation returns and every tensor that it was given, written or not."""
+    arguments = copied(arguments)
+    with torch.no_grad():
+        returned = implementation(*arguments)
+    returned = returned if isinstance(returned, tuple) else (returned,)
+    return [value for value in (*returned, *arguments) if isinstance(value, torch.Tensor)]
+
+
+def assert_agree(got, expected, tolerance):
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance and 1e-6, atol=tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", WITH_CPU_PATH)
+def test_the_cpu_path_agrees_with_the_reference(name, calls):
+    run = registry.implementations()[name]
+    for arguments in calls[name]:
+        expected = results(run.reference, arguments)
+        assert_agree(results(run.cpu, arguments), expected, CPU_TOLERANCE.get(name, 0.0))
+
+
+@pytest.mark.skipif(not backend.triton_is_installed(), reason="needs triton, on Linux only")
+@pytest.mark.skipif(not backend.interpreting(), reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("name", WITH_CPU_PATH)
+def test_the_kernel_agrees_with_the_reference(name, calls):
+    run = registry.implementations()[name]
+    for arguments in calls[name]:
+        expected = results(run.reference, arguments)
+        assert_agree(results(run.launch, arguments), expected, KERNEL_TOLERANCE.get(name, 0.0))
+
+
+@pytest.mark.parametrize("name", WITH_CPU_PATH)
+def test_a_cpu_path_bumps_the_versions_of_what_it_may_write(name, calls):
+    overload = getattr(torch.ops.fastadv, name).default
+    arguments = copied(calls[name][0])
+    before = [a._version if isinstance(a, torch.Tensor) else None for a in arguments]
+    overload(*arguments)
+    for argument, value, version in zip(overload._schema.arguments, arguments, before, strict=True):
+        if isinstance(value, torch.Tensor):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            assert (value._version > version) == written, argument.name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_which_tensors_take_a_cpu_path(dtype):
+    x = torch.zeros(2, dtype=dtype)
+    usual = dtype in (torch.float32, torch.float64)
+    assert registry.takes_cpu_path(x) == usual and registry.takes_cpu_path(x, None)
+    assert not registry.takes_cpu_path(torch.nn.Parameter(x), None)
+    assert not registry.takes_cpu_path(x.to("meta"), None)
+    with backend.use_backend("reference"):
+        assert not registry.takes_cpu_path(x, None)
