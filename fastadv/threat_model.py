@@ -8,7 +8,7 @@ import torch
 
 from fastadv.ops import reduction
 from fastadv.ops.noise import start
-from fastadv.ops.steps import l1, l2, linf
+from fastadv.ops.steps import l1, l1_projection, l2, linf
 from fastadv.values import pasteable_value, same_settings
 
 Bounds = tuple[float, float] | None
@@ -240,7 +240,7 @@ class L1(ThreatModel):
         return l1.l1_step_(x_adv, grad, x, step_size=step_size, eps=eps, bounds=self.bounds, **more)
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return l1.project_l1(x_adv, x, eps=self.eps, bounds=self.bounds)
+        return l1_projection.project_l1(x_adv, x, eps=self.eps, bounds=self.bounds)
 
     def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return reduction.tree_sum(_difference(x_adv, x).abs())

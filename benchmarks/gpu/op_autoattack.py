@@ -21,6 +21,7 @@ from fastadv.ops.apgd import l1 as apgd_l1
 from fastadv.ops.apgd import l2 as apgd_l2
 from fastadv.ops.apgd import linf as apgd
 from fastadv.ops.apgd import schedule as apgd_schedule
+from fastadv.ops.apgd.check import apgd_check_
 from fastadv.ops.fab import projection as fab_projection
 from fastadv.ops.fab import step as fab
 from fastadv.ops.square import linf as square_linf
@@ -116,7 +117,7 @@ def apgd_check(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase
         step_size = rows.eps * 2
 
         def run() -> torch.Tensor:
-            apgd.apgd_check_(progress, step_size, rows.loss, rows.best, rows.slots, table)
+            apgd_check_(progress, step_size, rows.loss, rows.best, rows.slots, table)
             return step_size
 
         return run

@@ -67,6 +67,12 @@ def per_sample(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return value.to(compute_dtype(like)).view(-1, *[1] * (like.ndim - 1))
 
 
+def column(scalar: float, rows: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    """(B, 1) in like's dtype: the values of `rows`, (B,), where given, else of `scalar`."""
+    values = like.new_full((len(like),), scalar) if rows is None else rows.to(like.dtype)
+    return values.unsqueeze(1)
+
+
 def per_channel(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """(C,) as (1, C, 1, ..., 1), in the dtype that `like` is computed in."""
     return value.to(compute_dtype(like)).view(1, -1, *[1] * (like.ndim - 2))

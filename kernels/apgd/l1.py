@@ -104,7 +104,7 @@ def _geometry(size):
 
 
 def launch_apgd_l1_check(
-    x_adv, x_best, grad_best, grad, x, *, step_size, sparsity, phase_eps, support, eps, best_loss,
+    x_adv, x_best, grad_best, grad, x, step_size, sparsity, phase_eps, support, eps, best_loss,
     slot_state, plan, radius, correct, x_hit,
 ):  # fmt: skip
     """Launch over dense rows that share a layout; one launch."""

@@ -66,7 +66,7 @@ def _geometry(size):
 
 
 def launch_apgd_l2(
-    x_adv, x_previous, x_best, grad_best, grad, x, *, step_size, eps, lo, hi, slot_state,
+    x_adv, x_previous, x_best, grad_best, grad, x, step_size, eps, lo, hi, slot_state,
     progress, correct, x_hit,
 ):  # fmt: skip
     """Launch over dense rows that share a layout; one launch."""

@@ -82,7 +82,7 @@ def apgd_linf_kernel(
 
 
 def launch_apgd_linf(
-    x_adv, x_previous, x_best, grad_best, grad, x, *, step_size, eps, lo, hi, slot_state,
+    x_adv, x_previous, x_best, grad_best, grad, x, step_size, eps, lo, hi, slot_state,
     progress, correct, x_hit,
 ):  # fmt: skip
     """Launch over dense rows that share a layout; one launch."""

@@ -43,7 +43,7 @@ def fab_nearest_kernel(
 
 
 def launch_fab_nearest(
-    nearest, nearest_difference, ratio, grad, difference, labels, *, candidate, norm, guard
+    nearest, nearest_difference, ratio, grad, difference, labels, candidate, norm, *, guard
 ):
     """One launch over dense rows that share a layout."""
     if grad.numel() == 0:

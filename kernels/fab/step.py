@@ -72,7 +72,7 @@ def _geometry(size):
 
 def launch_fab_step(
     x_adv, closest, grad, x, difference, prediction, labels, distance, pulled_back, slot_state,
-    eps, *, lo, hi, norm, steps, stop_early, alpha_max, eta, beta,
+    eps, lo, hi, norm, steps, stop_early, alpha_max, eta, beta,
 ):  # fmt: skip
     """One launch over dense rows that share a layout; pulled_back as uint8."""
     if x_adv.numel() == 0:

@@ -207,21 +207,22 @@ def loss_head_kernel(
 
 def launch_loss_head(
     logits, labels, targets, reference, loss, grad, prediction, correct, slot_state, best_loss,
-    *, kind, parameter, steps, first_step, stop_early,
-    best_from, any_error,
+    kind, parameter, steps, first_step, stop_early, best_from, any_error,
 ):  # fmt: skip
     """Launch one program a row over rows with unit column stride; one launch."""
     batch, classes = logits.shape
+    tracks_best = slot_state is not None and best_loss is not None
     if batch == 0:
         return
     block, warps = head_geometry(classes, logits.element_size())
     loss_head_kernel[(batch,)](
-        logits, labels, targets, reference, loss, grad, prediction, correct, slot_state, best_loss,
-        parameter, steps, first_step, best_from, classes, logits.stride(0),
+        logits, labels, targets, reference, loss, grad, prediction, correct, slot_state,
+        best_loss if tracks_best else None, parameter, steps, first_step, best_from, classes,
+        logits.stride(0),
         0 if grad is None else grad.stride(0), 0 if reference is None else reference.stride(0),
         KIND=kind, TARGETED=targets is not None,
         SMOOTH=kind == "cross_entropy" and parameter > 0.0, GRADIENT=grad is not None,
-        SLOTTED=slot_state is not None, TRACK_BEST=best_loss is not None, STOP_EARLY=stop_early,
+        SLOTTED=slot_state is not None, TRACK_BEST=tracks_best, STOP_EARLY=stop_early,
         ANY_ERROR=any_error, LOOP=classes > block, DTYPE=compute_dtype(logits), BLOCK=block,
         num_warps=warps, **launch_options(),
     )  # fmt: skip

@@ -196,7 +196,7 @@ def _kernel(kind, size):
 
 
 def launch_random_start(
-    out, x, sample_ids, draws, *, eps, eps_rows, lo, hi, seed, kind, scale, inner, channels_last
+    out, x, sample_ids, draws, eps, eps_rows, lo, hi, seed, kind, scale, *, inner, channels_last
 ):  # fmt: skip
     """Launch one random start over dense rows; one launch. inner: H * W, if channels_last."""
     if x.numel() == 0:

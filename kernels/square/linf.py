@@ -139,7 +139,7 @@ def _geometry(size):
 
 def launch_square_linf(
     x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slot_state, restarts,
-    geometry, signs, *, eps, eps_rows, lo, hi, query_count, channels_last,
+    geometry, signs, eps, eps_rows, lo, hi, query_count, *, channels_last,
 ):  # fmt: skip
     """One launch over dense images that share a layout."""
     if x_best.numel() == 0:

@@ -69,8 +69,8 @@ def _geometry(channels, area):
 
 def launch_square_lp(
     x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slot_state, restarts,
-    sample_ids, geometry, patterns, pattern_start, *, norm, eps, eps_rows, lo, hi, seed,
-    query_count, channels_last,
+    sample_ids, geometry, patterns, pattern_start, eps, eps_rows, lo, hi, seed, query_count, norm,
+    *, channels_last,
 ):  # fmt: skip
     """One launch over dense images that share a layout."""
     if x_best.numel() == 0:

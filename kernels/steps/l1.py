@@ -86,10 +86,10 @@ def _geometry(size):
 
 
 def launch_l1(
-    out, x_adv, grad, x, *, step_size, step_rows, eps, eps_rows, sparsity, sparsity_rows, lo, hi,
-    slot_state, momentum, decay, model_input, mean, std, inner, cross, channels_last,
+    out, x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi, slot_state, momentum, decay,
+    model_input, mean, std, sparsity, sparsity_rows, *, ascends, inner, cross, channels_last,
 ):  # fmt: skip
-    """One launch: a step, or with grad=None the projection of x_adv."""
+    """One launch: a step, or without `ascends` the projection of x_adv, which reads no grad."""
     if x_adv.numel() == 0:
         return
     batch = x_adv.shape[0]
@@ -100,7 +100,7 @@ def launch_l1(
     kernel[(batch,)](
         out, x_adv, grad, x, momentum, step_rows, eps_rows, sparsity_rows, slot_state,
         model_input, mean, std, step_size, eps, sparsity, lo, hi, decay, size, inner,
-        ASCEND=grad is not None,
+        ASCEND=ascends,
         PER_SAMPLE_STEP=step_rows is not None,
         PER_SAMPLE_EPS=eps_rows is not None,
         PER_SAMPLE_SPARSITY=sparsity_rows is not None,

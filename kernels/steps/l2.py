@@ -85,8 +85,8 @@ def workspace_shape(batch, size):
 
 
 def launch_l2_step(
-    x_adv, grad, x, *, step_size, step_rows, eps, eps_rows, lo, hi, slot_state, momentum, decay,
-    model_input, mean, std, guard, workspace, inner, cross, channels_last,
+    x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi, slot_state, momentum, decay,
+    model_input, mean, std, guard, *, workspace, inner, cross, channels_last,
 ):  # fmt: skip
     """One launch for rows up to ROW_LIMIT; two for longer ones, three with momentum."""
     if x_adv.numel() == 0:

@@ -134,8 +134,8 @@ def linf_momentum_kernel(
 
 
 def launch_linf_step(
-    out, x_adv, grad, x, *, step_size, step_rows, eps, eps_rows, lo, hi, slot_state,
-    momentum, decay, model_input, mean, std, inner, cross, channels_last,
+    out, x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi, slot_state,
+    momentum, decay, model_input, mean, std, *, inner, cross, channels_last,
 ):  # fmt: skip
     """Launch one step over dense rows that share a layout (model_input excepted); one launch."""
     if x_adv.numel() == 0:

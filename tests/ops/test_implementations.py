@@ -146,7 +146,7 @@ def test_the_kernel_agrees_with_the_reference(name, calls):
 def test_a_cpu_path_bumps_the_versions_of_what_it_may_write(name, calls):
     overload = getattr(torch.ops.fastadv, name).default
     arguments = copied(calls[name][0])
-    before = [a._version if isinstance(a, torch.Tensor) else None for a in arguments]
+    before = [a._version if isinstance(a, torch.Tensor) else 0 for a in arguments]
     overload(*arguments)
     for argument, value, version in zip(overload._schema.arguments, arguments, before, strict=True):
         if isinstance(value, torch.Tensor):

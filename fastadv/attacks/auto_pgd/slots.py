@@ -13,6 +13,7 @@ from fastadv.kernels import slots as columns
 from fastadv.kernels.apgd import progress as apgd_progress
 from fastadv.ops.apgd import l2 as apgd_l2
 from fastadv.ops.apgd import linf as apgd
+from fastadv.ops.apgd.check import apgd_check_
 from fastadv.ops.apgd.schedule import apgd_checkpoints
 from fastadv.ops.steps import select
 from fastadv.oracle.gradient import Oracle
@@ -164,7 +165,7 @@ class AutoPGDSlots(AscentSlots):
         grad = self.oracle.gradient(common, self.rules)
         if common.unprobed:
             probe(common, grad, self.oracle)
-        apgd.apgd_check_(
+        apgd_check_(
             state.progress,
             common.step_size,
             common.loss,

@@ -70,44 +70,10 @@ def _check_reference(
     best_loss.masked_fill_(active & moves_on, float("-inf"))
 
 
-def _launch_check(
-    x_adv,
-    x_best,
-    grad_best,
-    grad,
-    x,
-    step_size,
-    sparsity,
-    phase_eps,
-    support,
-    eps,
-    best_loss,
-    slot_state,
-    plan,
-    radius,
-    correct,
-    x_hit,
-) -> None:
+def _launch_check(*arguments) -> None:
     from fastadv.kernels.apgd.l1 import launch_apgd_l1_check
 
-    launch_apgd_l1_check(
-        x_adv,
-        x_best,
-        grad_best,
-        grad,
-        x,
-        step_size=step_size,
-        sparsity=sparsity,
-        phase_eps=phase_eps,
-        support=support,
-        eps=eps,
-        best_loss=best_loss,
-        slot_state=slot_state,
-        plan=plan,
-        radius=radius,
-        correct=correct,
-        x_hit=x_hit,
-    )
+    launch_apgd_l1_check(*arguments)
 
 
 _CHECK = registry.register(

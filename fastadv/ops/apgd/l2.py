@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from fastadv.ops import layout, reduction, registry
-from fastadv.ops.apgd import linf as apgd
+from fastadv.ops import reduction, registry
 from fastadv.ops.apgd import rows as apgd_rows
+from fastadv.ops.apgd import step as apgd_step
+from fastadv.ops.apgd.step import ApgdStep, Tile
+from fastadv.ops.steps import arguments as step_arguments
 
 _TILE = 262144  # more than in L-infinity: a sum of rows is some 25 operations
 _GUARD = 1e-12  # the authors': N(v) = v / (||v|| + 1e-12)
@@ -18,110 +20,39 @@ def _norm(rows: torch.Tensor) -> torch.Tensor:
     return square.double().sqrt().to(rows.dtype).unsqueeze(1)
 
 
-def _onto_ball(u: torch.Tensor, x: torch.Tensor, radius, lo, hi) -> torch.Tensor:
+def _onto_ball(u: torch.Tensor, x: torch.Tensor, tile: Tile) -> torch.Tensor:
     """clamp(x + N(u) * min(radius, ||u||), lo, hi), in place of u."""
     norm = _norm(u)
-    return u.mul_(torch.minimum(norm, radius) / (norm + _GUARD)).add_(x).clamp_(lo, hi)
+    factor = torch.minimum(norm, tile.radius) / (norm + _GUARD)
+    return u.mul_(factor).add_(x).clamp_(*tile.bounds)
 
 
-def _tile(turn, step, radius, lo, hi, kept, share, images, x_hit) -> None:
-    x_adv, x_previous, x_best, grad_best, grad, x = images
-    apgd_rows.put(x_best, turn.improved, x_adv)
-    apgd_rows.put(grad_best, turn.improved, grad)
-    if x_hit is not None:
-        apgd_rows.put(x_hit, turn.hit, x_adv)
-    start = apgd_rows.pick(turn.restore, x_best, x_adv)
-    dtype = layout.compute_dtype(x_adv)
-    z, x = start.to(dtype), x.to(dtype)
+def _moved(
+    z: torch.Tensor, g: torch.Tensor, x: torch.Tensor, x_previous: torch.Tensor, tile: Tile
+) -> torch.Tensor:
     inf = float("inf")
-    move = apgd_rows.pick(turn.restore, grad_best, grad).to(dtype).nan_to_num_(0.0, inf, -inf)
-    norm = _norm(move)
+    ascent = g.nan_to_num_(0.0, inf, -inf)
+    norm = _norm(ascent)
     # a gradient of infinite norm gives no step
-    move = apgd_rows.cleared(move, apgd_rows.bit_mask(norm.isfinite(), dtype))
-    move.mul_(step / (norm + _GUARD)).add_(z).sub_(x)
-    moved = _onto_ball(move, x, radius, lo, hi).sub_(z).mul_(share).add_(z)
-    inertia = apgd_rows.cleared(z - x_previous, kept).mul_(0.25)
-    moved = _onto_ball(moved.add_(inertia).sub_(x), x, radius, lo, hi)
-    apgd_rows.put(x_previous, turn.active, start)
-    apgd_rows.put(x_adv, turn.active, moved.to(x_adv.dtype))
+    ascent = apgd_rows.cleared(ascent, apgd_rows.bit_mask(norm.isfinite(), z.dtype))
+    ascent.mul_(tile.step / (norm + _GUARD)).add_(z).sub_(x)
+    moved = _onto_ball(ascent, x, tile).sub_(z).mul_(tile.share).add_(z)
+    inertia = apgd_rows.cleared(z - x_previous, tile.kept).mul_(0.25)
+    return _onto_ball(moved.add_(inertia).sub_(x), x, tile)
 
 
-def _reference(
-    x_adv,
-    x_previous,
-    x_best,
-    grad_best,
-    grad,
-    x,
-    step_size,
-    eps,
-    lo,
-    hi,
-    slot_state,
-    progress,
-    correct,
-    x_hit,
-) -> None:
-    if x_adv.numel() == 0:
-        return
-    turn = apgd_rows.turn_of(slot_state, progress, correct)
-    images = [apgd_rows.as_rows(t) for t in (x_adv, x_previous, x_best, grad_best, grad, x)]
-    hits = None if x_hit is None else apgd_rows.as_rows(x_hit)
-    step, radius = step_size[:, None], eps[:, None]
-    kept = apgd_rows.bit_mask(~turn.first, step.dtype)  # x_previous is undefined at first
-    share = torch.full_like(step, 0.75).masked_fill_(turn.first, 1.0)
-    for rows, _ in apgd_rows.tiles(len(x), len(images[0][0]), _TILE, split_rows=False):
-        _tile(
-            turn.rows(rows),
-            step[rows],
-            radius[rows],
-            lo,
-            hi,
-            kept[rows],
-            share[rows],
-            [t[rows] for t in images],
-            None if hits is None else hits[rows],
-        )
+def _reference(*arguments) -> None:
+    apgd_step.reference_step(ApgdStep(*arguments), _moved, elements=_TILE, split_rows=False)
 
 
-def _launch(
-    x_adv,
-    x_previous,
-    x_best,
-    grad_best,
-    grad,
-    x,
-    step_size,
-    eps,
-    lo,
-    hi,
-    slot_state,
-    progress,
-    correct,
-    x_hit,
-) -> None:
+def _launch(*arguments) -> None:
     from fastadv.kernels.apgd.l2 import launch_apgd_l2
 
-    launch_apgd_l2(
-        x_adv,
-        x_previous,
-        x_best,
-        grad_best,
-        grad,
-        x,
-        step_size=step_size,
-        eps=eps,
-        lo=lo,
-        hi=hi,
-        slot_state=slot_state,
-        progress=progress,
-        correct=correct,
-        x_hit=x_hit,
-    )
+    launch_apgd_l2(*arguments)
 
 
 _STEP = registry.register(
-    f"apgd_l2_step_({apgd.STEP_SCHEMA}) -> ()", reference=_reference, launch=_launch
+    f"apgd_l2_step_({apgd_step.SCHEMA}) -> ()", reference=_reference, launch=_launch
 )
 
 
@@ -152,19 +83,7 @@ def apgd_l2_step_(
     eps=eps, bounds=(0.0, 1.0), slots=slots, progress=progress)`.
     Source: Croce and Hein 2020, arXiv:2003.01690, section 3, and its authors' code.
     """
-    apgd.step_in_place(
-        _STEP,
-        x_adv,
-        x_previous,
-        x_best,
-        grad_best,
-        grad,
-        x,
-        step_size,
-        eps,
-        bounds,
-        slots,
-        progress,
-        correct,
-        x_hit,
-    )
+    lo, hi = step_arguments.check_bounds(bounds)
+    images = x_adv, x_previous, x_best, grad_best, grad, x
+    step = ApgdStep(*images, step_size, eps, lo, hi, slots, progress, correct, x_hit)
+    apgd_step.step_in_place(_STEP, step)

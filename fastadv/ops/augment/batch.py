@@ -19,6 +19,34 @@ FLIPS = ("random", "alternate")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+class _Augmentation(NamedTuple):
+    """How each image is cut and turned."""
+
+    seed: int
+    epoch: int
+    crop: int
+    padding: str
+    flip: str | None
+
+
+class _Form(NamedTuple):
+    """How the batch is stored."""
+
+    dtype: torch.dtype
+    channels_last: bool
+    mean: torch.Tensor | None
+    std: torch.Tensor | None
+
+
+class _Start(NamedTuple):
+    """The random start around the batch, if eps is given."""
+
+    eps: float | None
+    seed: int
+    draw: int
+    bounds: tuple[float, float] | None
+
+
 class AugmentedBatch(NamedTuple):
     """A batch as a network takes it: x, and a random start around it where one was asked for."""
 
@@ -131,23 +159,10 @@ def augment_batch(
     Source: He et al. 2016, arXiv:1512.03385, section 4.2; alternating flip: Jordan 2024,
     arXiv:2404.00498, section 3.6.
     """
-    arguments = _checked(
-        images,
-        index,
-        seed,
-        epoch,
-        crop,
-        padding,
-        flip,
-        dtype,
-        channels_last,
-        mean,
-        std,
-        start_eps,
-        start_seed,
-        start_draw,
-        bounds,
-    )
+    how = _Augmentation(seed, epoch, crop, padding, flip)
+    form = _Form(dtype, channels_last, mean, std)
+    start = _Start(start_eps, start_seed, start_draw, bounds)
+    arguments = _checked(images, index, how, form, start)
     x, x_start = _AUGMENT(images, *arguments)
     return AugmentedBatch(x, None if start_eps is None else x_start)
 
@@ -171,43 +186,16 @@ def augment_batch_reference(
     bounds: tuple[float, float] | None = (0.0, 1.0),
 ) -> AugmentedBatch:
     """The eager twin of `augment_batch`: it defines the result, bit for bit."""
-    arguments = _checked(
-        images,
-        index,
-        seed,
-        epoch,
-        crop,
-        padding,
-        flip,
-        dtype,
-        channels_last,
-        mean,
-        std,
-        start_eps,
-        start_seed,
-        start_draw,
-        bounds,
-    )
+    how = _Augmentation(seed, epoch, crop, padding, flip)
+    form = _Form(dtype, channels_last, mean, std)
+    start = _Start(start_eps, start_seed, start_draw, bounds)
+    arguments = _checked(images, index, how, form, start)
     x, x_start = _augment_reference(images, *arguments)
     return AugmentedBatch(x, None if start_eps is None else x_start)
 
 
 def _checked(
-    images,
-    index,
-    seed,
-    epoch,
-    crop,
-    padding,
-    flip,
-    dtype,
-    channels_last,
-    mean,
-    std,
-    start_eps,
-    start_seed,
-    start_draw,
-    bounds,
+    images: torch.Tensor, index: torch.Tensor, how: _Augmentation, form: _Form, start: _Start
 ) -> tuple:
     """The op's arguments after images; values of tensors are not checked (no synchronisation)."""
     check_images(images)
@@ -216,14 +204,16 @@ def _checked(
             f"index must be a (B,) int64 tensor on {images.device}; got {tuple(index.shape)} "
             f"{index.dtype} on {index.device}"
         )
-    check_augmentation(images, crop, padding, flip, dtype)
-    for name, value in (("epoch", epoch), ("start_draw", start_draw)):
+    check_augmentation(images, how.crop, how.padding, how.flip, form.dtype)
+    for name, value in (("epoch", how.epoch), ("start_draw", start.draw)):
         if not 0 <= value < 1 << streams.DRAW_BITS:
             raise ValueError(f"{name} must lie in [0, 2^{streams.DRAW_BITS}); got {value}")
+    mean, std = form.mean, form.std
     if (mean is None) != (std is None):
         raise ValueError(f"mean and std must be given together; got mean={mean}, std={std}")
     if mean is not None and std is not None:
         mean, std = _channel_values(images, "mean", mean), _channel_values(images, "std", std)
+    start_eps = start.eps
     if start_eps is not None:
         if not start_eps >= 0:
             raise ValueError(f"start_eps must not be negative; got {start_eps}")
@@ -233,23 +223,23 @@ def _checked(
                 "fastadv.Normalized(model, mean, std) instead."
             )
         start_eps = float(start_eps)
-    lo, hi = step_arguments.check_bounds(bounds)
+    lo, hi = step_arguments.check_bounds(start.bounds)
     return (
         index.contiguous(),
-        philox.signed_seed(seed),
-        epoch,
-        crop,
-        padding == "reflect",
-        flip,
-        dtype,
-        channels_last,
+        philox.signed_seed(how.seed),
+        how.epoch,
+        how.crop,
+        how.padding == "reflect",
+        how.flip,
+        form.dtype,
+        form.channels_last,
         mean,
         std,
         start_eps,
         lo,
         hi,
-        philox.signed_seed(start_seed),
-        start_draw,
+        philox.signed_seed(start.seed),
+        start.draw,
     )
 
 

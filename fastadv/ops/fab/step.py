@@ -13,71 +13,21 @@ from fastadv.ops import layout, registry
 from fastadv.ops.fab import cpu as fab_cpu
 from fastadv.ops.fab import reference as fab_reference
 from fastadv.ops.fab.projection import check_norm
+from fastadv.ops.fab.verdict import FabStep
 from fastadv.ops.steps import arguments as step_arguments
 
 
-def _launch_step(
-    x_adv,
-    closest,
-    grad,
-    x,
-    difference,
-    prediction,
-    labels,
-    distance,
-    pulled_back,
-    slots,
-    eps,
-    lo,
-    hi,
-    norm,
-    steps,
-    stop_early,
-    alpha_max,
-    eta,
-    beta,
-) -> None:
+def _launch_step(*arguments) -> None:
     from fastadv.kernels.fab.step import launch_fab_step
 
-    launch_fab_step(
-        x_adv,
-        closest,
-        grad,
-        x,
-        difference,
-        prediction,
-        labels,
-        distance,
-        pulled_back.view(torch.uint8),
-        slots,
-        eps,
-        lo=lo,
-        hi=hi,
-        norm=norm,
-        steps=steps,
-        stop_early=stop_early,
-        alpha_max=alpha_max,
-        eta=eta,
-        beta=beta,
-    )
+    step = FabStep(*arguments)
+    launch_fab_step(*step._replace(pulled_back=step.pulled_back.view(torch.uint8)))
 
 
-def _launch_nearest(
-    grad_nearest, difference_nearest, ratio, grad, difference, labels, candidate, norm
-) -> None:
+def _launch_nearest(*arguments) -> None:
     from fastadv.kernels.fab.nearest import launch_fab_nearest
 
-    launch_fab_nearest(
-        grad_nearest,
-        difference_nearest,
-        ratio,
-        grad,
-        difference,
-        labels,
-        candidate=candidate,
-        norm=norm,
-        guard=fab_reference.GUARD,
-    )
+    launch_fab_nearest(*arguments, guard=fab_reference.GUARD)
 
 
 _STEP = registry.register(

@@ -5,52 +5,17 @@ from typing import NamedTuple
 import torch
 
 from fastadv.ops import layout, registry
+from fastadv.ops.heads import arguments as head_arguments
 from fastadv.ops.heads import reference as head_reference
 
-_KINDS = {"ce": "cross_entropy", "margin": "margin", "dlr": "dlr"}
-_KINDS |= {"difference": "difference", "kl": "kl"}
+_NO_SLOTS = None, None  # and no best loss
+_ONE_LOOK = 0, 0, False, 0, False  # the rules of slots, where there are none
 
 
-def _launch(
-    logits,
-    labels,
-    targets,
-    reference,
-    loss,
-    grad,
-    prediction,
-    correct,
-    slots,
-    best_loss,
-    kind,
-    parameter,
-    steps,
-    first_step,
-    stop_early,
-    best_from,
-    any_error,
-) -> None:
+def _launch(*arguments) -> None:
     from fastadv.kernels.heads.loss_head import launch_loss_head
 
-    launch_loss_head(
-        logits,
-        labels,
-        targets,
-        reference,
-        loss,
-        grad,
-        prediction,
-        correct,
-        slots,
-        best_loss if slots is not None else None,
-        kind=kind,
-        parameter=parameter,
-        steps=steps,
-        first_step=first_step,
-        stop_early=stop_early,
-        best_from=best_from,
-        any_error=any_error,
-    )
+    launch_loss_head(*arguments)
 
 
 _LOSS_HEAD = registry.register(
@@ -112,26 +77,11 @@ def loss_head(
     Source: Carlini and Wagner 2017, arXiv:1608.04644 (margin); Croce and Hein 2020,
     arXiv:2003.01690 (DLR); Zhang et al. 2019, arXiv:1901.08573 (KL).
     """
-    logits, labels, targets, reference, kind, parameter = _checked(
-        logits, labels, loss, targets, reference, label_smoothing, kappa
+    tensors, kind, parameter = head_arguments.checked(
+        logits, labels, targets, reference, loss=loss, smoothing=label_smoothing, kappa=kappa
     )
-    output = _empty_output(logits)
-    _LOSS_HEAD(
-        logits,
-        labels,
-        targets,
-        reference,
-        *output,
-        None,
-        None,
-        kind,
-        parameter,
-        0,
-        0,
-        False,
-        0,
-        False,
-    )
+    output = _empty_output(tensors[0])
+    _LOSS_HEAD(*tensors, *output, *_NO_SLOTS, kind, parameter, *_ONE_LOOK)
     return output
 
 
@@ -146,26 +96,17 @@ def loss_head_reference(
     kappa: float = 0.0,
 ) -> HeadOutput:
     """The eager twin of `loss_head`: it defines the result."""
-    logits, labels, targets, reference, kind, parameter = _checked(
-        logits.detach(), labels, loss, targets, reference, label_smoothing, kappa
-    )
-    output = _empty_output(logits)
-    head_reference.loss_head_in_place(
-        logits,
+    tensors, kind, parameter = head_arguments.checked(
+        logits.detach(),
         labels,
         targets,
         reference,
-        *output,
-        None,
-        None,
-        kind,
-        parameter,
-        0,
-        0,
-        False,
-        0,
-        False,
+        loss=loss,
+        smoothing=label_smoothing,
+        kappa=kappa,
     )
+    output = _empty_output(tensors[0])
+    head_reference.loss_head_in_place(*tensors, *output, *_NO_SLOTS, kind, parameter, *_ONE_LOOK)
     return output
 
 
@@ -208,7 +149,7 @@ def loss_head_(
     Example: `loss_head_(logits, y, None, None, loss, grad, prediction, correct, slots, None, "dlr",
     0.0, steps, 0, True, 0, False)`.
     """
-    _check_classes(kind, logits.shape[1], targets is not None)
+    head_arguments.check_classes(kind, logits.shape[1], targets is not None)
     if grad is not None and (grad.dtype != logits.dtype or grad.stride(1) != 1):
         raise ValueError(
             f"grad must have the logits' dtype {logits.dtype} and unit column stride; got "
@@ -246,86 +187,3 @@ def _empty_output(logits: torch.Tensor) -> HeadOutput:
         torch.empty(rows, dtype=torch.int64, device=device),
         torch.empty(rows, dtype=torch.bool, device=device),
     )
-
-
-def _check_classes(kind: str, classes: int, targeted: bool) -> None:
-    if kind == "dlr" and classes < (4 if targeted else 3):
-        form, needed = ("targeted DLR loss", "four") if targeted else ("DLR loss", "three")
-        raise ValueError(
-            f"the {form} needs at least {needed} classes; got logits of {classes}. Use the margin "
-            'loss (loss="margin") instead.'
-        )
-
-
-def _checked(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    loss: str,
-    targets: torch.Tensor | None,
-    reference: torch.Tensor | None,
-    label_smoothing: float,
-    kappa: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, str, float]:
-    """The op's logits, labels, targets, reference, kind and parameter; raises ValueError."""
-    kind = _KINDS.get(loss)
-    if kind is None:
-        raise ValueError(f"loss must be one of {tuple(_KINDS)}; got {loss!r}")
-    if logits.ndim != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
-        raise ValueError(
-            f"logits must be (B, C) with C >= 2, floating-point; got {tuple(logits.shape)} "
-            f"{logits.dtype}"
-        )
-    _check_classes(kind, logits.shape[1], targets is not None)
-    labels = _checked_classes("labels", labels, logits)
-    if targets is not None:
-        if kind == "kl":
-            raise ValueError('loss="kl" has no targeted form; leave targets out')
-        targets = _checked_classes("targets", targets, logits)
-    elif kind == "difference":
-        raise ValueError('loss="difference" is z_target - z_label: pass targets, (B,)')
-    if kind == "kl":
-        reference = _checked_reference(reference, logits)
-    elif reference is not None:
-        raise ValueError(f'reference belongs to loss="kl"; got it with loss={loss!r}')
-    if not 0.0 <= label_smoothing <= 1.0 or (label_smoothing and kind != "cross_entropy"):
-        raise ValueError(
-            f'label_smoothing must lie in [0, 1], and 0 unless loss="ce"; got {label_smoothing} '
-            f"with loss={loss!r}"
-        )
-    if not kappa >= 0.0 or (kappa and kind != "margin"):
-        raise ValueError(
-            f'kappa must be at least 0, and 0 unless loss="margin"; got {kappa} with loss={loss!r}'
-        )
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
-    parameter = label_smoothing if kind == "cross_entropy" else kappa
-    return logits, labels, targets, reference, kind, float(parameter)
-
-
-def _checked_classes(name: str, classes: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    if (
-        classes.shape != logits.shape[:1]
-        or classes.dtype not in (torch.int64, torch.int32)
-        or classes.device != logits.device
-    ):
-        raise ValueError(
-            f"{name} must be ({logits.shape[0]},) int64 or int32 on {logits.device}; got "
-            f"{tuple(classes.shape)} {classes.dtype} on {classes.device}"
-        )
-    return classes.to(torch.int64).contiguous()
-
-
-def _checked_reference(reference: torch.Tensor | None, logits: torch.Tensor) -> torch.Tensor:
-    if reference is None:
-        raise ValueError(
-            'loss="kl" compares with clean probabilities: pass reference, (B, C), for example '
-            "model(x).softmax(1)"
-        )
-    if (reference.shape, reference.device) != (logits.shape, logits.device) or (
-        not reference.is_floating_point()
-    ):
-        raise ValueError(
-            f"reference must be {tuple(logits.shape)}, floating-point, on {logits.device}; got "
-            f"{tuple(reference.shape)} {reference.dtype} on {reference.device}"
-        )
-    return reference.detach().to(layout.compute_dtype(logits)).contiguous()

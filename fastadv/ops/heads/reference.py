@@ -27,6 +27,15 @@ class _Rows(NamedTuple):
         return self.label if self.target is None else self.target
 
 
+class _Rules(NamedTuple):
+    """When a slot's success counts, when its best loss does, and when it ends."""
+
+    steps: int
+    first_step: int
+    stop_early: bool
+    best_from: int
+
+
 def _at(z: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
     return z.gather(1, column[:, None])[:, 0]
 
@@ -223,18 +232,8 @@ def loss_head_in_place(
         fooled.logical_and_(~rows.unusable)
         if gap is not None and parameter > 0.0:
             fooled.logical_and_(gap >= parameter)
-        active = _advance_slots(
-            slots,
-            best_loss,
-            value,
-            fooled,
-            has_nan,
-            invalid,
-            steps,
-            first_step,
-            stop_early,
-            best_from,
-        )
+        rules = _Rules(steps, first_step, stop_early, best_from)
+        active = _advance_slots(slots, best_loss, value, fooled, has_nan, invalid, rules)
         if kind != "none":
             torch.where(active, value.to(loss.dtype), loss, out=loss)
 
@@ -246,10 +245,7 @@ def _advance_slots(
     fooled: torch.Tensor,
     has_nan: torch.Tensor,
     invalid: torch.Tensor,
-    steps: int,
-    first_step: int,
-    stop_early: bool,
-    best_from: int,
+    rules: _Rules,
 ) -> torch.Tensor:
     """Evaluate the iterates: successes, faults, best losses, and which slots step again.
 
@@ -260,8 +256,8 @@ def _advance_slots(
     active, fault = columns[slot_columns.ACTIVE], columns[slot_columns.FAULT]
     was_active = active != 0
     counted = was_active
-    if first_step > 0:
-        counted = was_active & (step >= first_step)
+    if rules.first_step > 0:
+        counted = was_active & (step >= rules.first_step)
     new = fooled.logical_and_(counted).logical_and_(success_step < 0)
     torch.where(new, step, success_step, out=success_step)
     faults = has_nan.int().mul_(slot_columns.FAULT_NAN_LOGITS)
@@ -269,12 +265,12 @@ def _advance_slots(
     fault.bitwise_or_(faults.mul_(was_active))
     if best_loss is not None:
         higher = was_active & (loss > best_loss)
-        if best_from > 0:
-            higher.logical_and_(step >= best_from)
+        if rules.best_from > 0:
+            higher.logical_and_(step >= rules.best_from)
         torch.where(higher, loss.to(best_loss.dtype), best_loss, out=best_loss)
         columns[slot_columns.IMPROVED].copy_(higher)
-    goes_on = was_active & (step < steps)
-    if stop_early:
+    goes_on = was_active & (step < rules.steps)
+    if rules.stop_early:
         goes_on.logical_and_(success_step < 0)
     step.add_(goes_on)
     active.copy_(goes_on)

@@ -11,7 +11,7 @@ from fastadv.ops.noise import philox
 from fastadv.ops.noise.cpu import NUMPY
 from fastadv.ops.noise.reference import EAGER, Draws
 from fastadv.ops.steps import arguments as step_arguments
-from fastadv.ops.steps import l1
+from fastadv.ops.steps import l1_projection
 
 KINDS = (
     "linf_uniform",
@@ -93,7 +93,7 @@ def drawn_start(
     delta = _offset(kind, key, radius[:, None], deviation[:, None], x[0].numel())
     rows = x.to(dtype).reshape(batch, -1)
     if kind == "l1_gaussian":
-        moved = l1._projected(rows, delta, rows, radius[:, None], lo, hi)
+        moved = l1_projection.project_rows(rows, delta, rows, radius[:, None], lo, hi)
     else:
         moved = delta.add_(rows).clamp_(lo, hi)
     moved = moved.view(x.shape)
@@ -104,22 +104,14 @@ def _is_stored_as(moved: torch.Tensor, x: torch.Tensor) -> bool:
     return moved.dtype == x.dtype and moved.is_contiguous() and x.is_contiguous()
 
 
-def _launch_start(x, sample_ids, draws, eps, eps_rows, lo, hi, seed, kind, scale) -> torch.Tensor:
+def _launch_start(x, *arguments) -> torch.Tensor:
     from fastadv.kernels.noise.start import launch_random_start
 
     out = torch.empty_like(x)
     launch_random_start(
         out,
         x,
-        sample_ids,
-        draws,
-        eps=eps,
-        eps_rows=eps_rows,
-        lo=lo,
-        hi=hi,
-        seed=seed,
-        kind=kind,
-        scale=scale,
+        *arguments,
         inner=layout.inner_extent(x, torch.contiguous_format),
         channels_last=not x.is_contiguous(),
     )

@@ -7,12 +7,29 @@ import torch
 from fastadv.kernels import slots as columns
 from fastadv.ops import layout
 from fastadv.ops.square.table import SquareTable
+from fastadv.ops.steps import arguments as step_arguments
 
 STATE_SCHEMA = (
     "Tensor(a!) x_new, Tensor(b!) x_best, Tensor x, Tensor loss, Tensor prediction, Tensor labels, "
     "Tensor(c!) best_loss, Tensor(d!) queries, Tensor(e!) wasted, Tensor(f!) slots, "
     "Tensor restarts"
 )
+
+
+class SquareStep(NamedTuple):
+    """The tensors of STATE_SCHEMA, by position: what every step of the attack is given."""
+
+    x_new: torch.Tensor
+    x_best: torch.Tensor
+    x: torch.Tensor
+    loss: torch.Tensor
+    prediction: torch.Tensor
+    labels: torch.Tensor
+    best_loss: torch.Tensor
+    queries: torch.Tensor
+    wasted: torch.Tensor
+    slots: torch.Tensor
+    restarts: torch.Tensor
 
 
 class Accepted(NamedTuple):
@@ -24,17 +41,15 @@ class Accepted(NamedTuple):
     goes_on: torch.Tensor
 
 
-def accept(
-    loss: torch.Tensor,
-    prediction: torch.Tensor,
-    labels: torch.Tensor,
-    best_loss: torch.Tensor,
-    queries: torch.Tensor,
-    wasted: torch.Tensor,
-    slots: torch.Tensor,
-    count: int,
-) -> Accepted:
+def split(arguments: tuple) -> tuple[SquareStep, tuple]:
+    """(the state, what this norm's op takes behind it)."""
+    state = SquareStep(*arguments[: len(SquareStep._fields)])
+    return state, arguments[len(state) :]
+
+
+def accept(state: SquareStep, count: int) -> Accepted:
     """Take each active slot's first valid row that raises the loss or fools; update its scalars."""
+    _, _, _, loss, prediction, labels, best_loss, queries, wasted, slots, _ = state
     batch, width = queries.shape
     active = slots[:, columns.ACTIVE] != 0
     loss, prediction = loss.view(batch, width), prediction.view(batch, width)
@@ -87,22 +102,27 @@ def check_images(x: torch.Tensor) -> None:
         )
 
 
-def check_state(
-    x_new: torch.Tensor,
-    x_best: torch.Tensor,
-    x: torch.Tensor,
-    loss: torch.Tensor,
-    prediction: torch.Tensor,
-    labels: torch.Tensor,
-    best_loss: torch.Tensor,
-    queries: torch.Tensor,
-    wasted: torch.Tensor,
-    slots: torch.Tensor,
-    restarts: torch.Tensor,
+def checked(
+    state: SquareStep,
     table: SquareTable,
     columns_of_geometry: int,
-) -> None:
+    *,
+    eps: float | torch.Tensor,
+    bounds: tuple[float, float] | None,
+) -> tuple[SquareStep, tuple[float, torch.Tensor | None, float, float]]:
+    """(the state with x in x_best's layout, (eps, eps_rows, lo, hi)); raises ValueError."""
+    memory_format = _check_state(state, table, columns_of_geometry)
+    lo, hi = step_arguments.check_bounds(bounds)
+    scalar, rows = step_arguments.scalar_or_rows("eps", eps, state.x)
+    state = state._replace(x=layout.in_format(state.x, memory_format))
+    return state, (scalar, rows, lo, hi)
+
+
+def _check_state(
+    state: SquareStep, table: SquareTable, columns_of_geometry: int
+) -> torch.memory_format:
     """Shapes, dtypes and layouts; values are not read (no synchronisation)."""
+    x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slots, restarts = state
     check_images(x)
     batch, device = x.shape[0], x.device
     width = queries.shape[1] if queries.ndim == 2 else 0
@@ -141,3 +161,4 @@ def check_state(
             f"table must be one of this norm on {device}; got geometry "
             f"{tuple(table.geometry.shape)} on {table.geometry.device}"
         )
+    return memory_format

@@ -5,8 +5,8 @@ import torch
 from fastadv.ops import layout, registry
 from fastadv.ops.square import accept as square_accept
 from fastadv.ops.square import cpu as square_cpu
+from fastadv.ops.square.accept import SquareStep
 from fastadv.ops.square.table import SquareTable
-from fastadv.ops.steps import arguments as step_arguments
 
 
 def propose_linf(
@@ -51,33 +51,21 @@ def _changing_queries(
     return total > 0
 
 
-def _linf_reference(
-    x_new,
-    x_best,
-    x,
-    loss,
-    prediction,
-    labels,
-    best_loss,
-    queries,
-    wasted,
-    slots,
-    restarts,
-    geometry,
-    signs,
-    eps,
-    eps_rows,
-    lo,
-    hi,
-    count,
-) -> None:
+def _linf_reference(*arguments) -> None:
+    state, own = square_accept.split(arguments)
+    geometry, signs, eps, eps_rows, lo, hi, count = own
+    x_new, x_best, x, queries, slots = (
+        state.x_new,
+        state.x_best,
+        state.x,
+        state.queries,
+        state.slots,
+    )
     if x.numel() == 0:
         return
     batch, width = queries.shape
     old = queries.clone()
-    result = square_accept.accept(
-        loss, prediction, labels, best_loss, queries, wasted, slots, count
-    )
+    result = square_accept.accept(state, count)
     radius = eps if eps_rows is None else layout.per_sample(eps_rows, x)
     accepted = x_new.view(batch, width, *x.shape[1:]).gather(
         1, result.taken.clamp(min=0).view(-1, 1, 1, 1, 1).expand(-1, 1, *x.shape[1:])
@@ -85,7 +73,7 @@ def _linf_reference(
     own = (result.taken >= 0) & (old.gather(1, result.taken.clamp(min=0)[:, None])[:, 0] >= 0)
     x_best.copy_(torch.where(own.view(-1, 1, 1, 1), accepted, x_best))
 
-    first = (restarts.long() * count)[:, None]
+    first = (state.restarts.long() * count)[:, None]
     every = first + torch.arange(count, device=x.device)
     options = [propose_linf(x_best, x, sign, radius, lo, hi) for sign in (-1.0, 1.0)]
     lowered, raised = (option != x_best for option in options)
@@ -118,49 +106,11 @@ def _linf_reference(
     square_accept.schedule(queries, slots, torch.stack(upcoming, 1), result.goes_on, count)
 
 
-def _linf_launch(
-    x_new,
-    x_best,
-    x,
-    loss,
-    prediction,
-    labels,
-    best_loss,
-    queries,
-    wasted,
-    slots,
-    restarts,
-    geometry,
-    signs,
-    eps,
-    eps_rows,
-    lo,
-    hi,
-    count,
-) -> None:
+def _linf_launch(*arguments) -> None:
     from fastadv.kernels.square.linf import launch_square_linf
 
-    launch_square_linf(
-        x_new,
-        x_best,
-        x,
-        loss,
-        prediction,
-        labels,
-        best_loss,
-        queries,
-        wasted,
-        slots,
-        restarts,
-        geometry,
-        signs,
-        eps=eps,
-        eps_rows=eps_rows,
-        lo=lo,
-        hi=hi,
-        query_count=count,
-        channels_last=not x_best.is_contiguous(),
-    )
+    x_best = arguments[1]
+    launch_square_linf(*arguments, channels_last=not x_best.is_contiguous())
 
 
 _LINF = registry.register(
@@ -214,43 +164,9 @@ def square_linf_(
     table=square_table(5000, (3, 32, 32), seed=0), eps=8/255)`.
     Source: Andriushchenko et al. 2020, arXiv:1912.00049, algorithms 1 and 2.
     """
-    square_accept.check_state(
-        x_new,
-        x_best,
-        x,
-        loss,
-        prediction,
-        labels,
-        best_loss,
-        queries,
-        wasted,
-        slots,
-        restarts,
-        table,
-        3,
-    )
+    scalars = loss, prediction, labels, best_loss, queries, wasted, slots, restarts
+    state = SquareStep(x_new, x_best, x, *scalars)
+    state, reach = square_accept.checked(state, table, 3, eps=eps, bounds=bounds)
     if table.signs.shape[1] != x.shape[1]:
         raise ValueError(f"table has {table.signs.shape[1]} channels, x {x.shape[1]}")
-    lo, hi = step_arguments.check_bounds(bounds)
-    radius = step_arguments.scalar_or_rows("eps", eps, x)
-    memory_format = layout.dense_format(x_best)
-    assert memory_format is not None, "checked above"
-    _LINF(
-        x_new,
-        x_best,
-        layout.in_format(x, memory_format),
-        loss,
-        prediction,
-        labels,
-        best_loss,
-        queries,
-        wasted,
-        slots,
-        restarts,
-        table.geometry,
-        table.signs,
-        *radius,
-        lo,
-        hi,
-        table.queries,
-    )
+    _LINF(*state, table.geometry, table.signs, *reach, table.queries)

@@ -8,7 +8,7 @@ from fastadv.ops.noise import philox
 from fastadv.ops.square import accept as square_accept
 from fastadv.ops.square.table import NORMS, square_pattern
 from fastadv.ops.steps import arguments as step_arguments
-from fastadv.ops.steps import l1
+from fastadv.ops.steps.l1_projection import project_l1
 
 L1_SHARE = 1.0 - 1e-6  # of eps: the authors' margin for rounding in the L1 projection
 
@@ -70,7 +70,7 @@ def square_start(
             size = reduction.tree_sum(rows * rows).double().sqrt().to(dtype)
             delta = delta / (size.view(-1, 1, 1, 1) + _TINY) * eps_rows
         if norm == "l1":
-            moved = l1.project_l1(
+            moved = project_l1(
                 clean + delta, clean, eps=eps_rows.flatten() * L1_SHARE, bounds=bounds
             )
         else:

@@ -1,4 +1,4 @@
-"""What the steps of the three norms have in common: their schema, checks and reference parts."""
+"""The arguments that the steps of the three norms share: their schema, checks and layouts."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,6 +14,26 @@ STEP_SCHEMA = (
     "Tensor? slots, Tensor(b!)? momentum, float decay, "
     "Tensor(c!)? model_input, Tensor? mean, Tensor? std"
 )
+
+
+class StepCall(NamedTuple):
+    """The arguments of a step's op, by position; those of `linf_step` end with hi."""
+
+    x_adv: torch.Tensor
+    grad: torch.Tensor
+    x: torch.Tensor
+    step_size: float
+    step_rows: torch.Tensor | None
+    eps: float
+    eps_rows: torch.Tensor | None
+    lo: float
+    hi: float
+    slots: torch.Tensor | None = None
+    momentum: torch.Tensor | None = None
+    decay: float = 1.0
+    model_input: torch.Tensor | None = None
+    mean: torch.Tensor | None = None
+    std: torch.Tensor | None = None
 
 
 class ScalarOrRows(NamedTuple):
@@ -37,6 +57,19 @@ def scalar_or_rows(name: str, value: float | torch.Tensor, x: torch.Tensor) -> S
     return ScalarOrRows(0.0, value.to(layout.compute_dtype(x)).contiguous())
 
 
+def reach(
+    step_size: float | torch.Tensor,
+    eps: float | torch.Tensor,
+    bounds: Sequence[float] | None,
+    x: torch.Tensor,
+) -> tuple[float, torch.Tensor | None, float, torch.Tensor | None, float, float]:
+    """(step_size, step_rows, eps, eps_rows, lo, hi) of a StepCall; raises ValueError."""
+    lo, hi = check_bounds(bounds)
+    step_size, step_rows = scalar_or_rows("step_size", step_size, x)
+    eps, eps_rows = scalar_or_rows("eps", eps, x)
+    return step_size, step_rows, eps, eps_rows, lo, hi
+
+
 def check_step_tensors(x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor) -> None:
     for name, other in (("grad", grad), ("x", x)):
         if (other.shape, other.dtype, other.device) != (x_adv.shape, x_adv.dtype, x_adv.device):
@@ -58,155 +91,56 @@ def check_bounds(bounds: Sequence[float] | None) -> tuple[float, float]:
     return lo, hi
 
 
-def reference_grad(
-    grad: torch.Tensor,
-    x_adv: torch.Tensor,
-    model_input: torch.Tensor | None,
-    std: torch.Tensor | None,
-) -> torch.Tensor:
-    """dL/dx_adv with NaN as 0; `grad` is dL/dmodel_input where there is a model input."""
-    grad = grad.to(layout.compute_dtype(x_adv))
-    if model_input is not None and std is not None:
-        grad = grad / layout.per_channel(std, x_adv)
-    return grad.masked_fill(grad.isnan(), 0.0)
+def dense_copy(x_adv: torch.Tensor) -> torch.Tensor:
+    """A copy that a step may write, in x_adv's dense layout if it has one."""
+    memory_format = layout.dense_format(x_adv) or torch.contiguous_format
+    return x_adv.detach().clone(memory_format=memory_format)
 
 
-def reference_store(
-    x_adv: torch.Tensor,
-    moved: torch.Tensor,
-    slots: torch.Tensor | None,
-    model_input: torch.Tensor | None,
-    mean: torch.Tensor | None,
-    std: torch.Tensor | None,
-) -> None:
-    """Write `moved` into the active rows of x_adv, and their normalised copy into model_input."""
-    stored = moved.to(x_adv.dtype)
-    if slots is not None:
-        torch.where(active_rows(slots, x_adv), stored, x_adv, out=x_adv)
-        stored = x_adv
-    else:
-        x_adv.copy_(stored)
-    if model_input is not None and mean is not None and std is not None:
-        value = stored.to(layout.compute_dtype(x_adv))
-        value = (value - layout.per_channel(mean, x_adv)) / layout.per_channel(std, x_adv)
-        value = value.to(model_input.dtype)
-        if slots is not None:
-            value = torch.where(active_rows(slots, x_adv), value, model_input)
-        model_input.copy_(value)
-
-
-def active_rows(slots: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return slots[:, slot_columns.ACTIVE].bool().view(-1, *[1] * (like.ndim - 1))
-
-
-def reference_momentum(
-    momentum: torch.Tensor,
-    grad: torch.Tensor,
-    mean_abs: torch.Tensor,
-    decay: float,
-    slots: torch.Tensor | None,
-) -> torch.Tensor:
-    """m = decay * m + g / mean|g|, written back for active rows; 0/0 and inf/inf add nothing."""
-    unit = grad / mean_abs.view(-1, *[1] * (grad.ndim - 1))
-    updated = decay * momentum.to(grad.dtype) + unit.masked_fill(unit.isnan(), 0.0)
-    if slots is None:
-        momentum.copy_(updated)
-    else:
-        momentum.copy_(torch.where(active_rows(slots, grad), updated.to(momentum.dtype), momentum))
-    return updated
-
-
-def launch_layout(x_adv: torch.Tensor, model_input: torch.Tensor | None) -> dict[str, object]:
+def launch_layout(call: StepCall) -> dict[str, object]:
     """Layout arguments of a launch: inner extent, and whether model_input has the other layout."""
-    memory_format = layout.dense_format(x_adv)
+    memory_format = layout.dense_format(call.x_adv)
     assert memory_format is not None, "the public wrappers make every step tensor dense"
+    model_input = call.model_input
     return dict(
-        inner=layout.inner_extent(x_adv, memory_format),
+        inner=layout.inner_extent(call.x_adv, memory_format),
         cross=model_input is not None and not layout.is_dense_as(model_input, memory_format),
         channels_last=memory_format is not torch.contiguous_format,
     )
 
 
 def step_in_place(
-    op: Callable[..., None],
-    x_adv: torch.Tensor,
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    step_size: float | torch.Tensor,
-    eps: float | torch.Tensor,
-    bounds: Sequence[float] | None,
-    slots: torch.Tensor | None,
-    momentum: torch.Tensor | None,
-    decay: float,
-    model_input: torch.Tensor | None,
-    mean: torch.Tensor | None,
-    std: torch.Tensor | None,
-    *more: float | torch.Tensor | None,
+    op: Callable[..., None], call: StepCall, *more: float | torch.Tensor | None
 ) -> torch.Tensor:
-    """Check the arguments, give every tensor x_adv's dense layout, call `op` and return x_adv."""
-    lo, hi = check_bounds(bounds)
-    step = scalar_or_rows("step_size", step_size, x)
-    radius = scalar_or_rows("eps", eps, x)
+    """Check `call`, give every tensor x_adv's dense layout, run `op` on it and return x_adv.
+
+    more: what the op takes behind the arguments that all steps share.
+    """
+    x_adv, grad, x = call.x_adv, call.grad, call.x
+    model_input = call.model_input
     if model_input is None:
         check_step_tensors(x_adv, grad, x)
     else:
-        _check_model_input(x_adv, grad, x, model_input, mean, std)
-    _check_state(x_adv, slots, momentum)
+        _check_model_input(call, model_input)
+    _check_state(x_adv, call.slots, call.momentum)
     memory_format = layout.dense_format(x_adv)
     if memory_format is None:
         dense = x_adv.contiguous()
-        step_in_place(
-            op,
-            dense,
-            grad,
-            x,
-            step_size,
-            eps,
-            bounds,
-            slots,
-            momentum,
-            decay,
-            model_input,
-            mean,
-            std,
-            *more,
-        )
+        step_in_place(op, call._replace(x_adv=dense), *more)
         return x_adv.copy_(dense)
     x = layout.in_format(x, memory_format)
     like_grad = memory_format if model_input is None else layout.dense_format(model_input)
     assert like_grad is not None, "checked above"
-    grad = layout.in_format(grad, like_grad)
-    op(
-        x_adv,
-        grad,
-        x,
-        *step,
-        *radius,
-        lo,
-        hi,
-        slots,
-        momentum,
-        decay,
-        model_input,
-        mean,
-        std,
-        *more,
-    )
+    op(x_adv, layout.in_format(grad, like_grad), x, *call[3:], *more)
     return x_adv
 
 
-def _check_model_input(
-    x_adv: torch.Tensor,
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    model_input: torch.Tensor,
-    mean: torch.Tensor | None,
-    std: torch.Tensor | None,
-) -> None:
-    check_step_tensors(x_adv, x_adv, x)
-    if x_adv.ndim < 2 or mean is None or std is None:
+def _check_model_input(call: StepCall, model_input: torch.Tensor) -> None:
+    x_adv, grad = call.x_adv, call.grad
+    check_step_tensors(x_adv, x_adv, call.x)
+    if x_adv.ndim < 2 or call.mean is None or call.std is None:
         raise ValueError("model_input needs mean and std, (C,) each, and x_adv of (B, C, ...)")
-    for name, value in (("mean", mean), ("std", std)):
+    for name, value in (("mean", call.mean), ("std", call.std)):
         if value.shape != x_adv.shape[1:2]:
             raise ValueError(
                 f"{name} must have shape ({x_adv.shape[1]},); got {tuple(value.shape)}"

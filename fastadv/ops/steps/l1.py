@@ -1,58 +1,12 @@
-"""The L1 step and projection as ops: sparse ascent, the exact projection onto ball and box."""
+"""The sparse L1 step as an op: ascent along the largest gradients, then the exact projection."""
 
 import torch
 
 from fastadv.ops import layout, reduction, registry
 from fastadv.ops.steps import arguments as step_arguments
-from fastadv.ops.steps.l2 import momentum_direction
-
-
-def _mass(magnitude: torch.Tensor, room: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    return reduction.tree_sum(torch.minimum((magnitude - t).clamp(min=0), room)).unsqueeze(1)
-
-
-def _threshold(
-    magnitude: torch.Tensor, room: torch.Tensor, eps: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(t, outside): sum(clamp(magnitude - t, 0, room)) = eps in the rows that are outside.
-
-    Sorts the kinks of the sum and bisects them; fixed work, in float64.
-    """
-    zero = torch.zeros_like(eps)
-    outside = _mass(magnitude, room, zero) > eps
-    kinks = torch.cat([zero, magnitude, (magnitude - room).clamp(min=0)], 1).sort(1).values
-    first = torch.zeros_like(eps, dtype=torch.int64)
-    last = first + kinks.shape[1] - 1
-    for _ in range(kinks.shape[1].bit_length()):
-        middle = (first + last) // 2
-        over = _mass(magnitude, room, kinks.gather(1, middle)) > eps
-        first, last = torch.where(over, middle, first), torch.where(over, last, middle)
-    start, stop = kinks.gather(1, first), kinks.gather(1, last)
-    # between two kinks the sum is linear; its middle is where each element's side is certain
-    t = start + (stop - start) / 2
-    excess = magnitude - t
-    slope = reduction.tree_sum(((excess > 0) & (excess < room)).double()).unsqueeze(1)
-    t = t + (_mass(magnitude, room, t) - eps) / slope.clamp(min=1)
-    return torch.minimum(torch.maximum(t, start), stop), outside
-
-
-def _projected(
-    x_adv: torch.Tensor,
-    move: torch.Tensor,
-    x: torch.Tensor,
-    eps: torch.Tensor,
-    lo: float,
-    hi: float,
-) -> torch.Tensor:
-    """Rows of x_adv + move, projected; x_adv + move itself, clamped, within the budget."""
-    u = x_adv - x + move
-    room = torch.where(u >= 0, hi - x, x - lo).clamp(min=0).double()
-    magnitude = u.abs().double()
-    t, outside = _threshold(magnitude, room, eps.double())
-    z = torch.minimum((magnitude - t).clamp(min=0), room)
-    z = torch.where(u < 0, -z, z)
-    moved = torch.where(outside, (x.double() + z).to(x.dtype), x_adv + move)
-    return moved.clamp(lo, hi)
+from fastadv.ops.steps import l1_projection
+from fastadv.ops.steps import reference as step_reference
+from fastadv.ops.steps.arguments import ScalarOrRows, StepCall
 
 
 def _sparse_move(
@@ -67,137 +21,37 @@ def _sparse_move(
     return torch.where(kept, direction.sign() * (step / count.clamp(min=1)), 0.0)
 
 
-def _rows(x_adv: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
-    dtype = layout.compute_dtype(x_adv)
-    return [t.to(dtype).contiguous().view(len(t), -1) for t in (x_adv, *tensors)]
+def _moved(call: StepCall, direction: torch.Tensor, sparsity: ScalarOrRows) -> torch.Tensor:
+    if call.x_adv.numel() == 0:
+        return call.x_adv
+    start, d, clean = l1_projection.as_rows(call.x_adv, direction, call.x)
+    step = layout.column(call.step_size, call.step_rows, clean)
+    radius = layout.column(call.eps, call.eps_rows, clean)
+    move = _sparse_move(d, step, layout.column(*sparsity, clean))
+    moved = l1_projection.project_rows(start, move, clean, radius, call.lo, call.hi)
+    return moved.view(call.x_adv.shape)
 
 
-def _column(scalar: float, rows: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    column = like.new_full((len(like),), scalar) if rows is None else rows.to(like.dtype)
-    return column.unsqueeze(1)
+def _step_inplace_reference(*arguments) -> None:
+    *shared, sparsity, sparsity_rows = arguments
+    call = StepCall(*shared)
+    share = ScalarOrRows(sparsity, sparsity_rows)
+    step_reference.store(call, _moved(call, step_reference.direction_of(call), share))
 
 
-def _moved(
-    x_adv, direction, x, step_size, step_rows, eps, eps_rows, lo, hi, sparsity, sparsity_rows
-) -> torch.Tensor:
-    if x_adv.numel() == 0:
-        return x_adv
-    start, d, clean = _rows(x_adv, direction, x)
-    step = _column(step_size, step_rows, clean)
-    move = _sparse_move(d, step, _column(sparsity, sparsity_rows, clean))
-    moved = _projected(start, move, clean, _column(eps, eps_rows, clean), lo, hi)
-    return moved.view(x_adv.shape)
-
-
-def _step_inplace_reference(
-    x_adv,
-    grad,
-    x,
-    step_size,
-    step_rows,
-    eps,
-    eps_rows,
-    lo,
-    hi,
-    slots,
-    momentum,
-    decay,
-    model_input,
-    mean,
-    std,
-    sparsity,
-    sparsity_rows,
-) -> None:
-    direction = step_arguments.reference_grad(grad, x_adv, model_input, std)
-    if momentum is not None:
-        direction = momentum_direction(momentum, direction, decay, slots)
-    moved = _moved(
-        x_adv, direction, x, step_size, step_rows, eps, eps_rows, lo, hi, sparsity, sparsity_rows
-    )
-    step_arguments.reference_store(x_adv, moved, slots, model_input, mean, std)
-
-
-def _launch_step_inplace(
-    x_adv,
-    grad,
-    x,
-    step_size,
-    step_rows,
-    eps,
-    eps_rows,
-    lo,
-    hi,
-    slots,
-    momentum,
-    decay,
-    model_input,
-    mean,
-    std,
-    sparsity,
-    sparsity_rows,
-) -> None:
+def _launch_step_inplace(*arguments) -> None:
     from fastadv.kernels.steps.l1 import launch_l1
 
+    *shared, sparsity, sparsity_rows = arguments
+    call = StepCall(*shared)
     launch_l1(
-        x_adv,
-        x_adv,
-        grad,
-        x,
-        step_size=step_size,
-        step_rows=step_rows,
-        eps=eps,
-        eps_rows=eps_rows,
-        sparsity=sparsity,
-        sparsity_rows=sparsity_rows,
-        lo=lo,
-        hi=hi,
-        slot_state=slots,
-        momentum=momentum,
-        decay=decay,
-        model_input=model_input,
-        mean=mean,
-        std=std,
-        **step_arguments.launch_layout(x_adv, model_input),
+        call.x_adv,
+        *call,
+        sparsity,
+        sparsity_rows,
+        ascends=True,
+        **step_arguments.launch_layout(call),
     )
-
-
-def _project_reference(x_adv, x, eps, eps_rows, lo, hi) -> torch.Tensor:
-    if x_adv.numel() == 0:
-        return torch.empty_like(x_adv)
-    start, clean = _rows(x_adv, x)
-    still = torch.zeros_like(start)
-    moved = _projected(start, still, clean, _column(eps, eps_rows, clean), lo, hi)
-    return torch.empty_like(x_adv).copy_(moved.view(x_adv.shape))
-
-
-def _launch_project(x_adv, x, eps, eps_rows, lo, hi) -> torch.Tensor:
-    from fastadv.kernels.steps.l1 import launch_l1
-
-    out = torch.empty_like(x_adv)
-    launch_l1(
-        out,
-        x_adv,
-        None,
-        x,
-        step_size=0.0,
-        step_rows=None,
-        eps=eps,
-        eps_rows=eps_rows,
-        sparsity=1.0,
-        sparsity_rows=None,
-        lo=lo,
-        hi=hi,
-        slot_state=None,
-        momentum=None,
-        decay=0.0,
-        model_input=None,
-        mean=None,
-        std=None,
-        inner=1,
-        cross=False,
-        channels_last=False,
-    )
-    return out
 
 
 _STEP_INPLACE = registry.register(
@@ -205,12 +59,6 @@ _STEP_INPLACE = registry.register(
     "float sparsity, Tensor? sparsity_rows) -> ()",
     reference=_step_inplace_reference,
     launch=_launch_step_inplace,
-)
-_PROJECT = registry.register(
-    "project_l1(Tensor x_adv, Tensor x, float eps, Tensor? eps_rows, float lo, float hi) -> Tensor",
-    reference=_project_reference,
-    launch=_launch_project,
-    fake=lambda x_adv, *args: torch.empty_like(x_adv),
 )
 
 
@@ -246,21 +94,10 @@ def l1_step_(
     and Hein 2021, arXiv:2103.01208; ties and k as in AutoAttack's L1-APGD.
     """
     share = step_arguments.scalar_or_rows("sparsity", sparsity, x)
+    reach = step_arguments.reach(step_size, eps, bounds, x)
+    state = slots, momentum, decay, model_input, mean, std
     return step_arguments.step_in_place(
-        _STEP_INPLACE,
-        x_adv,
-        grad,
-        x,
-        step_size,
-        eps,
-        bounds,
-        slots,
-        momentum,
-        decay,
-        model_input,
-        mean,
-        std,
-        *share,
+        _STEP_INPLACE, StepCall(x_adv, grad, x, *reach, *state), *share
     )
 
 
@@ -278,8 +115,7 @@ def l1_step(
 
     Example: `x_adv = fastadv.ops.l1_step(x_adv, grad, x, step_size=1.0, eps=12.0)`.
     """
-    memory_format = layout.dense_format(x_adv) or torch.contiguous_format
-    out = x_adv.detach().clone(memory_format=memory_format)
+    out = step_arguments.dense_copy(x_adv)
     return l1_step_(out, grad, x, step_size=step_size, eps=eps, bounds=bounds, sparsity=sparsity)
 
 
@@ -294,47 +130,6 @@ def l1_step_reference(
     sparsity: float | torch.Tensor = 0.2,
 ) -> torch.Tensor:
     """The eager twin of `l1_step`: it defines the result up to rounding (contract C1)."""
-    lo, hi = step_arguments.check_bounds(bounds)
-    step = step_arguments.scalar_or_rows("step_size", step_size, x)
-    radius = step_arguments.scalar_or_rows("eps", eps, x)
+    call = StepCall(x_adv, grad, x, *step_arguments.reach(step_size, eps, bounds, x))
     share = step_arguments.scalar_or_rows("sparsity", sparsity, x)
-    direction = step_arguments.reference_grad(grad, x_adv, None, None)
-    return _moved(x_adv, direction, x, *step, *radius, lo, hi, *share).to(x_adv.dtype)
-
-
-def project_l1(
-    x_adv: torch.Tensor,
-    x: torch.Tensor,
-    *,
-    eps: float | torch.Tensor,
-    bounds: tuple[float, float] | None = (0.0, 1.0),
-) -> torch.Tensor:
-    """The nearest point (in L2) to x_adv in {z : ||z - x||_1 <= eps, lo <= z <= hi}.
-
-    x_adv, x: (B, ...), same shape, dtype and device; x in bounds. eps: in input units, float or
-    (B,). bounds=None is the ball alone. A point that meets both is returned as it is. Raises
-    ValueError if shapes, dtypes or devices differ.
-
-    Example: `x_adv = fastadv.ops.project_l1(x_adv, x, eps=12.0)`.
-    Source: Croce and Hein 2021, arXiv:2103.01208, proposition 2.1.
-    """
-    step_arguments.check_step_tensors(x_adv, x_adv, x)
-    lo, hi = step_arguments.check_bounds(bounds)
-    radius = step_arguments.scalar_or_rows("eps", eps, x)
-    memory_format = layout.dense_format(x_adv) or torch.contiguous_format
-    x_adv, x = (layout.in_format(t, memory_format) for t in (x_adv, x))
-    with torch.no_grad():  # a projection is not differentiated through
-        return _PROJECT(x_adv, x, *radius, lo, hi)
-
-
-def project_l1_reference(
-    x_adv: torch.Tensor,
-    x: torch.Tensor,
-    *,
-    eps: float | torch.Tensor,
-    bounds: tuple[float, float] | None = (0.0, 1.0),
-) -> torch.Tensor:
-    """The eager twin of `project_l1`: it defines the result up to rounding (contract C1)."""
-    lo, hi = step_arguments.check_bounds(bounds)
-    radius = step_arguments.scalar_or_rows("eps", eps, x)
-    return _project_reference(x_adv, x, *radius, lo, hi)
+    return _moved(call, step_reference.direction_of(call), share).to(x_adv.dtype)

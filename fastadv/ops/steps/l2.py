@@ -4,6 +4,8 @@ import torch
 
 from fastadv.ops import layout, reduction, registry
 from fastadv.ops.steps import arguments as step_arguments
+from fastadv.ops.steps import reference as step_reference
+from fastadv.ops.steps.arguments import StepCall
 
 # of fp32 and fp64: integer twin, exponent bits, bits of 2^max, bits of the least normal number
 _BITS = {
@@ -24,14 +26,14 @@ def _norm(rows: torch.Tensor) -> torch.Tensor:
     return square.double().sqrt().to(rows.dtype).unsqueeze(1)
 
 
-def _moved(x_adv, direction, x, step_size, step_rows, eps, eps_rows, lo, hi, guard) -> torch.Tensor:
-    dtype = layout.compute_dtype(x_adv)
-    if x_adv.numel() == 0:
-        return x_adv.to(dtype)
-    x_adv, x, d = (t.to(dtype).contiguous().view(len(x), -1) for t in (x_adv, x, direction))
-    step = x.new_full((len(x),), step_size) if step_rows is None else step_rows.to(dtype)
-    radius = x.new_full((len(x),), eps) if eps_rows is None else eps_rows.to(dtype)
-    step, radius = step.unsqueeze(1), radius.unsqueeze(1)
+def _moved(call: StepCall, direction: torch.Tensor, guard: float) -> torch.Tensor:
+    dtype = layout.compute_dtype(call.x_adv)
+    if call.x_adv.numel() == 0:
+        return call.x_adv.to(dtype)
+    tensors = call.x_adv, call.x, direction
+    x_adv, x, d = (t.to(dtype).contiguous().view(len(t), -1) for t in tensors)
+    step = layout.column(call.step_size, call.step_rows, x)
+    radius = layout.column(call.eps, call.eps_rows, x)
     largest = d.abs().amax(1, keepdim=True)
     scale = _unit_scale(largest)
     d = torch.where(largest.isfinite(), d * scale, 0.0)
@@ -40,88 +42,26 @@ def _moved(x_adv, direction, x, step_size, step_rows, eps, eps_rows, lo, hi, gua
     u = x_adv - x + move
     norm = _norm(u)
     moved = torch.where(norm > radius, x + u * (radius / norm), x_adv + move)
-    return moved.clamp(lo, hi).view(direction.shape)
+    return moved.clamp(call.lo, call.hi).view(direction.shape)
 
 
-def _step_inplace_reference(
-    x_adv,
-    grad,
-    x,
-    step_size,
-    step_rows,
-    eps,
-    eps_rows,
-    lo,
-    hi,
-    slots,
-    momentum,
-    decay,
-    model_input,
-    mean,
-    std,
-    guard,
-) -> None:
-    direction = step_arguments.reference_grad(grad, x_adv, model_input, std)
-    if momentum is not None:
-        direction = momentum_direction(momentum, direction, decay, slots)
-    moved = _moved(x_adv, direction, x, step_size, step_rows, eps, eps_rows, lo, hi, guard)
-    step_arguments.reference_store(x_adv, moved, slots, model_input, mean, std)
+def _step_inplace_reference(*arguments) -> None:
+    *shared, guard = arguments
+    call = StepCall(*shared)
+    step_reference.store(call, _moved(call, step_reference.direction_of(call), guard))
 
 
-def momentum_direction(
-    momentum: torch.Tensor, grad: torch.Tensor, decay: float, slots: torch.Tensor | None
-) -> torch.Tensor:
-    """Update `momentum` to decay * momentum + grad / mean|grad| and return it unrounded."""
-    rows = grad.contiguous().view(len(grad), -1) if grad.numel() else grad.new_zeros(len(grad), 1)
-    mean_abs = reduction.tree_sum(rows.abs()) / rows.shape[1]
-    return step_arguments.reference_momentum(momentum, grad, mean_abs, decay, slots)
-
-
-def _launch_step_inplace(
-    x_adv,
-    grad,
-    x,
-    step_size,
-    step_rows,
-    eps,
-    eps_rows,
-    lo,
-    hi,
-    slots,
-    momentum,
-    decay,
-    model_input,
-    mean,
-    std,
-    guard,
-) -> None:
+def _launch_step_inplace(*arguments) -> None:
     from fastadv.kernels.steps.l2 import launch_l2_step, workspace_shape
 
-    size = x_adv[0].numel() if len(x_adv) else 0
-    partials = workspace_shape(len(x_adv), size)
+    *shared, guard = arguments
+    call = StepCall(*shared)
+    x_adv = call.x_adv
+    partials = workspace_shape(len(x_adv), x_adv[0].numel() if len(x_adv) else 0)
     workspace = None
     if partials is not None:
         workspace = torch.empty(partials, dtype=layout.compute_dtype(x_adv), device=x_adv.device)
-    launch_l2_step(
-        x_adv,
-        grad,
-        x,
-        step_size=step_size,
-        step_rows=step_rows,
-        eps=eps,
-        eps_rows=eps_rows,
-        lo=lo,
-        hi=hi,
-        slot_state=slots,
-        momentum=momentum,
-        decay=decay,
-        model_input=model_input,
-        mean=mean,
-        std=std,
-        guard=guard,
-        workspace=workspace,
-        **step_arguments.launch_layout(x_adv, model_input),
-    )
+    launch_l2_step(*call, guard, workspace=workspace, **step_arguments.launch_layout(call))
 
 
 _STEP_INPLACE = registry.register(
@@ -163,21 +103,10 @@ def l2_step_(
     Source: Madry et al. 2018, arXiv:1706.06083; PGDL2 of torchattacks. Unlike there, a point inside
     the ball is x_adv + step, not x + (x_adv + step - x): a zero step changes no bit.
     """
+    reach = step_arguments.reach(step_size, eps, bounds, x)
+    state = slots, momentum, decay, model_input, mean, std
     return step_arguments.step_in_place(
-        _STEP_INPLACE,
-        x_adv,
-        grad,
-        x,
-        step_size,
-        eps,
-        bounds,
-        slots,
-        momentum,
-        decay,
-        model_input,
-        mean,
-        std,
-        guard,
+        _STEP_INPLACE, StepCall(x_adv, grad, x, *reach, *state), guard
     )
 
 
@@ -195,8 +124,7 @@ def l2_step(
 
     Example: `x_adv = fastadv.ops.l2_step(x_adv, grad, x, step_size=0.1, eps=0.5)`.
     """
-    memory_format = layout.dense_format(x_adv) or torch.contiguous_format
-    out = x_adv.detach().clone(memory_format=memory_format)
+    out = step_arguments.dense_copy(x_adv)
     return l2_step_(out, grad, x, step_size=step_size, eps=eps, bounds=bounds, guard=guard)
 
 
@@ -211,8 +139,5 @@ def l2_step_reference(
     guard: float = 0.0,
 ) -> torch.Tensor:
     """The eager twin of `l2_step`: it defines the result up to rounding (contract C1)."""
-    lo, hi = step_arguments.check_bounds(bounds)
-    step = step_arguments.scalar_or_rows("step_size", step_size, x)
-    radius = step_arguments.scalar_or_rows("eps", eps, x)
-    direction = step_arguments.reference_grad(grad, x_adv, None, None)
-    return _moved(x_adv, direction, x, *step, *radius, lo, hi, guard).to(x_adv.dtype)
+    call = StepCall(x_adv, grad, x, *step_arguments.reach(step_size, eps, bounds, x))
+    return _moved(call, step_reference.direction_of(call), guard).to(x_adv.dtype)

@@ -2,134 +2,57 @@
 
 import torch
 
-from fastadv.ops import layout, reduction, registry
+from fastadv.ops import layout, registry
 from fastadv.ops.steps import arguments as step_arguments
+from fastadv.ops.steps import reference as step_reference
+from fastadv.ops.steps.arguments import StepCall
 
 
-def _moved(
-    x_adv: torch.Tensor,
-    direction: torch.Tensor,
-    x: torch.Tensor,
-    step_size: float,
-    step_rows: torch.Tensor | None,
-    eps: float,
-    eps_rows: torch.Tensor | None,
-    lo: float,
-    hi: float,
-) -> torch.Tensor:
+def _moved(call: StepCall, direction: torch.Tensor) -> torch.Tensor:
     """min(max(x_adv + step * sign(direction), x - eps), x + eps) clamped to [lo, hi]."""
-    dtype = layout.compute_dtype(x_adv)
-    x_adv, x = x_adv.to(dtype), x.to(dtype)
-    step = step_size if step_rows is None else layout.per_sample(step_rows, x)
-    radius = eps if eps_rows is None else layout.per_sample(eps_rows, x)
+    dtype = layout.compute_dtype(call.x_adv)
+    x_adv, x = call.x_adv.to(dtype), call.x.to(dtype)
+    step = call.step_size if call.step_rows is None else layout.per_sample(call.step_rows, x)
+    radius = call.eps if call.eps_rows is None else layout.per_sample(call.eps_rows, x)
     # two buffers, written over and over: fresh ones cost page faults, half of the time of a step
     moved = direction.sign().mul_(step).add_(x_adv)
     bound = x - radius
     torch.maximum(moved, bound, out=moved)
     torch.minimum(moved, torch.add(x, radius, out=bound), out=moved)
-    return moved.clamp_(lo, hi)
+    return moved.clamp_(call.lo, call.hi)
 
 
-def _step_reference(x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi) -> torch.Tensor:
-    direction = grad.to(layout.compute_dtype(x_adv))  # sign(NaN) = 0: nothing to replace
-    moved = _moved(x_adv, direction, x, step_size, step_rows, eps, eps_rows, lo, hi)
-    return moved.to(x_adv.dtype)
+def _sign_source(call: StepCall) -> torch.Tensor:
+    """What has the signs of the direction: sign(NaN) = 0, and 1 / std > 0."""
+    if call.momentum is not None:
+        return step_reference.direction_of(call)
+    return call.grad.to(layout.compute_dtype(call.x_adv))
 
 
-def _step_inplace_reference(
-    x_adv,
-    grad,
-    x,
-    step_size,
-    step_rows,
-    eps,
-    eps_rows,
-    lo,
-    hi,
-    slots,
-    momentum,
-    decay,
-    model_input,
-    mean,
-    std,
-) -> None:
-    direction = grad.to(layout.compute_dtype(x_adv))  # sign(NaN) = 0, and 1/std > 0
-    if momentum is not None:
-        direction = step_arguments.reference_grad(grad, x_adv, model_input, std)
-        size = direction[0].numel() if len(direction) else 1
-        rows = direction.contiguous().view(len(direction), -1).abs()
-        mean_abs = reduction.tree_sum(rows) / size
-        direction = step_arguments.reference_momentum(momentum, direction, mean_abs, decay, slots)
-    moved = _moved(x_adv, direction, x, step_size, step_rows, eps, eps_rows, lo, hi)
-    step_arguments.reference_store(x_adv, moved, slots, model_input, mean, std)
+def _step_reference(*arguments) -> torch.Tensor:
+    call = StepCall(*arguments)
+    return _moved(call, _sign_source(call)).to(call.x_adv.dtype)
 
 
-def _launch_step(x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi) -> torch.Tensor:
+def _step_inplace_reference(*arguments) -> None:
+    call = StepCall(*arguments)
+    step_reference.store(call, _moved(call, _sign_source(call)))
+
+
+def _launch_step(*arguments) -> torch.Tensor:
     from fastadv.kernels.steps.linf import launch_linf_step
 
-    out = torch.empty_like(x_adv)
-    launch_linf_step(
-        out,
-        x_adv,
-        grad,
-        x,
-        step_size=step_size,
-        step_rows=step_rows,
-        eps=eps,
-        eps_rows=eps_rows,
-        lo=lo,
-        hi=hi,
-        slot_state=None,
-        momentum=None,
-        decay=0.0,
-        model_input=None,
-        mean=None,
-        std=None,
-        inner=1,
-        cross=False,
-        channels_last=False,
-    )
+    call = StepCall(*arguments)
+    out = torch.empty_like(call.x_adv)
+    launch_linf_step(out, *call, inner=1, cross=False, channels_last=False)
     return out
 
 
-def _launch_step_inplace(
-    x_adv,
-    grad,
-    x,
-    step_size,
-    step_rows,
-    eps,
-    eps_rows,
-    lo,
-    hi,
-    slots,
-    momentum,
-    decay,
-    model_input,
-    mean,
-    std,
-) -> None:
+def _launch_step_inplace(*arguments) -> None:
     from fastadv.kernels.steps.linf import launch_linf_step
 
-    launch_linf_step(
-        x_adv,
-        x_adv,
-        grad,
-        x,
-        step_size=step_size,
-        step_rows=step_rows,
-        eps=eps,
-        eps_rows=eps_rows,
-        lo=lo,
-        hi=hi,
-        slot_state=slots,
-        momentum=momentum,
-        decay=decay,
-        model_input=model_input,
-        mean=mean,
-        std=std,
-        **step_arguments.launch_layout(x_adv, model_input),
-    )
+    call = StepCall(*arguments)
+    launch_linf_step(call.x_adv, *call, **step_arguments.launch_layout(call))
 
 
 _STEP = registry.register(
@@ -167,13 +90,11 @@ def linf_step(
     Source: Madry et al. 2018, arXiv:1706.06083, section 2.1.
     """
     step_arguments.check_step_tensors(x_adv, grad, x)
-    lo, hi = step_arguments.check_bounds(bounds)
-    step = step_arguments.scalar_or_rows("step_size", step_size, x)
-    radius = step_arguments.scalar_or_rows("eps", eps, x)
+    reach = step_arguments.reach(step_size, eps, bounds, x)
     memory_format = layout.dense_format(x_adv) or torch.contiguous_format
     x_adv, grad, x = (layout.in_format(t, memory_format) for t in (x_adv, grad, x))
     with torch.no_grad():  # a step is not differentiated through
-        return _STEP(x_adv, grad, x, *step, *radius, lo, hi)
+        return _STEP(x_adv, grad, x, *reach)
 
 
 def linf_step_reference(
@@ -186,10 +107,7 @@ def linf_step_reference(
     bounds: tuple[float, float] | None = (0.0, 1.0),
 ) -> torch.Tensor:
     """The eager twin of `linf_step`: it defines the result, bit for bit."""
-    lo, hi = step_arguments.check_bounds(bounds)
-    step = step_arguments.scalar_or_rows("step_size", step_size, x)
-    radius = step_arguments.scalar_or_rows("eps", eps, x)
-    return _step_reference(x_adv, grad, x, *step, *radius, lo, hi)
+    return _step_reference(x_adv, grad, x, *step_arguments.reach(step_size, eps, bounds, x))
 
 
 def linf_step_(
@@ -217,18 +135,6 @@ def linf_step_(
 
     Example: `fastadv.ops.linf_step_(x_adv, grad, x, step_size=2/255, eps=8/255)`.
     """
-    return step_arguments.step_in_place(
-        _STEP_INPLACE,
-        x_adv,
-        grad,
-        x,
-        step_size,
-        eps,
-        bounds,
-        slots,
-        momentum,
-        decay,
-        model_input,
-        mean,
-        std,
-    )
+    reach = step_arguments.reach(step_size, eps, bounds, x)
+    state = slots, momentum, decay, model_input, mean, std
+    return step_arguments.step_in_place(_STEP_INPLACE, StepCall(x_adv, grad, x, *reach, *state))

@@ -6,7 +6,7 @@ import torch
 from golden.problem import THREATS, Problem, arrays
 
 import fastadv
-from fastadv.ops.steps import l1
+from fastadv.ops.steps import l1_projection
 
 _LOSSES = {"ce": fastadv.apgd_ce, "dlr": fastadv.apgd_dlr}
 
@@ -115,7 +115,7 @@ def test_l1_trajectories_are_the_authors(run, device):
 
 
 def with_the_authors_residue(x_adv, move, x, eps, lo, hi):
-    """`l1._projected`, the sum rounded as theirs: x + u + p, where p takes u back to 0.
+    """`project_rows`, the sum rounded as theirs: x + u + p, where p takes u back to 0.
 
     What is left of x + u - u counts as support there, and so decides how many elements move next;
     ours puts exactly x back.
@@ -123,7 +123,7 @@ def with_the_authors_residue(x_adv, move, x, eps, lo, hi):
     u = (x_adv + move) - x
     room = torch.where(u >= 0, hi - x, x - lo).clamp(min=0).double()
     magnitude = u.abs().double()
-    t, outside = l1._threshold(magnitude, room, eps.double())
+    t, outside = l1_projection._threshold(magnitude, room, eps.double())
     z = torch.minimum((magnitude - t).clamp(min=0), room)
     z = torch.where(u < 0, -z, z)
     p = torch.where(outside, z - u.double(), ((x + u).clamp(lo, hi) - (x + u)).double())
@@ -132,7 +132,7 @@ def with_the_authors_residue(x_adv, move, x, eps, lo, hi):
 
 @pytest.mark.parametrize("run", ["t2", "t3"])
 def test_in_large_radii_only_the_authors_rounding_residue_sets_us_apart(run, monkeypatch):
-    monkeypatch.setattr(l1, "_projected", with_the_authors_residue)
+    monkeypatch.setattr(l1_projection, "project_rows", with_the_authors_residue)
     ours = Trajectory(run, "l1", "cpu")
     assert_iterates(ours, "l1")
     compare(ours, "l1", run, list(range(8)), until=30)

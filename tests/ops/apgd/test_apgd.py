@@ -13,8 +13,9 @@ from apgd_problems import (
 
 from fastadv.kernels import slots
 from fastadv.kernels.apgd import progress as apgd_progress
+from fastadv.ops.apgd.check import apgd_check_
 from fastadv.ops.apgd.l2 import apgd_l2_step_
-from fastadv.ops.apgd.linf import apgd_check_, apgd_linf_step_
+from fastadv.ops.apgd.linf import apgd_linf_step_
 from fastadv.ops.apgd.schedule import apgd_checkpoints
 
 

@@ -8,6 +8,7 @@ from fastadv.kernels import slots
 from fastadv.kernels.apgd import progress as apgd_progress
 from fastadv.ops import backend
 from fastadv.ops.apgd import linf as apgd
+from fastadv.ops.apgd.check import apgd_check_
 from fastadv.ops.apgd.schedule import apgd_checkpoints
 
 
@@ -50,8 +51,8 @@ def test_the_check_over_a_whole_attack():
         state[:, slots.ACTIVE] = ((t >= offset) & (t - offset < steps)).int()
         loss = torch.rand(batch, generator=generator) - 0.3
         best = torch.where(state[:, slots.ACTIVE] != 0, torch.maximum(best, loss), best)
-        apgd.apgd_check_(fast, fast_step, loss, best, state, checkpoints)
+        apgd_check_(fast, fast_step, loss, best, state, checkpoints)
         with backend.use_backend("reference"):
-            apgd.apgd_check_(slow, slow_step, loss, best, state, checkpoints)
+            apgd_check_(slow, slow_step, loss, best, state, checkpoints)
         assert same(fast, slow) and torch.equal(fast_step, slow_step)
     assert len(fast_step.unique()) > 2  # some were halved more often than others

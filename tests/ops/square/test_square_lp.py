@@ -10,7 +10,7 @@ from fastadv.ops import backend
 from fastadv.ops.noise import philox
 from fastadv.ops.square import start as square_start
 from fastadv.ops.square import table as square_table
-from fastadv.ops.steps import l1
+from fastadv.ops.steps.l1_projection import project_l1_reference
 
 EPS = {"l2": 0.7, "l1": 4.0}
 NORMS = pytest.mark.parametrize("norm", ["l2", "l1"])
@@ -59,7 +59,7 @@ def textbook_proposal(best, x, table, row, signs, norm, eps):
     delta[window] = new
     if norm == "l2":
         return (x + delta / (delta.norm() + 1e-12) * eps).clamp(0, 1)
-    return l1.project_l1_reference((x + delta)[None], x[None], eps=eps * (1 - 1e-6))[0]
+    return project_l1_reference((x + delta)[None], x[None], eps=eps * (1 - 1e-6))[0]
 
 
 def assert_proposals(run, bound):

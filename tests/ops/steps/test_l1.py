@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastadv.ops import backend
-from fastadv.ops.steps import l1
+from fastadv.ops.steps import l1, l1_projection
 
 BOUNDS = (0.0, 1.0)
 
@@ -111,8 +111,8 @@ def test_projection_is_the_sorted_one(shape, share, either_backend, device):
     x_adv, _, x = images(device, *shape)
     eps = share * x[0].numel()
     exact = exact_projection(x_adv, x, eps)
-    eager = l1.project_l1_reference(x_adv, x, eps=eps)
-    got = l1.project_l1(x_adv, x, eps=eps)
+    eager = l1_projection.project_l1_reference(x_adv, x, eps=eps)
+    got = l1_projection.project_l1(x_adv, x, eps=eps)
     assert_as_good_as_eager(got, eager, exact)
     assert error(eager, exact) < 1e-7  # 1 ulp of values in [0.5, 1)
     assert_within(got, x, eps)
@@ -123,7 +123,7 @@ def test_projection_is_the_sorted_one(shape, share, either_backend, device):
 def test_long_projection_is_the_sorted_one(size, share, short_rows, device):
     x_adv, _, x = images(device, 2, size)
     with backend.use_backend("triton"):
-        got = l1.project_l1(x_adv, x, eps=share * size)
+        got = l1_projection.project_l1(x_adv, x, eps=share * size)
     assert error(got, exact_projection(x_adv, x, share * size)) < 1e-7
     assert_within(got, x, share * size)
 
@@ -131,7 +131,7 @@ def test_long_projection_is_the_sorted_one(size, share, short_rows, device):
 def test_projection_is_nearest_of_all_feasible_points_on_a_grid(either_backend, device):
     x = torch.tensor([[0.2, 0.9, 0.5]], device=device, dtype=torch.float64)
     x_adv = torch.tensor([[1.5, 1.4, -0.1]], device=device, dtype=torch.float64)
-    got = l1.project_l1(x_adv, x, eps=0.6)
+    got = l1_projection.project_l1(x_adv, x, eps=0.6)
     axis = torch.linspace(0, 1, 101, dtype=torch.float64)
     grid = torch.tensor(list(itertools.product(axis.tolist(), repeat=3)), device=device)
     feasible = grid[(grid - x).abs().sum(1) <= 0.6 + 1e-9]
@@ -161,7 +161,7 @@ def hard_rows(kind, size):
 @pytest.mark.parametrize("kind", ["normal", "equal", "binary", "cauchy", "geometric", "sparse"])
 def test_projection_of_hard_rows(kind, eps, bounds, either_backend, device):
     x_adv, x = (t.to(device) for t in hard_rows(kind, 900))
-    got = l1.project_l1(x_adv, x, eps=eps, bounds=bounds)
+    got = l1_projection.project_l1(x_adv, x, eps=eps, bounds=bounds)
     exact = exact_projection(x_adv, x, eps, bounds)
     # x_adv - x is rounded once, as is the result; the sum over the row is right to 4 roundings
     largest = max(1.0, float((x_adv - x).abs().max()))
@@ -174,14 +174,14 @@ def test_a_row_far_outside_keeps_its_budget(either_backend, device):
     # the correction below its resolution
     x = torch.full((1, 3072), 0.5, device=device)
     x_adv = x + torch.linspace(100.0, 100.001, 3072, device=device)
-    got = l1.project_l1(x_adv, x, eps=2.0)
+    got = l1_projection.project_l1(x_adv, x, eps=2.0)
     assert float((got.double() - x.double()).abs().sum()) == pytest.approx(2.0, abs=2e-4)
 
 
 def test_points_inside_are_returned_as_they_are(either_backend, device):
     x_adv, _, x = images(device, 2, 500)
-    assert torch.equal(l1.project_l1(x_adv, x, eps=500.0), x_adv)
-    assert torch.equal(l1.project_l1(x_adv, x, eps=0.0), x)
+    assert torch.equal(l1_projection.project_l1(x_adv, x, eps=500.0), x_adv)
+    assert torch.equal(l1_projection.project_l1(x_adv, x, eps=0.0), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
@@ -190,8 +190,8 @@ def test_other_dtypes(dtype, long, either_backend, request, device):
     if long:
         request.getfixturevalue("short_rows")
     x_adv, grad, x = images(device, 2, 3, 8, 8, dtype=dtype)
-    got = l1.project_l1(x_adv, x, eps=3.0)
-    eager = l1.project_l1_reference(x_adv, x, eps=3.0)
+    got = l1_projection.project_l1(x_adv, x, eps=3.0)
+    eager = l1_projection.project_l1_reference(x_adv, x, eps=3.0)
     assert got.dtype == dtype
     assert_as_good_as_eager(got, eager, exact_projection(x_adv, x, 3.0))
     step = dict(step_size=2.0, eps=3.0, sparsity=0.25)
@@ -287,7 +287,7 @@ def test_zero_gradient_leaves_the_input_unchanged(long, either_backend, request,
     assert torch.equal(got[0], x_adv[0])
     assert not torch.equal(got[1], x_adv[1])
     got = l1.l1_step(x_adv, grad, x, step_size=2.0, eps=1.0)
-    assert torch.equal(got[0], l1.project_l1(x_adv, x, eps=1.0)[0])
+    assert torch.equal(got[0], l1_projection.project_l1(x_adv, x, eps=1.0)[0])
 
 
 @pytest.mark.parametrize("long", [False, True])
@@ -322,7 +322,7 @@ def test_a_clean_input_outside_bounds_is_clamped(either_backend, device):
 
 def test_empty_batch(either_backend, device):
     x = torch.rand(0, 3, 4, 4, device=device)
-    assert l1.project_l1(x, x, eps=0.5).shape == x.shape
+    assert l1_projection.project_l1(x, x, eps=0.5).shape == x.shape
     assert l1.l1_step_(x, x, x, step_size=0.1, eps=0.5, momentum=torch.zeros_like(x)) is x
 
 
@@ -337,8 +337,8 @@ def test_channels_last_and_sliced_tensors(either_backend, device):
     x_adv, grad, x = (torch.cat([t, t], -1)[..., ::2] for t in tensors)
     expected = l1.l1_step(*(t.contiguous() for t in (x_adv, grad, x)), **step)
     assert torch.equal(
-        l1.project_l1(x_adv, x, eps=4.0),
-        l1.project_l1(x_adv.contiguous(), x.contiguous(), eps=4.0),
+        l1_projection.project_l1(x_adv, x, eps=4.0),
+        l1_projection.project_l1(x_adv.contiguous(), x.contiguous(), eps=4.0),
     )
     assert l1.l1_step_(x_adv, grad, x, **step) is x_adv
     assert torch.equal(x_adv, expected)
@@ -446,7 +446,7 @@ def test_one_launch_writes_every_element(size, short_rows, monkeypatch, device):
     poison = torch.full_like(x, float("nan"))
     monkeypatch.setattr(torch, "empty_like", lambda like: poison)
     with backend.use_backend("triton"):
-        assert l1.project_l1(x_adv, x, eps=0.5).isfinite().all()
+        assert l1_projection.project_l1(x_adv, x, eps=0.5).isfinite().all()
         assert len(counts) == 1
         l1.l1_step_(x_adv, grad, x, step_size=2.0, eps=0.5, momentum=torch.zeros_like(x))
         assert len(counts) == 2
@@ -467,7 +467,7 @@ def test_nothing_records_a_graph(either_backend, device):
     x_adv, grad, x = images(device, 2, 20)
     before = x_adv.clone()
     x_adv.requires_grad_()
-    assert not l1.project_l1(x_adv, x, eps=0.5).requires_grad
+    assert not l1_projection.project_l1(x_adv, x, eps=0.5).requires_grad
     assert not l1.l1_step(x_adv, grad, x, step_size=0.1, eps=0.5).requires_grad
     assert torch.equal(x_adv, before)
 
@@ -477,4 +477,4 @@ def test_mismatched_tensors_are_named():
     with pytest.raises(ValueError, match="sparsity must be a float or a \\(2,\\) tensor"):
         l1.l1_step(x, x, x, step_size=0.1, eps=0.5, sparsity=torch.ones(3))
     with pytest.raises(ValueError, match="x must match x_adv"):
-        l1.project_l1(x, x[:1], eps=0.5)
+        l1_projection.project_l1(x, x[:1], eps=0.5)
