@@ -39,6 +39,24 @@ class AotCase:
     vectorised: bool = False
 
 
+# what the arguments of these names hold in every kernel, beside fp32
+_USUAL = {
+    "slots_ptr": "*i32", "labels_ptr": "*i64", "prediction_ptr": "*i64", "correct_ptr": "*u1",
+    "sample_ids_ptr": "*i64", "input_ptr": "*bf16",
+}  # fmt: skip
+
+
+def argument_types(kernel: Any, **others: str) -> dict[str, str]:
+    """Types of a kernel's arguments: scalars as annotated, else "i32"; pointers by their usual
+    names, else "*fp32"; but for `others`."""
+    annotated = {n: t for n, t in kernel.fn.__annotations__.items() if isinstance(t, str)}
+    types = {
+        n: _USUAL.get(n, "*fp32") if n.endswith("_ptr") else annotated.get(n, "i32")
+        for n in kernel.arg_names
+    }
+    return types | others
+
+
 class Resources(NamedTuple):
     """Registers and stack bytes of a thread; `wide_*` count 128-bit global accesses.
 

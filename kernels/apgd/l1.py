@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .. import slots
-from ..aot import AotCase
+from ..aot import AotCase, argument_types
 from ..compilation import launch_options
 from ..geometry import compute_dtype, row_geometry
 from ..rounding import divide
@@ -124,8 +124,7 @@ def launch_apgd_l1_check(
 def aot_cases():
     """Image rows with and without hits, half precision, and rows that 16 does not divide."""
     kernel = apgd_l1_check_kernel
-    types = {n: "*fp32" for n in kernel.arg_names if n.endswith("_ptr")}
-    types |= dict(slots_ptr="*i32", plan_ptr="*i32", correct_ptr="*u1", D="i32")
+    types = argument_types(kernel, plan_ptr="*i32")
     images = ("x_adv_ptr", "x_best_ptr", "grad_best_ptr", "grad_ptr", "x_ptr", "x_hit_ptr")
     block, warps = _geometry(_CHUNK)
     short, short_warps = _geometry(1000)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..aot import AotCase
+from ..aot import AotCase, argument_types
 from ..compilation import launch_options
 from ..geometry import compute_dtype, elementwise_geometry
 from ..rounding import clamp_keeping_nan
@@ -100,14 +100,11 @@ def launch_apgd_linf(
 
 
 def step_types():
-    """Argument types of the APGD steps of both norms."""
-    tensors = (
-        "x_adv_ptr", "x_previous_ptr", "x_best_ptr", "grad_best_ptr", "grad_ptr", "x_ptr",
-        "x_hit_ptr",
-    )  # fmt: skip
-    types = {n: "*fp32" for n in (*tensors, "step_size_ptr", "eps_ptr", "progress_ptr")}
-    types |= dict(slots_ptr="*i32", correct_ptr="*u1", lo="fp64", hi="fp64", D="i32")
-    return types, types | {n: "*bf16" for n in tensors}
+    """Argument types of the APGD steps of both norms: single, and images in half precision."""
+    types = argument_types(apgd_linf_kernel)
+    scalars = ("step_size_ptr", "eps_ptr", "progress_ptr")
+    half = {n: "*bf16" for n, t in types.items() if t == "*fp32" and n not in scalars}
+    return types, types | half
 
 
 def aot_cases():

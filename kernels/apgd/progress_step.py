@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .. import slots
-from ..aot import AotCase
+from ..aot import AotCase, argument_types
 from ..compilation import launch_options
 from ..geometry import compute_dtype
 from . import progress as apgd_progress
@@ -96,7 +96,6 @@ def launch_apgd_check(progress, step_size, loss, best_loss, slot_state, checkpoi
 
 
 def aot_cases():
-    types = {n: "*fp32" for n in ("progress_ptr", "step_size_ptr", "loss_ptr", "best_loss_ptr")}
-    types |= dict(slots_ptr="*i32", checkpoints_ptr="*i32", rho="fp64", B="i32")
+    types = argument_types(apgd_check_kernel, checkpoints_ptr="*i32")
     constants = dict(DTYPE=tl.float32, BLOCK=_ROWS)
     return [AotCase("apgd_check", apgd_check_kernel, types, constants, _ROWS // 32)]

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..addressing import channel
-from ..aot import AotCase
+from ..aot import AotCase, argument_types
 from ..compilation import launch_options
 from ..geometry import elementwise_geometry
 from ..noise import streams
@@ -121,11 +121,7 @@ def launch_augment(
 
 def aot_cases():
     """The specialisations whose machine code is checked."""
-    signature = dict(
-        out_ptr="*fp32", start_ptr="*fp32", images_ptr="*u8", index_ptr="*i64", mean_ptr="*fp32",
-        std_ptr="*fp32", seed="i64", start_seed="i64", N="i64", draw="i32", flip_draw="i32",
-        parity="i32", start_draw="i32", eps="fp64", lo="fp64", hi="fp64",
-    )  # fmt: skip
+    signature = argument_types(augment_kernel, images_ptr="*u8", index_ptr="*i64")
     half = signature | dict(out_ptr="*bf16", start_ptr="*bf16")
     plain = dict(
         CHANNELS=3, HEIGHT=32, WIDTH=32, PAD=0, REFLECT=False, FLIP=False, NORMALISE=False,

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..aot import AotCase
+from ..aot import AotCase, argument_types
 from ..compilation import launch_options
 from ..geometry import compute_dtype, row_geometry
 from .long import load_pair, search_row
@@ -58,8 +58,7 @@ def launch_hyperplane_projection(out, points, w, b, *, lo, hi, norm):
 
 def aot_cases():
     """Every norm, aligned, and one row length that is not."""
-    types = {n: "*fp32" for n in ("out_ptr", "t_ptr", "w_ptr", "b_ptr")}
-    types |= dict(lo="fp64", hi="fp64", D="i32")
+    types = argument_types(hyperplane_kernel)
     block, warps = row_geometry(3072, _LIMIT)
 
     def case(name, norm, **demands):

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..aot import AotCase
+from ..aot import AotCase, argument_types
 from ..compilation import launch_options
 from ..geometry import ROW_BLOCK, compute_dtype, row_geometry
 from ..rounding import divide
@@ -60,8 +60,7 @@ def launch_fab_nearest(
 
 def aot_cases():
     """Every norm of an image's row."""
-    types = {n: "*fp32" for n in fab_nearest_kernel.arg_names if n.endswith("_ptr")}
-    types |= dict(labels_ptr="*i64", guard="fp64", candidate="i32", D="i32")
+    types = argument_types(fab_nearest_kernel)
     block, warps = row_geometry(3072, ROW_BLOCK)
     return [
         AotCase(

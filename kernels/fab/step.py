@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..aot import AotCase
+from ..aot import AotCase, argument_types
 from ..compilation import launch_options
 from ..geometry import ROW_BLOCK, compute_dtype, row_geometry
 from .projection import finite_or_zero, norm_of, norm_part, project_row
@@ -92,10 +92,7 @@ def launch_fab_step(
 
 def aot_cases():
     """Every norm of an image's row and of a long one, half precision, and the longest on chip."""
-    types = {n: "*fp32" for n in fab_step_kernel.arg_names if n.endswith("_ptr")}
-    types |= dict(prediction_ptr="*i64", labels_ptr="*i64", pulled_ptr="*u8", slots_ptr="*i32")
-    types |= {n: "fp64" for n in ("lo", "hi", "alpha_max", "eta", "beta")}
-    types |= dict(steps="i32", D="i32")
+    types = argument_types(fab_step_kernel, pulled_ptr="*u8")
     half = types | {n: "*bf16" for n in ("x_adv_ptr", "closest_ptr", "grad_ptr", "x_ptr")}
 
     def case(name, norm, size, signature=types, **demands):

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..aot import AotCase
+from ..aot import AotCase, argument_types
 from ..compilation import launch_options
 from ..geometry import compute_dtype
 from ..rounding import divide
@@ -230,12 +230,7 @@ def launch_loss_head(
 
 def aot_cases():
     """Every kind at 10, 1,000 and 21,000 classes, as the engine calls it."""
-    pointers = dict(
-        logits_ptr="*fp32", labels_ptr="*i64", targets_ptr="*i64", reference_ptr="*fp32",
-        loss_ptr="*fp32", grad_ptr="*fp32", prediction_ptr="*i64", correct_ptr="*u1",
-        slots_ptr="*i32", best_loss_ptr="*fp32", parameter="fp64", steps="i32", first_step="i32",
-        best_from="i32", C="i32", logits_stride="i32", grad_stride="i32", reference_stride="i32",
-    )  # fmt: skip
+    pointers = argument_types(loss_head_kernel, targets_ptr="*i64")
     double = {n: "*fp64" for n in ("logits_ptr", "loss_ptr", "grad_ptr", "best_loss_ptr")}
     half = {n: "*bf16" for n in ("logits_ptr", "grad_ptr")}
     fixed = (

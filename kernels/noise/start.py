@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..addressing import other_layout, scalar_or_row
-from ..aot import AotCase
+from ..aot import AotCase, argument_types
 from ..compilation import launch_options
 from ..geometry import compute_dtype, elementwise_geometry, row_geometry
 from ..rounding import clamp_keeping_nan, divide, root
@@ -216,11 +216,6 @@ def launch_random_start(
 
 def aot_cases():
     """The specialisations whose machine code is checked."""
-    signature = dict(
-        out_ptr="*fp32", x_ptr="*fp32", sample_ids_ptr="*i64", draws_ptr="*i32",
-        eps_rows_ptr="*fp32", eps="fp64", lo="fp64", hi="fp64", scale="fp64", seed="i64",
-        D="i32", INNER="i32",
-    )  # fmt: skip
     plain = dict(
         PER_SAMPLE_EPS=False, SCALE_IS_EPS=True, CHANNELS_LAST=False, DTYPE=tl.float32
     )  # fmt: skip
@@ -230,7 +225,7 @@ def aot_cases():
         return AotCase(
             f"start_{name}",
             kernel,
-            signature | more.pop("signature", {}),
+            argument_types(kernel, draws_ptr="*i32", **more.pop("signature", {})),
             plain | dict(KIND=kind, BLOCK=block) | more,
             warps,
             unaligned=("seed",),

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..addressing import scalar_or_row
-from ..aot import AotCase
+from ..aot import AotCase, argument_types
 from ..compilation import launch_options
 from ..geometry import compute_dtype
 from ..rounding import clamp_keeping_nan
@@ -157,13 +157,8 @@ def launch_square_linf(
 
 def aot_cases():
     """The specialisations whose machine code is checked."""
-    types = {n: "*i32" for n in ("queries_ptr", "wasted_ptr", "slots_ptr", "restarts_ptr")}
-    types |= {n: "*i64" for n in ("prediction_ptr", "labels_ptr")}
-    types |= {n: "*fp32" for n in (
-        "new_ptr", "best_ptr", "x_ptr", "loss_ptr", "best_loss_ptr", "eps_rows_ptr",
-    )}  # fmt: skip
-    types |= dict(geometry_ptr="*i32", signs_ptr="*i8", eps="fp64", lo="fp64", hi="fp64")
-    types |= {n: "i32" for n in ("K", "QUERIES", "C", "H", "W")}
+    integers = ("queries_ptr", "wasted_ptr", "restarts_ptr", "geometry_ptr")
+    types = argument_types(square_linf_kernel, **dict.fromkeys(integers, "*i32"), signs_ptr="*i8")
     half = types | {n: "*bf16" for n in ("new_ptr", "best_ptr", "x_ptr")}
     double = types | {n: "*fp64" for n, t in types.items() if t == "*fp32"}
     sizes = ("K", "QUERIES", "C", "H", "W")

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..addressing import scalar_or_row
-from ..aot import AotCase
+from ..aot import AotCase, argument_types
 from ..compilation import launch_options
 from ..geometry import compute_dtype
 from .accept import accept, is_active, schedule
@@ -89,17 +89,8 @@ def launch_square_lp(
 
 def aot_cases():
     """The specialisations whose machine code is checked."""
-    types = {n: "*i32" for n in (
-        "queries_ptr", "wasted_ptr", "slots_ptr", "restarts_ptr", "geometry_ptr",
-        "pattern_start_ptr",
-    )}  # fmt: skip
-    types |= {n: "*i64" for n in ("prediction_ptr", "labels_ptr", "sample_ids_ptr")}
-    types |= {n: "*fp32" for n in (
-        "new_ptr", "best_ptr", "x_ptr", "loss_ptr", "best_loss_ptr", "eps_rows_ptr",
-        "patterns_ptr",
-    )}  # fmt: skip
-    types |= dict(eps="fp64", lo="fp64", hi="fp64", seed="i64")
-    types |= {n: "i32" for n in ("K", "QUERIES", "C", "H", "W")}
+    integers = ("queries_ptr", "wasted_ptr", "restarts_ptr", "geometry_ptr", "pattern_start_ptr")
+    types = argument_types(square_lp_kernel, **dict.fromkeys(integers, "*i32"))
     half = types | {n: "*bf16" for n in ("new_ptr", "best_ptr", "x_ptr")}
     sizes = ("seed", "K", "QUERIES", "C", "H", "W")
 

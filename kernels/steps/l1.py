@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .. import slots
 from ..addressing import load_grad, scalar_or_row, store_model_input
-from ..aot import AotCase
+from ..aot import AotCase, argument_types
 from ..compilation import launch_options
 from ..geometry import ROW_BLOCK, compute_dtype, row_geometry
 from ..rounding import clamp_keeping_nan
@@ -118,9 +118,7 @@ def launch_l1(
 
 def aot_cases():
     """The specialisations whose machine code is checked."""
-    types = {n: "*fp32" for n in l1_kernel.arg_names if n.endswith("_ptr")}
-    types |= dict(slots_ptr="*i32", input_ptr="*bf16", D="i32", INNER="i32")
-    types |= {n: "fp64" for n in ("step_size", "eps", "sparsity", "lo", "hi", "decay")}
+    types = argument_types(l1_kernel)
     half = types | {n: "*bf16" for n in ("out_ptr", "x_adv_ptr", "grad_ptr", "x_ptr")}
     plain = dict(
         ASCEND=True, PER_SAMPLE_STEP=False, PER_SAMPLE_EPS=False, PER_SAMPLE_SPARSITY=False,

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .. import slots
 from ..addressing import load_grad, scalar_or_row, store_model_input
-from ..aot import AotCase
+from ..aot import AotCase, argument_types
 from ..compilation import launch_options
 from ..geometry import compute_dtype, row_geometry
 from ..rounding import root
@@ -128,12 +128,7 @@ def launch_l2_step(
 
 def aot_cases():
     """The specialisations whose machine code is checked."""
-    types = {n: "*fp32" for n in (
-        "x_adv_ptr", "grad_ptr", "x_ptr", "momentum_ptr", "step_rows_ptr", "eps_rows_ptr",
-        "mean_ptr", "std_ptr", "workspace_ptr",
-    )}  # fmt: skip
-    types |= dict(slots_ptr="*i32", input_ptr="*bf16", D="i32", INNER="i32")
-    types |= {n: "fp64" for n in ("step_size", "eps", "lo", "hi", "decay", "guard")}
+    types = argument_types(l2_apply_kernel)  # has every argument of the others
     half = types | {n: "*bf16" for n in ("x_adv_ptr", "grad_ptr", "x_ptr")}
     plain = dict(
         PER_SAMPLE_STEP=False, PER_SAMPLE_EPS=False, SLOTTED=False, MOMENTUM=False,

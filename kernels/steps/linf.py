@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .. import slots
 from ..addressing import load_grad, scalar_or_row, store_model_input
-from ..aot import AotCase
+from ..aot import AotCase, argument_types
 from ..compilation import launch_options
 from ..geometry import compute_dtype, elementwise_geometry, row_geometry
 from ..rounding import clamp_keeping_nan
@@ -172,18 +172,12 @@ def launch_linf_step(
 
 def aot_cases():
     """The specialisations whose machine code is checked."""
-    pointers = dict(
-        x_adv_ptr="*fp32", grad_ptr="*fp32", x_ptr="*fp32", step_rows_ptr="*fp32",
-        eps_rows_ptr="*fp32", slots_ptr="*i32", input_ptr="*bf16", mean_ptr="*fp32",
-        std_ptr="*fp32", step_size="fp64", eps="fp64", lo="fp64", hi="fp64", D="i32", INNER="i32",
-    )  # fmt: skip
     plain = dict(
         PER_SAMPLE_STEP=False, PER_SAMPLE_EPS=False, SLOTTED=False, MODEL_INPUT=False,
         CROSS=False, CHANNELS_LAST=False, DTYPE=tl.float32,
     )  # fmt: skip
     engine = plain | dict(PER_SAMPLE_STEP=True, PER_SAMPLE_EPS=True, SLOTTED=True)
-    step = dict(out_ptr="*fp32") | pointers
-    momentum = dict(momentum_ptr="*fp32", decay="fp64") | pointers
+    step, momentum = argument_types(linf_step_kernel), argument_types(linf_momentum_kernel)
     half = {n: "*bf16" for n in ("out_ptr", "x_adv_ptr", "grad_ptr", "x_ptr")}
     block, warps = elementwise_geometry(3072)
     row_block, row_warps = row_geometry(3072)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..aot import AotCase
+from ..aot import AotCase, argument_types
 from ..compilation import launch_options
 from ..geometry import elementwise_geometry
 
@@ -45,9 +45,7 @@ def launch_select_rows(destination, source, flags):
 def aot_cases():
     """Image rows, aligned and not, and half precision."""
     block, warps = elementwise_geometry(3072)
-    types = dict(
-        destination_ptr="*fp32", source_ptr="*fp32", flags_ptr="*i32", D="i32", flags_stride="i32"
-    )
+    types = argument_types(select_rows_kernel, flags_ptr="*i32")
     half = dict(destination_ptr="*bf16", source_ptr="*bf16")
     constants = dict(BLOCK=block)
     column = ("flags_stride",)  # 5: the width of the slot state
