@@ -4,6 +4,10 @@ import triton
 import triton.language as tl
 
 ROW_BLOCK = 4096  # the longest row, or chunk of a row, that one program holds in registers
+LONG_ROW = 2048, 16  # one program reads a whole row: as many loads in flight as fit
+# by BLOCK; with 8, the L2 step with momentum and a model input in the other layout spills or takes
+# 245 registers
+_HELD_WARPS = {4096: 16, 8192: 16}
 
 
 def elementwise_geometry(size):
@@ -16,6 +20,21 @@ def row_geometry(size, limit=ROW_BLOCK):
     """(BLOCK, num_warps) of a kernel in which one program reduces a row of `size`."""
     block = min(limit, max(128, triton.next_power_of_2(size)))
     return block, min(8, max(1, block // 256))
+
+
+def held_row_geometry(size, limit):
+    """`row_geometry` of a kernel that holds several tensors of the row in registers."""
+    block, warps = row_geometry(size, limit)
+    return block, _HELD_WARPS.get(block, warps)
+
+
+def row_kernel(size, limit, short, long):
+    """(kernel, BLOCK, num_warps): `short` holds rows up to `limit` in registers; of longer ones
+    `long`, a kernel and its geometry, reads a chunk at a time, anew in each pass."""
+    if size > limit:
+        kernel, (block, warps) = long
+        return kernel, block, warps
+    return short, *held_row_geometry(size, limit)
 
 
 def compute_dtype(tensor):

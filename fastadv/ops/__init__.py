@@ -1,4 +1,4 @@
-"""Ops: each a schema, an eager reference that defines it, and a Triton launch."""
+"""Ops: a schema, an eager reference that defines it, a Triton launch, often a CPU path."""
 
 from fastadv.ops.augment.batch import AugmentedBatch, augment_batch, augment_batch_reference
 from fastadv.ops.backend import use_backend

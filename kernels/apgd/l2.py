@@ -5,15 +5,13 @@ import triton.language as tl
 
 from ..aot import AotCase
 from ..compilation import launch_options
-from ..geometry import compute_dtype, row_geometry
+from ..geometry import LONG_ROW, compute_dtype, row_kernel
 from ..rounding import clamp_keeping_nan, root
 from .l2_long import apgd_l2_long_kernel, ascended_offset, ball_factor, finite_factor, with_momentum
 from .linf import step_types
 from .progress_step import is_active, misclassified, turn_of
 
 ROW_LIMIT = 8192  # the longest row that one program holds on chip
-_WARPS = {4096: 16, 8192: 16}  # as in the L2 step
-_LONG_GEOMETRY = 2048, 16  # one program reads a whole row: as many loads in flight as fit
 
 
 @triton.jit
@@ -60,9 +58,8 @@ def apgd_l2_kernel(
         tl.store(x_adv_ptr + base + e, moved.to(x_adv_ptr.dtype.element_ty), mask=mask)
 
 
-def _geometry(size):
-    block, warps = row_geometry(size, ROW_LIMIT)
-    return block, _WARPS.get(block, warps)
+def _kernel(size):
+    return row_kernel(size, ROW_LIMIT, apgd_l2_kernel, (apgd_l2_long_kernel, LONG_ROW))
 
 
 def launch_apgd_l2(
@@ -74,9 +71,7 @@ def launch_apgd_l2(
         return
     batch = x_adv.shape[0]
     size = x_adv.numel() // batch
-    kernel, (block, warps) = apgd_l2_kernel, _geometry(size)
-    if size > ROW_LIMIT:
-        kernel, (block, warps) = apgd_l2_long_kernel, _LONG_GEOMETRY
+    kernel, block, warps = _kernel(size)
     kernel[(batch,)](
         x_adv, x_previous, x_best, grad_best, grad, x, x_hit, step_size, eps, slot_state,
         progress, correct, lo, hi, size,
@@ -88,11 +83,10 @@ def launch_apgd_l2(
 def aot_cases():
     """Image rows, half precision, rows that 16 does not divide, the longest, and longer ones."""
     types, half = step_types()
-    block, warps = _geometry(3072)
-    longest, longest_warps = _geometry(ROW_LIMIT)
-    chunk, long_warps = _LONG_GEOMETRY
+    row, block, warps = _kernel(3072)
+    _, longest, longest_warps = _kernel(ROW_LIMIT)
+    long, chunk, long_warps = _kernel(ROW_LIMIT + 1)
     hits = dict(HIT=True, DTYPE=tl.float32, BLOCK=block)
-    row, long = apgd_l2_kernel, apgd_l2_long_kernel
     wide = dict(vectorised=True)
     return [
         AotCase("apgd_l2", row, types, hits | dict(HIT=False), warps, **wide),

@@ -5,14 +5,12 @@ import triton.language as tl
 
 from ..aot import AotCase, argument_types
 from ..compilation import launch_options
-from ..geometry import ROW_BLOCK, compute_dtype, row_geometry
+from ..geometry import LONG_ROW, ROW_BLOCK, compute_dtype, row_kernel
 from .projection import finite_or_zero, norm_of, norm_part, project_row
 from .step_long import fab_step_long_kernel
 from .verdict import is_active, judge_distance, load_verdict, mixed, mixing, store_verdict
 
 ROW_LIMIT = ROW_BLOCK  # longer rows are read anew at each turn of a search
-_WARPS = {4096: 16}  # as in the L2 step: three tensors of a row in registers
-_LONG_GEOMETRY = 2048, 16  # one program reads a whole row: as many loads in flight as fit
 
 
 @triton.jit
@@ -65,9 +63,8 @@ def fab_step_kernel(
         store_verdict(slots_ptr, pulled_ptr, row, fooled, over, known, MOVES)
 
 
-def _geometry(size):
-    block, warps = row_geometry(size, ROW_LIMIT)
-    return block, _WARPS.get(block, warps)
+def _kernel(size):
+    return row_kernel(size, ROW_LIMIT, fab_step_kernel, (fab_step_long_kernel, LONG_ROW))
 
 
 def launch_fab_step(
@@ -79,9 +76,7 @@ def launch_fab_step(
         return
     batch = x_adv.shape[0]
     size = x_adv.numel() // batch
-    kernel, (block, warps) = fab_step_kernel, _geometry(size)
-    if size > ROW_LIMIT:
-        kernel, (block, warps) = fab_step_long_kernel, _LONG_GEOMETRY
+    kernel, block, warps = _kernel(size)
     kernel[(batch,)](
         x_adv, closest, grad, x, difference, prediction, labels, distance, pulled_back, slot_state,
         eps, lo, hi, alpha_max, eta, beta, steps, size, NORM=norm, STOP_EARLY=stop_early,
@@ -96,9 +91,7 @@ def aot_cases():
     half = types | {n: "*bf16" for n in ("x_adv_ptr", "closest_ptr", "grad_ptr", "x_ptr")}
 
     def case(name, norm, size, signature=types, **demands):
-        kernel, (block, warps) = fab_step_kernel, _geometry(size)
-        if size > ROW_LIMIT:
-            kernel, (block, warps) = fab_step_long_kernel, _LONG_GEOMETRY
+        kernel, block, warps = _kernel(size)
         constants = dict(NORM=norm, STOP_EARLY=True, MOVES=True, DTYPE=tl.float32, BLOCK=block)
         return AotCase(name, kernel, signature, constants, warps, ("steps",), **demands)
 

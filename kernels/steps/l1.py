@@ -7,7 +7,7 @@ from .. import slots
 from ..addressing import load_grad, scalar_or_row, store_model_input
 from ..aot import AotCase, argument_types
 from ..compilation import launch_options
-from ..geometry import ROW_BLOCK, compute_dtype, row_geometry
+from ..geometry import LONG_ROW, ROW_BLOCK, compute_dtype, row_kernel
 from ..rounding import clamp_keeping_nan
 from .l1_long import l1_long_kernel
 from .l1_projection import (
@@ -23,8 +23,6 @@ _ACTIVE = tl.constexpr(slots.ACTIVE)
 _WIDTH = tl.constexpr(slots.WIDTH)
 
 ROW_LIMIT = ROW_BLOCK  # longer rows are read anew at each turn of a search
-_WARPS = {4096: 16}  # as in the L2 step
-_LONG_GEOMETRY = 2048, 16  # one program reads a whole row: as many loads in flight as fit
 
 
 @triton.jit
@@ -80,9 +78,8 @@ def l1_kernel(
             )  # fmt: skip
 
 
-def _geometry(size):
-    block, warps = row_geometry(size, ROW_LIMIT)
-    return block, _WARPS.get(block, warps)
+def _kernel(size):
+    return row_kernel(size, ROW_LIMIT, l1_kernel, (l1_long_kernel, LONG_ROW))
 
 
 def launch_l1(
@@ -94,9 +91,7 @@ def launch_l1(
         return
     batch = x_adv.shape[0]
     size = x_adv.numel() // batch
-    kernel, (block, warps) = l1_kernel, _geometry(size)
-    if size > ROW_LIMIT:
-        kernel, (block, warps) = l1_long_kernel, _LONG_GEOMETRY
+    kernel, block, warps = _kernel(size)
     kernel[(batch,)](
         out, x_adv, grad, x, momentum, step_rows, eps_rows, sparsity_rows, slot_state,
         model_input, mean, std, step_size, eps, sparsity, lo, hi, decay, size, inner,
@@ -129,9 +124,9 @@ def aot_cases():
         PER_SAMPLE_STEP=True, PER_SAMPLE_EPS=True, PER_SAMPLE_SPARSITY=True, SLOTTED=True
     )
     both = dict(MOMENTUM=True, MODEL_INPUT=True, CROSS=True)
-    block, warps = _geometry(3072)
+    _, block, warps = _kernel(3072)
     row = dict(BLOCK=block)
-    long, long_warps = _LONG_GEOMETRY
+    _, long, long_warps = _kernel(ROW_LIMIT + 1)
     chunk = dict(BLOCK=long)
     return [
         AotCase("l1", l1_kernel, types, plain | row, warps, vectorised=True),

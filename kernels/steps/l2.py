@@ -7,7 +7,7 @@ from .. import slots
 from ..addressing import load_grad, scalar_or_row, store_model_input
 from ..aot import AotCase, argument_types
 from ..compilation import launch_options
-from ..geometry import compute_dtype, row_geometry
+from ..geometry import compute_dtype, held_row_geometry, row_geometry
 from ..rounding import root
 from .l2_long import CHUNK, PARTS, l2_abs_kernel, l2_apply_kernel, l2_partials_kernel
 from .l2_projection import move_and_project_l2, step_factor, unit_scale
@@ -17,8 +17,6 @@ _ACTIVE = tl.constexpr(slots.ACTIVE)
 _WIDTH = tl.constexpr(slots.WIDTH)
 
 ROW_LIMIT = 8192  # the longest row of the one-launch kernel: 16384 spills
-# by BLOCK; with 8, momentum and a model input in the other layout spill or take 245 registers
-_WARPS = {4096: 16, 8192: 16}
 
 
 @triton.jit
@@ -73,8 +71,7 @@ def l2_step_kernel(
 
 
 def _geometry(size):
-    block, warps = row_geometry(size, ROW_LIMIT)
-    return block, _WARPS.get(block, warps)
+    return held_row_geometry(size, ROW_LIMIT)
 
 
 def workspace_shape(batch, size):

@@ -58,7 +58,7 @@ def short_rows(monkeypatch):
     from fastadv.kernels.apgd import l2 as kernels
 
     monkeypatch.setattr(kernels, "ROW_LIMIT", 64)
-    monkeypatch.setattr(kernels, "_LONG_GEOMETRY", (128, 4))
+    monkeypatch.setattr(kernels, "LONG_ROW", (128, 4))
 
 
 @pytest.mark.parametrize("size", [65, 128, 1000])

@@ -99,7 +99,7 @@ def short_rows(monkeypatch):
     from fastadv.kernels.steps import l1 as kernels
 
     monkeypatch.setattr(kernels, "ROW_LIMIT", 64)
-    monkeypatch.setattr(kernels, "_LONG_GEOMETRY", (128, 4))
+    monkeypatch.setattr(kernels, "LONG_ROW", (128, 4))
 
 
 SHAPES = [(2, 1), (2, 15), (2, 17), (2, 1023), (2, 3, 32, 32), (1, 5000), (3, 2, 2, 3, 4)]
