@@ -51,6 +51,24 @@ def test_links_lead_to_files():
             assert link.startswith("https://") or (page.parent / link).exists(), (page.name, link)
 
 
+def test_paths_that_are_named_are_there():
+    """But for those of the family that CONTRIBUTING makes up, shift."""
+    named = re.compile(r"`((?:kernels|fastadv|tests|benchmarks|docs|examples)/[\w/.-]*)`")
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"):
+        missing = [name for name in named.findall(page.read_text()) if not (ROOT / name).exists()]
+        assert [name for name in missing if "/shift/" not in name] == [], page
+
+
+def test_every_benchmark_command_is_named():
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        if 'if __name__ == "__main__":' in path.read_text():
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(
+                ".__main__"
+            )
+            assert f"`python -m {module}" in page, module
+
+
 def test_the_picture_is_small():
     (picture,) = re.findall(r"!\[.*?\]\((.*?)\)", README.read_text())
     assert (ROOT / picture).stat().st_size < 200_000
