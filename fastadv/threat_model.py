@@ -181,7 +181,16 @@ class Linf(ThreatModel):
         super().__post_init__()
         check_fits(self, torch.empty(1, 1))
 
-    def step_(self, x_adv, grad, x, *, step_size, eps, **more) -> torch.Tensor:
+    def step_(
+        self,
+        x_adv: torch.Tensor,
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        *,
+        step_size: float | torch.Tensor,
+        eps: float | torch.Tensor,
+        **more: Any,
+    ) -> torch.Tensor:
         return linf.linf_step_(
             x_adv, grad, x, step_size=step_size, eps=eps, bounds=self.bounds, **more
         )
@@ -210,7 +219,16 @@ class L2(ThreatModel):
     bounds: Bounds = (0.0, 1.0)
     norm: ClassVar[str] = "l2"
 
-    def step_(self, x_adv, grad, x, *, step_size, eps, **more) -> torch.Tensor:
+    def step_(
+        self,
+        x_adv: torch.Tensor,
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        *,
+        step_size: float | torch.Tensor,
+        eps: float | torch.Tensor,
+        **more: Any,
+    ) -> torch.Tensor:
         return l2.l2_step_(x_adv, grad, x, step_size=step_size, eps=eps, bounds=self.bounds, **more)
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -236,7 +254,16 @@ class L1(ThreatModel):
     bounds: Bounds = (0.0, 1.0)
     norm: ClassVar[str] = "l1"
 
-    def step_(self, x_adv, grad, x, *, step_size, eps, **more) -> torch.Tensor:
+    def step_(
+        self,
+        x_adv: torch.Tensor,
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        *,
+        step_size: float | torch.Tensor,
+        eps: float | torch.Tensor,
+        **more: Any,
+    ) -> torch.Tensor:
         return l1.l1_step_(x_adv, grad, x, step_size=step_size, eps=eps, bounds=self.bounds, **more)
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -28,10 +28,11 @@ class Normalized(nn.Module):
         device = None
         behind = modules_behind(model)
         if behind:
-            self.training = behind[0].training
+            self.training: bool = behind[0].training
             device = next((p.device for p in behind[0].parameters()), None)
         if behind != [model]:
-            self.behind = nn.ModuleList(behind)  # a function's: seen by modules(), parameters()
+            # of a function: seen by modules() and parameters()
+            self.behind: nn.ModuleList = nn.ModuleList(behind)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32, device=device))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32, device=device))
         if self.mean.shape != self.std.shape or self.mean.ndim != 1 or not (self.std > 0).all():

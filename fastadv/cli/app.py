@@ -23,7 +23,7 @@ from fastadv.evaluation.report import installed_version
 from fastadv.ops import backend
 
 # rich_markup_mode None: errors in one line each, not in boxes
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -53,10 +53,10 @@ class DeviceLoader:
         world_size: int = 1,
     ) -> None:
         device = images.device if device is None else torch.device(device)
-        self.images = images.to(device).contiguous()
+        self.images: torch.Tensor = images.to(device).contiguous()
         augment.check_images(self.images)
         augment.check_augmentation(self.images, crop, padding, flip, dtype)
-        self.labels = _checked_labels(labels, self.images)
+        self.labels: torch.Tensor = _checked_labels(labels, self.images)
         _check_batches(len(images), batch_size, drop_last, rank, world_size)
         self.batch_size = batch_size
         self.seed = seed
@@ -65,6 +65,8 @@ class DeviceLoader:
         self.indexed = indexed
         self.rank = rank
         self.world_size = world_size
+        self.mean: torch.Tensor | None
+        self.std: torch.Tensor | None
         self.mean, self.std = _normalisation(self.images, mean, std)
         self._augmentation = dict(
             seed=seed,
@@ -76,7 +78,7 @@ class DeviceLoader:
             mean=self.mean,
             std=self.std,
         )
-        self.epoch = 0
+        self.epoch: int = 0
         self._batch = 0  # batches of `epoch` that were yielded
         self._begun: object | None = None  # names the latest iterator, if `epoch` is its epoch
 

@@ -18,11 +18,12 @@ class Ledger:
     def __init__(self, x: torch.Tensor, *, settles: bool) -> None:
         n = len(x)
         self._settles = settles
-        self.x_adv = x.clone(memory_format=torch.preserve_format)
-        self.step = np.full(n, -1, dtype=np.int32)
-        self.faults = np.zeros(n, dtype=np.int32)
+        self.x_adv: torch.Tensor = x.clone(memory_format=torch.preserve_format)
+        self.step: np.ndarray = np.full(n, -1, dtype=np.int32)
+        self.faults: np.ndarray = np.zeros(n, dtype=np.int32)
         self._fooled_by = np.full(n, _NO_ITEM, dtype=np.int32)
-        self.loss = np.full(n, -np.inf)  # the highest that an item without success reached
+        # the highest that an item without success reached
+        self.loss: np.ndarray = np.full(n, -np.inf)
         self._item = np.full(n, _NO_ITEM, dtype=np.int32)
         self._entered: set[tuple[int, int]] = set()
 

@@ -53,7 +53,7 @@ class Stepper:
     """Makes the steps of a plan's algorithm. graphs: None for eager steps."""
 
     def __init__(self, plan: Plan, graphs: StepGraphs | None) -> None:
-        self.algorithm = plan.algorithm
+        self.algorithm: SlotAlgorithm = plan.algorithm
         self._plan = plan
         self._graphs = graphs
         self._watchdog = Watchdog()

@@ -28,7 +28,9 @@ class Exchange:
     """What the processes of one evaluation tell each other; kept: what to do if one is gone."""
 
     def __init__(self, place: Place, group: Any, kept: str) -> None:
-        self.place, self._group, self._kept = place, group, kept
+        self.place = place
+        self._group = group
+        self._kept = kept
 
     def gathered(self, work: Callable[[], T]) -> list[T]:
         """What `work` returns on each process, by rank, once all are done.

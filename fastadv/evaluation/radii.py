@@ -45,16 +45,19 @@ class AtRadii:
         execution: Execution,
         device: torch.device | None,
     ) -> None:
-        self.model, self.attacks, self.execution = model, attacks, execution
+        self.model = model
+        self.attacks = attacks
+        self.execution = execution
         self.device = device
-        self.done = 0
+        self.done: int = 0
         self.clean_correct: list[torch.Tensor] = []
         self.robust: list[torch.Tensor] = []
-        self.attacked, self.forwards, self.backwards, self.by_square = (
-            [0] * len(attacks) for _ in range(4)
-        )
+        self.attacked: list[int] = [0] * len(attacks)
+        self.forwards: list[int] = [0] * len(attacks)
+        self.backwards: list[int] = [0] * len(attacks)
+        self.by_square: list[int] = [0] * len(attacks)
         self.warnings: dict[str, int] = {}
-        self.is_mended = False  # gradients are taken inside the bounds
+        self.is_mended: bool = False  # gradients are taken inside the bounds
 
     def attack_block(
         self, x: torch.Tensor, y: torch.Tensor, watch: Watch, expected: int | None

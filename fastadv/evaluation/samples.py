@@ -12,7 +12,7 @@ from fastadv.ops import layout
 _BATCH_SIZE = 128  # where neither the caller nor the loader says
 BATCHES_A_BLOCK = 8  # samples queue for the slots of continuous batching; a checkpoint a block
 
-Data = tuple[torch.Tensor, torch.Tensor] | DataLoader | Dataset
+Data = tuple[torch.Tensor, torch.Tensor] | DataLoader[Any] | Dataset[Any]
 
 
 class Rows(NamedTuple):
@@ -75,10 +75,10 @@ class Samples:
     def __init__(self, data: Data, *, batch_size: int | None, shared: bool = False) -> None:
         self.length: int | None = None
         self.expected: int | None = None
-        self.device = torch.device("cpu")  # of the last batch
-        self.batch_size = _BATCH_SIZE if batch_size is None else batch_size
-        self.stream = DataDigest()  # of several processes, which must read the same
-        self.seen = 0
+        self.device: torch.device = torch.device("cpu")  # of the last batch
+        self.batch_size: int = _BATCH_SIZE if batch_size is None else batch_size
+        self.stream: DataDigest = DataDigest()  # of several processes, which must read the same
+        self.seen: int = 0
         self._data, self._shared = data, shared
         if _is_pair(data):
             self.length = self.expected = len(data[0])  # type: ignore[index]
@@ -95,7 +95,7 @@ class Samples:
                 "data must be (x, y) tensors, a DataLoader or a Dataset with a length; got "
                 + _describe(data)
             )
-        self.block_size = self.batch_size * BATCHES_A_BLOCK
+        self.block_size: int = self.batch_size * BATCHES_A_BLOCK
 
     def batches(
         self, takes: Callable[[torch.Tensor], torch.Tensor] | None = None

@@ -58,13 +58,13 @@ class Share:
     def __init__(self, place: Place, founds: Sequence[Found]) -> None:
         _check_agreement(founds)
         self.place = place
-        self.total = max((f.total for f in founds if f.total is not None), default=None)
-        self.inset = max(f.inset for f in founds)
-        self.blocks = disjoint(block for found in founds for block in found.blocks)
+        self.total: int | None = max((f.total for f in founds if f.total is not None), default=None)
+        self.inset: float = max(f.inset for f in founds)
+        self.blocks: list[Block] = disjoint(block for found in founds for block in found.blocks)
         rows = joined_columns(self.blocks)
         self._rows = rows
         ours = _shared_out([found.begun for found in founds], rows["ids"])
-        self.begun = ours[place.rank]
+        self.begun: list[Begun] = ours[place.rank]
         begun = [one.ids for group in ours for one in group]
         self._known = torch.cat([rows["ids"], *begun]).sort().values
         self._begun = torch.cat([torch.empty(0, dtype=torch.int64), *(b.ids for b in self.begun)])

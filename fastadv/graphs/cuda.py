@@ -41,7 +41,7 @@ class CudaGraphs:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = torch.device(device)
+        self.device: torch.device = torch.device(device)
         self._side: torch.cuda.Stream | None = None
         self._pool: Any = None
         self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()

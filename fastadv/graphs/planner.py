@@ -79,8 +79,8 @@ class StepGraphs:
         self.most = most
         self.what = what
         self.refusal: str | None = None
-        self.captures = 0
-        self.replays = 0
+        self.captures: int = 0
+        self.replays: int = 0
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
 
     def run(

@@ -26,7 +26,7 @@ class PreActBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.shortcut = None
+        self.shortcut: nn.Sequential | None = None
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False))
 
@@ -58,7 +58,7 @@ class PreActResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
         inputs = stem
-        groups = []
+        groups: list[str] = []
         for index, outputs in enumerate(channels):
             group = nn.Sequential()
             for block in range(blocks):
@@ -67,7 +67,7 @@ class PreActResNet(nn.Module):
                 inputs = outputs
             groups.append(f"layer{index + 1}")
             self.add_module(groups[-1], group)
-        self.groups = tuple(groups)
+        self.groups: tuple[str, ...] = tuple(groups)
         self.bn = nn.BatchNorm2d(inputs)
         self.linear = nn.Linear(inputs, classes)
 

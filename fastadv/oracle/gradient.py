@@ -53,18 +53,18 @@ class Oracle:
     ) -> None:
         self.model = model
         self.bounds = bounds
-        self.inset = inset
+        self.inset: float = inset
         self.search: SearchModel | None = None
         self.objective = Objective(loss, targeted=targeted)
         self.passes = passes
-        self.room = UNLIMITED
-        self.classes = 0  # known after the first forward
+        self.room: int = UNLIMITED
+        self.classes: int = 0  # known after the first forward
         self.largest_label = -1  # set where a callable loss would see labels before any check
-        self.forwards = 0
-        self.backwards = 0
-        self.own_forwards = 0
-        self.own_backwards = 0
-        self.seconds = 0.0
+        self.forwards: int = 0
+        self.backwards: int = 0
+        self.own_forwards: int = 0
+        self.own_backwards: int = 0
+        self.seconds: float = 0.0
         self.discarded: int | torch.Tensor = 0  # forwards of proposals that came too late
 
     def read(self) -> tuple[int, ...]:

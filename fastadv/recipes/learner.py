@@ -17,7 +17,7 @@ from fastadv.recipes.settings import Recipe
 from fastadv.recipes.sources import Split
 from fastadv.training import Check, ema
 from fastadv.training.arguments import warmup_factor
-from fastadv.training.sentinel import Step
+from fastadv.training.sentinel import Sentinel, Step
 
 _CHECKPOINT_SECONDS = 60.0
 
@@ -32,7 +32,7 @@ class Learner:
         self.recipe = recipe
         self.position = position
         self.checkpoint_every = checkpoint_every
-        self.loader = DeviceLoader(
+        self.loader: DeviceLoader = DeviceLoader(
             samples.images,
             samples.labels,
             batch_size=recipe.batch_size,
@@ -41,18 +41,18 @@ class Learner:
             flip=recipe.flip,
             channels_last=recipe.channels_last,
         )
-        self.held_out = HeldOut.of(
+        self.held_out: HeldOut = HeldOut.of(
             samples.held_images, samples.held_labels, eps=recipe.eps, seed=recipe.seed
         )
-        self.model = assembly.build_model(recipe, samples.images, device)
-        self.optimizer = assembly.build_optimizer(recipe, self.model)
+        self.model: nn.Module = assembly.build_model(recipe, samples.images, device)
+        self.optimizer: torch.optim.Optimizer = assembly.build_optimizer(recipe, self.model)
         self.average = self._new_average()
-        self.step = assembly.build_step(recipe, self.model, batches=len(self.loader))
-        self.sentinel = assembly.build_sentinel(
+        self.step: Step = assembly.build_step(recipe, self.model, batches=len(self.loader))
+        self.sentinel: Sentinel = assembly.build_sentinel(
             recipe, self.held_out.x, self.held_out.y, batches=len(self.loader)
         )
         self.sentinel.keep(self.model, self.optimizer)
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.loss_sum: torch.Tensor = torch.zeros((), dtype=torch.float64, device=device)
         self._resumed_at = time.perf_counter()
         self._saved_at = time.monotonic()
 

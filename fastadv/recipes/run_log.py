@@ -20,7 +20,7 @@ class RunLog:
     def __init__(self, path: Path, *, length: int) -> None:
         """Keep the first `length` bytes of the file; ValueError if it has fewer."""
         self.path = path
-        self.length = length
+        self.length: int = length
         with path.open("ab") as file:
             there = file.seek(0, os.SEEK_END)
             if there < length:
@@ -71,7 +71,7 @@ class Scalars:
                 'TensorBoard curves need tensorboard: pip install "tensorboard>=2.16"',
                 name=error.name,
             ) from error
-        self.writer = tensorboard.SummaryWriter(str(folder), purge_step=epoch + 1)
+        self.writer: Any = tensorboard.SummaryWriter(str(folder), purge_step=epoch + 1)
 
     def add(self, row: Row) -> None:
         for name in ("loss", "learning_rate", "eps", "clean", "robust"):

@@ -27,7 +27,7 @@ class PerturbationBank:
     ) -> None:
         if size < 1:
             raise ValueError(f"size must be at least 1; got {size}")
-        self.levels = torch.zeros(size, *shape, dtype=torch.int8, device=device)
+        self.levels: torch.Tensor = torch.zeros(size, *shape, dtype=torch.int8, device=device)
 
     def __repr__(self) -> str:
         size, *shape = self.levels.shape

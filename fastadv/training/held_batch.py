@@ -14,13 +14,13 @@ class HeldBatch:
     """The tensors that the recordings of one shape read and write; `serial` is theirs alone."""
 
     def __init__(self, x: torch.Tensor, y: torch.Tensor, sample_ids: torch.Tensor | None) -> None:
-        self.serial = next(_SERIAL)
-        self.x = torch.empty_like(x, requires_grad=False)
-        self.y = torch.empty_like(y, dtype=torch.int64)
+        self.serial: int = next(_SERIAL)
+        self.x: torch.Tensor = torch.empty_like(x, requires_grad=False)
+        self.y: torch.Tensor = torch.empty_like(y, dtype=torch.int64)
         self.sample_ids: torch.Tensor | None = None
         if sample_ids is not None:
             self.sample_ids = torch.empty(x.shape[:1], dtype=torch.int64, device=x.device)
-        self.draws = torch.zeros(x.shape[:1], dtype=torch.int32, device=x.device)
+        self.draws: torch.Tensor = torch.zeros(x.shape[:1], dtype=torch.int32, device=x.device)
         self.losses: dict[str, torch.Tensor] = {}
 
     def fill(

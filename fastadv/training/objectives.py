@@ -48,7 +48,7 @@ class Reduced:
     def __init__(self, first: Model, others: Model) -> None:
         self.first = first
         self.others = others
-        self.is_called = False
+        self.is_called: bool = False
 
     @classmethod
     def of(cls, model: Model) -> "Reduced":

@@ -128,8 +128,8 @@ class AutoPGDSlots(AscentSlots):
         self.keep = keep
         self.rho = rho
         self.steps = steps
-        self.items = max(targets, 1) * restarts
-        self.rules = Rules(
+        self.items: int = max(targets, 1) * restarts
+        self.rules: Rules = Rules(
             steps, first_step, keep == "first_success", best_from=0, any_error=targets > 0
         )
         self._checkpoints = torch.tensor(apgd_checkpoints(steps), dtype=torch.int32)

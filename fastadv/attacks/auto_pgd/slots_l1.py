@@ -59,11 +59,11 @@ class AutoPGDL1Slots(AscentSlots):
         self.seed = seed
         self.keep = keep
         plan, radius = apgd_l1_plan(steps, large_radii=large_radii)
-        self.steps = len(plan) - 1  # moves, and projections between phases
-        self.items = max(targets, 1) * restarts
-        self.first_radius = radius[0]
+        self.steps: int = len(plan) - 1  # moves, and projections between phases
+        self.items: int = max(targets, 1) * restarts
+        self.first_radius: float = radius[0]
         last_phase = max(t for t, entry in enumerate(plan) if entry in (GIVEN_START, RANDOM_START))
-        self.rules = Rules(
+        self.rules: Rules = Rules(
             self.steps,
             max(first_step, last_phase),
             keep == "first_success",

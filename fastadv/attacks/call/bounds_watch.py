@@ -27,7 +27,7 @@ class BoundsWatch:
     def __init__(self, oracle: Oracle, inset: float | None) -> None:
         self._oracle = oracle
         self._kept = 0
-        self.is_open = inset is None and oracle.bounds is not None
+        self.is_open: bool = inset is None and oracle.bounds is not None
 
     @property
     def inspect(self) -> Inspect | None:

@@ -55,8 +55,8 @@ class Call:
     ) -> None:
         if not callable(model):
             raise TypeError(f"model must be callable; got {type(model).__name__}")
-        self.began = time.perf_counter()
-        self.cost = Cost()
+        self.began: float = time.perf_counter()
+        self.cost: Cost = Cost()
         self.attack = attack
         self.model = model
         if attack.resolves_finely:
@@ -78,8 +78,8 @@ class Call:
                 "keep='authors' returns the iterates of the authors' own code and takes the model "
                 f"as it is; got {execution!r}. Use keep='first_success'"
             )
-        self.batch_size = execution.batch_size or max(1, len(x))
-        self.oracle = Oracle(
+        self.batch_size: int = execution.batch_size or max(1, len(x))
+        self.oracle: Oracle = Oracle(
             model,
             attack.resolved_loss,
             targeted=self.given.aims,

@@ -43,8 +43,8 @@ class Search:
         self.execution = execution
         self.batch_size = batch_size
         self.prepared = prepared
-        self.cost = Cost()
-        self.attacked = 0  # samples
+        self.cost: Cost = Cost()
+        self.attacked: int = 0  # samples
         self._watch = BoundsWatch(oracle, execution.inset)
         oracle.search = prepared.search
         oracle.room = prepared.room

@@ -67,8 +67,8 @@ class BoundarySlots:
         self.threat = threat
         self.steps = steps
         self.restarts = restarts
-        self.untargeted = targets == 0
-        self.items = max(targets, 1) * restarts
+        self.untargeted: bool = targets == 0
+        self.items: int = max(targets, 1) * restarts
         self.moves = moves
         self.seed = seed
         self.keep = keep

@@ -56,7 +56,7 @@ class SquareSlots:
         self.oracle = oracle
         self.threat = threat
         self.queries = queries
-        self.steps = queries + 1
+        self.steps: int = queries + 1
         self.items = restarts
         self.p_init = p_init
         self.rescale = rescale

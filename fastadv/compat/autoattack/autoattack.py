@@ -54,20 +54,22 @@ class AutoAttack:
             )
         self.model = model
         self.seed = seed
-        self.verbose = verbose
-        self.attacks_to_run = list(attacks_to_run)
+        self.verbose: bool = verbose
+        self.attacks_to_run: list[str] = list(attacks_to_run)
         self.version = version
         self.is_tf_model = is_tf_model
         self.device = device
-        self.logger = Logger(log_path)
-        self.apgd = APGDAttack(
+        self.logger: Logger = Logger(log_path)
+        self.apgd: APGDAttack = APGDAttack(
             model, n_restarts=5, norm=norm, eps=eps, seed=seed, device=device, logger=self.logger
         )
-        self.fab = FABAttack_PT(model, n_restarts=5, norm=norm, eps=eps, seed=seed, device=device)
-        self.square = SquareAttack(
+        self.fab: FABAttack_PT = FABAttack_PT(
+            model, n_restarts=5, norm=norm, eps=eps, seed=seed, device=device
+        )
+        self.square: SquareAttack = SquareAttack(
             model, norm=norm, eps=eps, seed=seed, device=device, resc_schedule=False
         )
-        self.apgd_targeted = APGDAttack_targeted(
+        self.apgd_targeted: APGDAttack_targeted = APGDAttack_targeted(
             model, norm=norm, eps=eps, seed=seed, device=device, logger=self.logger
         )
         self._norm, self._epsilon = norm, eps
@@ -170,7 +172,8 @@ class AutoAttack:
                         f"attack: {time.time() - began:.1f} s)"
                     )
         finally:
-            self.attacks_to_run, self.verbose = names, verbose
+            self.attacks_to_run = names
+            self.verbose = verbose
         return found
 
     def clean_accuracy(self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250) -> float:

@@ -57,7 +57,7 @@ class APGDAttack(SubAttack):
         self.seed = seed
         self.loss = loss
         self.eot_iter = eot_iter
-        self.thr_decr = rho
+        self.thr_decr: float = rho
         self.topk = topk
         self.verbose = verbose
         self.device = device

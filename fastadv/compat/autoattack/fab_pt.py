@@ -48,7 +48,7 @@ class FABAttack_PT(SubAttack):
         self.verbose = verbose
         self.seed = seed
         self.targeted = targeted
-        self.target_class = None
+        self.target_class: int | None = None
         self.device = device
         self.n_target_classes = n_target_classes
 

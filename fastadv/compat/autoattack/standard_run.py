@@ -19,6 +19,7 @@ from fastadv.compat.autoattack.sub_attack import Device, device_for, threat_of
 from fastadv.ensemble.cascade import Progress
 from fastadv.evaluation.checkpoint import DataDigest, digest_of_model
 from fastadv.isolation import Model, module_of
+from fastadv.threat_model import ThreatModel
 
 _DESCRIBED = {  # in the order in which a difference is reported
     "version": "version of fastadv",
@@ -71,22 +72,24 @@ class StandardRun:
         if len(x_orig) == 0:
             raise ValueError("x_orig must hold at least one sample; got none")
         self.settings = settings
-        self.names = list(settings.attacks_to_run)
-        self.execution = fastadv.Execution(batch_size=bs)
-        self.x_orig, self.y_orig = x_orig, y_orig
+        self.names: list[str] = list(settings.attacks_to_run)
+        self.execution: fastadv.Execution = fastadv.Execution(batch_size=bs)
+        self.x_orig: torch.Tensor = x_orig
+        self.y_orig: torch.Tensor = y_orig
         device = device_for(settings.device, settings.model, x_orig)
-        self.x, self.y = x_orig.detach().to(device), y_orig.to(device)
-        self.path = None if state_path is None else Path(state_path)
-        self.is_restored = self.path is not None and self.path.exists()
+        self.x: torch.Tensor = x_orig.detach().to(device)
+        self.y: torch.Tensor = y_orig.to(device)
+        self.path: Path | None = None if state_path is None else Path(state_path)
+        self.is_restored: bool = self.path is not None and self.path.exists()
         if self.path is not None and self.is_restored:
-            self.state = EvaluationState.from_disk(self.path)
+            self.state: EvaluationState = EvaluationState.from_disk(self.path)
         else:
             self.state = EvaluationState(set(self.names), self.path)
         kept = self.state.seed if settings.seed is None else None
-        self.seed = int(settings.get_seed()) if kept is None else kept
-        self.attacks = settings.attacks(self.seed)
+        self.seed: int = int(settings.get_seed()) if kept is None else kept
+        self.attacks: list[fastadv.Attack] = settings.attacks(self.seed)
         ball = threat_of(settings.norm, settings.epsilon)
-        self.threat = self.attacks[0].threat if self.attacks else ball
+        self.threat: ThreatModel = self.attacks[0].threat if self.attacks else ball
 
     def carry_out(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(x_adv, classes of the model at x_adv), on the device of the samples given."""
@@ -104,7 +107,7 @@ class StandardRun:
         silent = ("randomised",) if self.settings.version == "rand" else ()
         with relayed(self.settings.logger.log, samples=len(self.x), silent=silent):
             progress = self._clean()
-            self.began = time.time()
+            self.began: float = time.time()
             if self.attacks:
                 fastadv.autoattack(
                     self.threat,

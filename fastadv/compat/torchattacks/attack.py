@@ -36,12 +36,14 @@ class Attack:
 
     def __init__(self, name: str, model: Model, *, seed: int) -> None:
         self.attack = name
-        self.model = model
-        self.model_name = type(model).__name__
+        self.model: Model = model
+        self.model_name: str = type(model).__name__
         self.device = _device_of(model)
-        self.attack_mode = "default"
-        self.supported_mode = ["default", "targeted"] if self._takes_labels else ["default"]
-        self.targeted = False
+        self.attack_mode: str = "default"
+        self.supported_mode: list[str] = (
+            ["default", "targeted"] if self._takes_labels else ["default"]
+        )
+        self.targeted: bool = False
         self.normalization_used: normalization.Normalization | None = None
         self._target_map_function: TargetFunction = _labels
         self._kth_min = 1
@@ -252,7 +254,7 @@ class Attack:
 
     def save(
         self,
-        data_loader: DataLoader,
+        data_loader: DataLoader[Any],
         save_path: str | None = None,
         verbose: bool = True,
         return_verbose: bool = False,

@@ -102,7 +102,7 @@ class BIM(Attack):
         super().__init__("BIM", model, seed=seed)
         self.eps = eps
         self.alpha = alpha
-        self.steps = steps if steps else int(min(eps * 255 + 4, 1.25 * eps * 255))
+        self.steps: int = steps if steps else int(min(eps * 255 + 4, 1.25 * eps * 255))
 
     def _settings(self, *, batch: int, seed: int) -> fastadv.Attack:
         return fastadv.bim(

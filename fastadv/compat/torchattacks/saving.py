@@ -36,8 +36,8 @@ class _Attack(Protocol):
 
 def save(
     attack: _Attack,
-    data_loader: DataLoader,
-    save_path: str | os.PathLike | None,
+    data_loader: DataLoader[Any],
+    save_path: str | os.PathLike[str] | None,
     *,
     verbose: bool,
     predictions: bool,
@@ -92,13 +92,13 @@ def save(
 
 
 def load(
-    load_path: str | os.PathLike,
+    load_path: str | os.PathLike[str],
     batch_size: int | None = 128,
     shuffle: bool = False,
     normalize: Mapping[str, Sequence[float]] | None = None,
     load_predictions: bool = False,
     load_clean_inputs: bool = False,
-) -> DataLoader:
+) -> DataLoader[Any]:
     """A loader of (adv_inputs, labels, predictions, clean_inputs), the last two where asked for.
 
     Images come as floats in [0, 1], or normalised by normalize={"mean": ..., "std": ...}. Reads
@@ -163,7 +163,7 @@ class _Tally:
         return float(self.l2) / wrong if wrong else float("nan")
 
 
-def _report(tally: _Tally, data_loader: DataLoader, seconds: float, *, end: str) -> None:
+def _report(tally: _Tally, data_loader: DataLoader[Any], seconds: float, *, end: str) -> None:
     try:
         progress = f"{tally.batches}/{len(data_loader)}"
     except TypeError:  # a loader of an iterable data set has no length

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,14 +40,30 @@ def _by_side(sides: np.ndarray) -> Sequence[tuple[int, slice | np.ndarray]]:
 class Windows:
     """The images of one step, flat, and the windows that its table says."""
 
-    def __init__(self, x_new, x_best, x, geometry, signs, eps, eps_rows, lo, hi) -> None:
-        self.new, self.best, self.clean = _flat(x_new), _flat(x_best), _flat(x)
-        self.shape, self.channels_last = x.shape[1:], not x_best.is_contiguous()
-        self.channels, _, self.width = self.shape
-        self.size = self.shape.numel()
-        self.table, self.signs = geometry.numpy(), signs.numpy()
-        self.dtype = np.float64 if x.dtype is torch.float64 else np.float32
-        self.eps = np.asarray(eps if eps_rows is None else eps_rows.numpy(), self.dtype)
+    def __init__(
+        self,
+        x_new: torch.Tensor,
+        x_best: torch.Tensor,
+        x: torch.Tensor,
+        geometry: torch.Tensor,
+        signs: torch.Tensor,
+        eps: float,
+        eps_rows: torch.Tensor | None,
+        lo: float,
+        hi: float,
+    ) -> None:
+        self.new: np.ndarray = _flat(x_new)
+        self.best: np.ndarray = _flat(x_best)
+        self.clean: np.ndarray = _flat(x)
+        self.shape: torch.Size = x.shape[1:]
+        self.channels_last: bool = not x_best.is_contiguous()
+        self.channels: int = self.shape[0]
+        self.width: int = self.shape[2]
+        self.size: int = self.shape.numel()
+        self.table: np.ndarray = geometry.numpy()
+        self.signs: np.ndarray = signs.numpy()
+        self.dtype: type[np.floating[Any]] = np.float64 if x.dtype is torch.float64 else np.float32
+        self.eps: np.ndarray = np.asarray(eps if eps_rows is None else eps_rows.numpy(), self.dtype)
         self.lo, self.hi = self.dtype(lo), self.dtype(hi)
 
     def elements(

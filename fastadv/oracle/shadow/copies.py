@@ -28,7 +28,7 @@ class Pair:
 
     def __init__(self, own: torch.Tensor) -> None:
         self.own = own
-        self.ours = _detached(own)
+        self.ours: torch.Tensor = _detached(own)
         self._shared = own.data_ptr()
 
     @property
