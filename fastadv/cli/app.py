@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 
 import fastadv
-from fastadv.cli import attack_files
+from fastadv.cli import attack_files, choices, sources
 from fastadv.cli import evaluate as evaluate_command
 from fastadv.cli import train as train_command
-from fastadv.cli.attack_files import UserError
+from fastadv.cli.user_error import UserError
 from fastadv.demo.run import run_demo
 from fastadv.evaluation.report import installed_version
 from fastadv.ops import backend
@@ -120,7 +120,7 @@ def attack(
     eps: Annotated[str, typer.Option(help="Radius in input units, as 8/255 or 0.03.")],
     out: Annotated[Path, typer.Option(help="npz file for the adversarial examples.")],
     norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
-    attack: Annotated[str, typer.Option(help=", ".join(attack_files.ATTACKS))] = "pgd",
+    attack: Annotated[str, typer.Option(help=", ".join(choices.ATTACKS))] = "pgd",
     steps: Annotated[int | None, typer.Option(help="Steps.")] = None,
     step_size: Annotated[str | None, typer.Option(help="As --eps.")] = None,
     restarts: Annotated[int | None, typer.Option(help="Random starts a sample.")] = None,
@@ -131,7 +131,7 @@ def attack(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples at once.")] = None,
     n: Annotated[int | None, typer.Option("--n", help="The first n samples only.")] = None,
-    format: Annotated[str, typer.Option(help=", ".join(attack_files.FORMATS))] = "auto",
+    format: Annotated[str, typer.Option(help=", ".join(sources.FORMATS))] = "auto",
     split: Annotated[str, typer.Option(help="train or test, of MNIST and CIFAR-10.")] = "test",
     uint8: Annotated[bool, typer.Option("--uint8", help="Save bytes, inside the ball.")] = False,
     report: Annotated[Path | None, typer.Option(help="Report, .json or .md.")] = None,
@@ -139,7 +139,7 @@ def attack(
     """Attack a model on data from files and save adversarial examples, verified as saved."""
     _check_paths(out, report, target)
     with _user_errors():
-        threat = attack_files.make_threat(norm, parse_number(eps))
+        threat = choices.make_threat(norm, parse_number(eps))
         options = {
             "steps": steps,
             "step_size": None if step_size is None else parse_number(step_size),
@@ -147,14 +147,14 @@ def attack(
             "loss": loss,
             "seed": seed,
         }
-        chosen = attack_files.make_attack(attack, threat, options)
-        x, y = attack_files.load_data(data, format, split, n)
+        chosen = choices.make_attack(attack, threat, options)
+        x, y = sources.load_data(data, format, split, n)
         outcome = attack_files.attack_files(
-            attack_files.load_model(model),
+            sources.load_model(model),
             x,
             y,
             chosen,
-            target=attack_files.make_target(target),
+            target=choices.make_target(target),
             as_bytes=uint8,
             batch_size=batch_size,
         )

@@ -13,8 +13,8 @@ import torch.distributed as dist
 import typer
 
 from fastadv.attacks import Attack
-from fastadv.cli import attack_files
-from fastadv.cli.attack_files import UserError
+from fastadv.cli import choices, sources
+from fastadv.cli.user_error import UserError
 from fastadv.diagnostics import AttackWarning
 from fastadv.ensemble.constructor import AutoAttack, autoattack
 from fastadv.ensemble.versions import VERSIONS
@@ -38,7 +38,7 @@ def evaluate(
         str | None, typer.Option(help=f"Of AutoAttack: {', '.join(_VERSIONS)}; else standard.")
     ] = None,
     attack: Annotated[
-        str | None, typer.Option(help=f"Instead: {', '.join(attack_files.ATTACKS)}.")
+        str | None, typer.Option(help=f"Instead: {', '.join(choices.ATTACKS)}.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of --attack.")] = None,
     step_size: Annotated[str | None, typer.Option(help="Of --attack, as --eps.")] = None,
@@ -50,7 +50,7 @@ def evaluate(
     checkpoint: Annotated[
         Path | None, typer.Option(help="File to go on from after an interruption.")
     ] = None,
-    format: Annotated[str, typer.Option(help=", ".join(attack_files.FORMATS))] = "auto",
+    format: Annotated[str, typer.Option(help=", ".join(sources.FORMATS))] = "auto",
     split: Annotated[str, typer.Option(help="train or test, of MNIST and CIFAR-10.")] = "test",
     precision: Annotated[str, typer.Option(help="Of the search: fp32, bf16 or fp16.")] = "fp32",
     channels_last: Annotated[
@@ -101,8 +101,8 @@ def evaluate(
             "loss": loss,
         }
         chosen = _chosen(norm, radii[0], version, attack, options, seed)
-        x, y = attack_files.load_data(data, format, split, n)
-        net = attack_files.load_model(model)
+        x, y = sources.load_data(data, format, split, n)
+        net = sources.load_model(model)
         _try_out(net, x)
         progress = True if sys.stderr.isatty() else _print_status
         found: Report | Curve
@@ -140,11 +140,11 @@ def _chosen(
     options: dict[str, Any],
     seed: int,
 ) -> Attack | AutoAttack:
-    threat = attack_files.make_threat(norm, eps)
+    threat = choices.make_threat(norm, eps)
     if attack is not None:
         if version is not None:
             raise UserError("--version is of AutoAttack, --attack another attack: choose one")
-        return attack_files.make_attack(attack, threat, {**options, "seed": seed})
+        return choices.make_attack(attack, threat, {**options, "seed": seed})
     for name, value in options.items():
         if value is not None:
             raise UserError(f"--{name.replace('_', '-')} needs --attack: AutoAttack has its own")

@@ -12,7 +12,7 @@ import torch
 import typer
 
 from fastadv import models
-from fastadv.cli.attack_files import UserError
+from fastadv.cli.user_error import UserError
 from fastadv.recipes import DATASETS, METHODS, Result, recipe, training_data
 from fastadv.recipes import train as train_recipe
 from fastadv.training import Collapse, TrainingWarning

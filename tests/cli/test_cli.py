@@ -17,7 +17,7 @@ pytest.importorskip("typer", reason="needs typer")
 pytest.importorskip("rich", reason="needs rich")
 
 from fastadv.cli import app as commands
-from fastadv.cli import attack_files  # noqa: E402
+from fastadv.cli import choices, sources  # noqa: E402
 from fastadv.cli import entry as cli
 
 NETS = """
@@ -132,7 +132,7 @@ def test_bytes_are_in_the_ball_and_verified_as_saved(folder, capsys, norm):
     assert code == 0
     saved, raw = arrays("adv.npz"), arrays("bytes.npz")
     assert saved["x_adv"].dtype == np.uint8
-    threat = attack_files.make_threat(norm, commands.parse_number(eps))
+    threat = choices.make_threat(norm, commands.parse_number(eps))
     decoded = to_unit_interval(torch.from_numpy(saved["x_adv"]))
     x = to_unit_interval(torch.from_numpy(raw["x"]))
     assert bool(fastadv.contains(threat, decoded, x).all())
@@ -140,7 +140,7 @@ def test_bytes_are_in_the_ball_and_verified_as_saved(folder, capsys, norm):
     assert np.array_equal(saved["prediction"], prediction.numpy())
     assert np.array_equal(saved["success"], prediction.numpy() != raw["y"])
     assert np.array_equal(saved["distance"], threat.distance(decoded, x).numpy())
-    floats = attack_files.make_attack("pgd", threat, {"seed": 0})
+    floats = choices.make_attack("pgd", threat, {"seed": 0})
     found = floats.run(digits_net(3), x, torch.from_numpy(raw["y"].astype(np.int64))).success
     survived = int((found & torch.from_numpy(saved["success"])).sum())
     assert f"8 bits: {survived} of {int(found.sum())} successes survive" in out
@@ -184,11 +184,11 @@ def test_mnist_and_cifar_folders_are_told_apart(folder):
     cifar = folder / "cifar" / "cifar-10-batches-bin"
     cifar.mkdir(parents=True)
     (cifar / "test_batch.bin").write_bytes(bytes([9]) + bytes(range(256)) * 12)
-    x, y = attack_files.load_data(folder / "mnist", "auto", "test", None)
+    x, y = sources.load_data(folder / "mnist", "auto", "test", None)
     assert torch.equal(x, to_unit_interval(images)[:, None]) and y.tolist() == [3, 4]
-    x, y = attack_files.load_data(folder / "cifar", "auto", "test", None)
+    x, y = sources.load_data(folder / "cifar", "auto", "test", None)
     assert x.shape == (1, 3, 32, 32) and x.flatten()[255] == 1.0 and y.tolist() == [9]
-    x, _ = attack_files.load_data(cifar, "cifar10", "test", 1)
+    x, _ = sources.load_data(cifar, "cifar10", "test", 1)
     assert len(x) == 1
 
 
