@@ -2,19 +2,17 @@
 
 import copy
 import math
-import warnings
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastadv.attacks import Attack, pgd
-from fastadv.diagnostics import AttackWarning, emit
-from fastadv.evaluation.accuracy import logits_of
+from fastadv.diagnostics import emit
 from fastadv.threat_model import ThreatModel, check_threat
-from fastadv.training import arguments
+from fastadv.training import arguments, snapshot
 from fastadv.training.crafting import inner_module
+from fastadv.training.examination import look
 from fastadv.training.free import FreeAT
 from fastadv.training.multistep import PGDAT
 from fastadv.training.step import CraftedStep
@@ -31,7 +29,6 @@ from fastadv.training.yopo import YOPO
 Step = CraftedStep | FreeAT | YOPO
 
 _CHOICES = ("warn", "stop", "rollback")
-_PGD_STEPS = 10
 _AS_GOOD = 0.02  # PGD accuracies this close are the same: one sigma of 500 samples
 _GLANCES = 4  # looks at the losses for each check by PGD
 _MOST_ROLLBACKS = 3
@@ -234,36 +231,23 @@ class Sentinel:
         restarts: int = 1,
     ) -> Check:
         """A look at the model as it is, without a verdict; the model is left as it was."""
-        inner, eps = inner_module(model), float(self.threat.eps)
-        logits = logits_of(inner, self.x, batch_size=self.batch_size)
-        predictions, classes = logits.argmax(1), logits.shape[1]
-        is_number = bool(logits.isfinite().all())  # attacks refuse NaN, and so is none robust
-        single = pgd(self.threat, steps=1, step_size=1.25 * eps, clamp_start=False, seed=self.seed)
-        many = pgd(
-            self.threat, steps=_PGD_STEPS, step_size=eps / 4, restarts=restarts, seed=self.seed
+        seen = look(
+            inner_module(model),
+            self.x,
+            self.y,
+            self.threat,
+            batch_size=self.batch_size,
+            restarts=restarts,
+            seed=self.seed,
         )
         return Check(
             batch=self.batches,
-            clean=(predictions == self.y).double().mean().item() if is_number else 0.0,
-            single_step=self._robust_accuracy(single, inner) if is_number else 0.0,
-            pgd=self._robust_accuracy(many, inner) if is_number else 0.0,
             samples=len(self.x),
-            one_class=predictions.bincount().max().item() / len(self.x),
             train_loss=train_loss,
             craft_loss=craft_loss,
-            classes=classes,
             is_warm=is_warm,
+            **seen._asdict(),
         )
-
-    def _robust_accuracy(self, attack: Attack, model: Any) -> float:
-        fallen, ids = [], torch.arange(len(self.x), device=self.x.device)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AttackWarning)  # a collapsed network has such gradients
-            for first in range(0, len(self.x), self.batch_size):
-                rows = slice(first, first + self.batch_size)
-                result = attack.run(model, self.x[rows], self.y[rows], sample_ids=ids[rows])
-                fallen.append(result.success)
-        return 1.0 - torch.cat(fallen).double().mean().item()
 
     def keep(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Take weights and optimizer state for the last good ones.
@@ -271,24 +255,11 @@ class Sentinel:
         `watch` does so, from the first batch on; call it before training too, and what goes wrong
         in that batch can be undone. Raises `Collapse` for weights that are not finite.
         """
-        if not all(bool(w.isfinite().all()) for w in inner_state(model).values()):
-            raise Collapse(
-                "nan",
-                "the weights are not finite, and the sentinel has seen no good ones: call "
-                "sentinel.keep(model, optimizer) before the first batch",
-            )
-        weights = {name: value.clone() for name, value in inner_state(model).items()}
-        self._good = {"model": weights, "optimizer": copy.deepcopy(optimizer.state_dict())}
+        self._good = snapshot.taken(model, optimizer)
 
     def _restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Weights and optimizer state; learning rates stay, they follow the user's schedule."""
         assert self._good is not None, "kept at the first batch"
-        rates = [group["lr"] for group in optimizer.param_groups]
-        inner = inner_module(model)
-        inner.load_state_dict(self._good["model"])  # type: ignore[union-attr]
-        optimizer.load_state_dict(copy.deepcopy(self._good["optimizer"]))
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        snapshot.put_back(self._good, model, optimizer)
 
     @property
     def good_weights(self) -> dict[str, torch.Tensor] | None:
@@ -317,9 +288,3 @@ class Sentinel:
         self._sums = None if state["sums"] is None else state["sums"].to(self.x.device)
         self._added = state["added"]
         self._good = copy.deepcopy(state["good"])
-
-
-def inner_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    inner = inner_module(model)
-    assert isinstance(inner, nn.Module), "a wrapper of a module wraps one"
-    return inner.state_dict()
