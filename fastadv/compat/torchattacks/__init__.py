@@ -25,12 +25,11 @@ from fastadv.compat.torchattacks.attacks import (
     EOTPGD,
     FFGSM,
     FGSM,
-    MIFGSM,
     PGD,
-    PGDL2,
     RFGSM,
     TPGD,
 )
+from fastadv.compat.torchattacks.directions import MIFGSM, PGDL2
 
 __all__ = [
     "BIM",

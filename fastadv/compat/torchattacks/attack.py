@@ -1,6 +1,6 @@
 """The object that every attack of this package is: its modes, its settings and its call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,15 +11,11 @@ import fastadv
 from fastadv import losses
 from fastadv.attacks.call import inputs as checks
 from fastadv.attacks.call import targets
-from fastadv.compat.torchattacks import normalization, saving
+from fastadv.compat.torchattacks import modes, normalization, saving
 from fastadv.isolation import Model, isolated, module_of
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel
 
-TargetFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-_LABEL, _CUSTOM = "targeted(label)", "targeted(custom)"
-_RANDOM, _LEAST_LIKELY = "targeted(random)", "targeted(least-likely)"
 _CE = losses.resolve("ce", kappa=0.0, label_smoothing=0.0)
 _MIXER = 0x9E3779B97F4A7C15  # odd, so that calls of one object never share a seed
 
@@ -45,7 +41,7 @@ class Attack:
         )
         self.targeted: bool = False
         self.normalization_used: normalization.Normalization | None = None
-        self._target_map_function: TargetFunction = _labels
+        self._target_map_function: modes.TargetFunction = modes.labels_themselves
         self._kth_min = 1
         self._seed = seed
         self._calls = 0
@@ -117,22 +113,22 @@ class Attack:
         seed: int,
     ) -> torch.Tensor:
         """(B,) targets of `mode`; the model and a user's function see x in eval mode."""
-        if mode == _LABEL:
+        if mode == modes.LABEL:
             if y is None:
                 raise ValueError("labels are the targets in mode 'targeted(label)'; got None")
             return y
         if y is not None:
             y = checks.check_labels(y, x, name="labels")
         with isolated(model, device=x.device, seed=seed):
-            if mode == _CUSTOM and y is not None:
+            if mode == modes.CUSTOM and y is not None:
                 return self._moved(self._target_map_function(x, y))
             logits = Oracle(model, _CE, targeted=True).logits(x)
             y = logits.argmax(1) if y is None else y
             checks.check_range(y, logits.shape[1], name="labels")
-            if mode == _CUSTOM:
+            if mode == modes.CUSTOM:
                 return self._moved(self._target_map_function(x, y))
-            if mode == _LEAST_LIKELY:
-                return _least_likely(logits, y, self._kth_min)
+            if mode == modes.LEAST_LIKELY:
+                return modes.least_likely(logits, y, self._kth_min)
             return targets.choose("random", logits, y, seed=self._seed, sample_ids=sample_ids, x=x)
 
     def get_mode(self) -> str:
@@ -144,7 +140,7 @@ class Attack:
         _announce(self.attack_mode, quiet)
 
     def set_mode_targeted_by_function(
-        self, target_map_function: TargetFunction, quiet: bool = False
+        self, target_map_function: modes.TargetFunction, quiet: bool = False
     ) -> None:
         """Towards target_map_function(images in [0, 1], labels), called in eval mode.
 
@@ -155,23 +151,23 @@ class Attack:
                 "target_map_function must be callable, (images, labels) to (B,) targets; got "
                 f"{target_map_function!r}"
             )
-        self._set_mode_targeted(_CUSTOM, quiet)
+        self._set_mode_targeted(modes.CUSTOM, quiet)
         self._target_map_function = target_map_function
 
     def set_mode_targeted_random(self, quiet: bool = False) -> None:
         """Towards a class drawn uniformly from all but the label."""
-        self._set_mode_targeted(_RANDOM, quiet)
+        self._set_mode_targeted(modes.RANDOM, quiet)
 
     def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
         """Towards the class of the kth_min-th smallest clean logit among all but the label."""
         if kth_min < 1:
             raise ValueError(f"kth_min must be at least 1; got {kth_min}")
-        self._set_mode_targeted(_LEAST_LIKELY, quiet)
+        self._set_mode_targeted(modes.LEAST_LIKELY, quiet)
         self._kth_min = kth_min
 
     def set_mode_targeted_by_label(self, quiet: bool = False) -> None:
         """Towards the labels that the call is given."""
-        self._set_mode_targeted(_LABEL, quiet)
+        self._set_mode_targeted(modes.LABEL, quiet)
 
     def _set_mode_targeted(self, mode: str, quiet: bool) -> None:
         if "targeted" not in self.supported_mode:
@@ -235,13 +231,13 @@ class Attack:
         self, inputs: torch.Tensor, labels: torch.Tensor | None = None
     ) -> torch.Tensor:
         """(B,) targets that the next call would draw in mode "targeted(random)"."""
-        return self._targets_of_next_call(_RANDOM, inputs, labels)
+        return self._targets_of_next_call(modes.RANDOM, inputs, labels)
 
     def get_least_likely_label(
         self, inputs: torch.Tensor, labels: torch.Tensor | None = None
     ) -> torch.Tensor:
         """(B,) targets of mode "targeted(least-likely)", with the kth_min that was set last."""
-        return self._targets_of_next_call(_LEAST_LIKELY, inputs, labels)
+        return self._targets_of_next_call(modes.LEAST_LIKELY, inputs, labels)
 
     def _targets_of_next_call(
         self, mode: str, inputs: torch.Tensor, labels: torch.Tensor | None
@@ -284,21 +280,9 @@ class Attack:
         return f"{self.attack}({', '.join(f'{k}={v}' for k, v in shown.items())})"
 
 
-def _labels(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return labels
-
-
 def _device_of(model: Model) -> torch.device | None:
     module: nn.Module | None = module_of(model)
     return None if module is None else next((p.device for p in module.parameters()), None)
-
-
-def _least_likely(logits: torch.Tensor, labels: torch.Tensor, kth: int) -> torch.Tensor:
-    classes = logits.shape[1]
-    if kth >= classes:
-        raise ValueError(f"kth_min must be below {classes}, the classes of the model; got {kth}")
-    is_label = torch.arange(classes, device=logits.device) == labels[:, None]
-    return logits.masked_fill(is_label, float("inf")).kthvalue(kth, dim=1).indices
 
 
 def _announce(mode: str, quiet: bool) -> None:

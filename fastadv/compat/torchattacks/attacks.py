@@ -1,14 +1,12 @@
-"""The attacks of torchattacks 3.5.1 that are projected gradient ascent, with its arguments."""
+"""The attacks of torchattacks 3.5.1 that step along signs of gradients, with its arguments."""
 
 import torch
 
 import fastadv
 from fastadv.compat.torchattacks.attack import Attack
 from fastadv.isolation import Model
-from fastadv.kernels.noise import streams
-from fastadv.ops.noise import philox, start
+from fastadv.ops.noise import start
 from fastadv.ops.steps import linf
-from fastadv.threat_model import ThreatModel
 
 _TPGD_DEVIATION = 0.001  # of the start of TPGD: the gradient of KL at x itself is zero
 
@@ -43,10 +41,10 @@ class FFGSM(Attack):
         self.alpha = alpha
 
     def _start(self, x: torch.Tensor, sample_ids: torch.Tensor) -> torch.Tensor | None:
-        return fastadv.start_point(self.threat(), x, seed=self._seed, sample_ids=sample_ids)
+        return _uniform_start(self, x, sample_ids)
 
     def _settings(self, *, batch: int, seed: int) -> fastadv.Attack:
-        return fastadv.bim(self.threat(), steps=1, step_size=self.alpha, keep="last", seed=seed)
+        return _bim(self, self.alpha, 1, seed=seed)
 
 
 class RFGSM(Attack):
@@ -78,9 +76,7 @@ class RFGSM(Attack):
         return linf.linf_step(x, noise, x, step_size=self.alpha, eps=abs(self.alpha))
 
     def _settings(self, *, batch: int, seed: int) -> fastadv.Attack:
-        return fastadv.bim(
-            self.threat(), steps=self.steps, step_size=self.alpha, keep="last", seed=seed
-        )
+        return _bim(self, self.alpha, self.steps, seed=seed)
 
 
 class BIM(Attack):
@@ -105,9 +101,7 @@ class BIM(Attack):
         self.steps: int = steps if steps else int(min(eps * 255 + 4, 1.25 * eps * 255))
 
     def _settings(self, *, batch: int, seed: int) -> fastadv.Attack:
-        return fastadv.bim(
-            self.threat(), steps=self.steps, step_size=self.alpha, keep="last", seed=seed
-        )
+        return _bim(self, self.alpha, self.steps, seed=seed)
 
 
 class PGD(Attack):
@@ -134,14 +128,10 @@ class PGD(Attack):
         self.random_start = random_start
 
     def _start(self, x: torch.Tensor, sample_ids: torch.Tensor) -> torch.Tensor | None:
-        if not self.random_start:
-            return None
-        return fastadv.start_point(self.threat(), x, seed=self._seed, sample_ids=sample_ids)
+        return _uniform_start(self, x, sample_ids) if self.random_start else None
 
     def _settings(self, *, batch: int, seed: int) -> fastadv.Attack:
-        return fastadv.bim(
-            self.threat(), steps=self.steps, step_size=self.alpha, keep="last", seed=seed
-        )
+        return _bim(self, self.alpha, self.steps, seed=seed)
 
 
 class EOTPGD(Attack):
@@ -170,75 +160,10 @@ class EOTPGD(Attack):
         self.random_start = random_start
 
     def _start(self, x: torch.Tensor, sample_ids: torch.Tensor) -> torch.Tensor | None:
-        if not self.random_start:
-            return None
-        return fastadv.start_point(self.threat(), x, seed=self._seed, sample_ids=sample_ids)
+        return _uniform_start(self, x, sample_ids) if self.random_start else None
 
     def _settings(self, *, batch: int, seed: int) -> fastadv.Attack:
-        return fastadv.bim(
-            self.threat(),
-            steps=self.steps,
-            step_size=self.alpha,
-            eot=self.eot_iter,
-            keep="last",
-            seed=seed,
-        )
-
-
-class PGDL2(Attack):
-    """Steps of length alpha along g / (||g|| + eps_for_division), in L2.
-
-    g is the gradient of the mean loss, as in torchattacks, so that the guard weighs more in larger
-    batches: 0 makes results independent of them. The start is a random direction times a radius
-    uniform in [0, eps]. Example: `PGDL2(model, eps=1.0, alpha=0.2)(images, labels)`. Source: Madry
-    et al. 2018, arXiv:1706.06083.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        eps: float = 1.0,
-        alpha: float = 0.2,
-        steps: int = 10,
-        random_start: bool = True,
-        eps_for_division: float = 1e-10,
-        *,
-        seed: int = 0,
-    ) -> None:
-        super().__init__("PGDL2", model, seed=seed)
-        self.eps = eps
-        self.alpha = alpha
-        self.steps = steps
-        self.random_start = random_start
-        self.eps_for_division = eps_for_division
-
-    def threat(self) -> ThreatModel:
-        return fastadv.L2(self.eps)
-
-    def _start(self, x: torch.Tensor, sample_ids: torch.Tensor) -> torch.Tensor | None:
-        if not self.random_start:
-            return None
-        share = philox.uniforms(self._seed, sample_ids, streams.START_RADIUS, 0, 1)[:, 0]
-        return fastadv.start_point(
-            self.threat(),
-            x,
-            seed=self._seed,
-            sample_ids=sample_ids,
-            kind="sphere",
-            eps=share * self.eps,
-        )
-
-    def _settings(self, *, batch: int, seed: int) -> fastadv.Attack:
-        # our gradient is of the summed loss: batch times that of the mean
-        return fastadv.pgd(
-            self.threat(),
-            steps=self.steps,
-            step_size=self.alpha,
-            random_start=False,
-            guard=batch * self.eps_for_division,
-            keep="last",
-            seed=seed,
-        )
+        return _bim(self, self.alpha, self.steps, eot=self.eot_iter, seed=seed)
 
 
 class TPGD(Attack):
@@ -276,40 +201,17 @@ class TPGD(Attack):
         )
 
     def _settings(self, *, batch: int, seed: int) -> fastadv.Attack:
-        return fastadv.bim(
-            self.threat(), steps=self.steps, step_size=self.alpha, loss="kl", keep="last", seed=seed
-        )
+        return _bim(self, self.alpha, self.steps, loss="kl", seed=seed)
 
 
-class MIFGSM(Attack):
-    """Steps of length alpha along m <- decay * m + g / mean|g|, from x, in L-infinity.
+def _uniform_start(attack: Attack, x: torch.Tensor, sample_ids: torch.Tensor) -> torch.Tensor:
+    return fastadv.start_point(attack.threat(), x, seed=attack._seed, sample_ids=sample_ids)
 
-    Example: `MIFGSM(model, eps=8 / 255, decay=1.0)(images, labels)`. Source: Dong et al. 2018,
-    arXiv:1710.06081.
-    """
 
-    def __init__(
-        self,
-        model: Model,
-        eps: float = 8 / 255,
-        alpha: float = 2 / 255,
-        steps: int = 10,
-        decay: float = 1.0,
-        *,
-        seed: int = 0,
-    ) -> None:
-        super().__init__("MIFGSM", model, seed=seed)
-        self.eps = eps
-        self.steps = steps
-        self.decay = decay
-        self.alpha = alpha
-
-    def _settings(self, *, batch: int, seed: int) -> fastadv.Attack:
-        return fastadv.mifgsm(
-            self.threat(),
-            steps=self.steps,
-            step_size=self.alpha,
-            decay=self.decay,
-            keep="last",
-            seed=seed,
-        )
+def _bim(
+    attack: Attack, alpha: float, steps: int, *, seed: int, eot: int = 1, loss: str = "ce"
+) -> fastadv.Attack:
+    """What most of these attacks are once they have started: `steps` steps of alpha up the loss."""
+    return fastadv.bim(
+        attack.threat(), steps=steps, step_size=alpha, eot=eot, loss=loss, keep="last", seed=seed
+    )
