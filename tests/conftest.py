@@ -17,7 +17,13 @@ if _ROOT not in sys.path:
 
 from benchmarks.clamping.rules import RULES, clamp_rule  # noqa: E402
 
-if not torch.cuda.is_available():
+# "sm_90", or "sm_90:7" for warps in a random order: kernels of CPU tensors are compiled for that
+# architecture and their PTX is executed
+EMULATED = os.environ.get("FASTADV_EMULATE")
+if EMULATED and os.environ.get("TRITON_INTERPRET", "0") != "0":
+    raise pytest.UsageError("set FASTADV_EMULATE or TRITON_INTERPRET, not both")
+
+if not EMULATED and not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from fastadv.ops import backend  # noqa: E402
@@ -27,7 +33,19 @@ if os.environ.get("TRITON_INTERPRET") == "1" and backend.triton_is_installed():
 
     interpreter.mend()
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if EMULATED:
+    from ptx import driver
+
+    driver.install(EMULATED)
+
+DEVICE = "cuda" if torch.cuda.is_available() and not EMULATED else "cpu"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if EMULATED:
+        from ptx import reporting
+
+        config.pluginmanager.register(reporting)
 
 
 @pytest.fixture
