@@ -36,6 +36,9 @@ class Loss:
         return self.kind in _NEEDS_LABELS_WHEN_TARGETED
 
 
+UNCAPPED_MARGIN = Loss("margin", math.inf)  # max_{j != y} z_j - z_y, whatever its sign
+
+
 def resolve(loss: str | LossFunction, *, kappa: float, label_smoothing: float) -> Loss:
     """The Loss of a name or callable; ValueError for an unknown name or a misplaced option."""
     if kappa and loss != "margin":

@@ -8,10 +8,10 @@ from fastadv import losses
 from fastadv.attacks.attack import Attack, constructor
 from fastadv.attacks.auto_pgd.slots import AutoPGDSlots
 from fastadv.attacks.auto_pgd.slots_l1 import AutoPGDL1Slots
-from fastadv.attacks.call.settings import check_choices, check_counts
+from fastadv.attacks.call.settings import check_counts, check_settings
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.oracle.gradient import Oracle
-from fastadv.threat_model import ThreatModel, check_threat
+from fastadv.threat_model import ThreatModel
 
 _KEEP = ("first_success", "authors", "best")
 
@@ -33,9 +33,7 @@ class AutoPGD(Attack):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_threat(self.threat)
-        check_counts(self, "steps", "restarts", "eot")
-        check_choices(self, _KEEP)
+        check_settings(self, "steps", "restarts", "eot", keep=_KEEP)
         losses.resolve(self.loss, kappa=0.0, label_smoothing=0.0)
         if not 0 <= self.rho <= 1:
             raise ValueError(f"rho must be in [0, 1]; got {self.rho}")
@@ -52,7 +50,7 @@ class AutoPGD(Attack):
 
     @property
     def reported_loss(self) -> losses.Loss:
-        return losses.Loss("margin", float("inf")) if self.most_targets else self.resolved_loss
+        return losses.UNCAPPED_MARGIN if self.most_targets else self.resolved_loss
 
     @property
     def effective_step_size(self) -> float | torch.Tensor:

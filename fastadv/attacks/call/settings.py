@@ -7,7 +7,7 @@ import torch
 from fastadv import losses
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.oracle.gradient import Oracle
-from fastadv.threat_model import ThreatModel
+from fastadv.threat_model import ThreatModel, check_threat
 
 
 class Settings(Protocol):
@@ -84,8 +84,10 @@ def check_counts(attack: Any, *names: str) -> None:
             raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
 
 
-def check_choices(attack: Any, keep: tuple[str, ...]) -> None:
-    """Raises ValueError for a `keep` that the attack does not have, or a seed that is none."""
+def check_settings(attack: Any, *counts: str, keep: tuple[str, ...]) -> None:
+    """What all attacks check: the threat model, the settings that are `counts`, `keep` and seed."""
+    check_threat(attack.threat)
+    check_counts(attack, *counts)
     if attack.keep not in keep:
         raise ValueError(f"keep must be one of {keep}; got {attack.keep!r}")
     if not isinstance(attack.seed, int):

@@ -9,10 +9,10 @@ import torch
 
 from fastadv import losses
 from fastadv.attacks.attack import Attack
-from fastadv.attacks.call.settings import check_choices, check_counts
+from fastadv.attacks.call.settings import check_settings
 from fastadv.attacks.gradient.slots import Begin, ProjectedGradient, start_kinds
 from fastadv.oracle.gradient import Oracle
-from fastadv.threat_model import ThreatModel, check_threat
+from fastadv.threat_model import ThreatModel
 
 _KEEP = ("first_success", "last", "best")
 _DEFAULT_SPARSITY = 0.05  # of the entries move in an L1 step
@@ -40,9 +40,7 @@ class GradientAttack(Attack):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_threat(self.threat)
-        check_counts(self, "steps", "restarts", "eot")
-        check_choices(self, _KEEP)
+        check_settings(self, "steps", "restarts", "eot", keep=_KEEP)
         kinds = start_kinds(self.threat)
         if not isinstance(self.random_start, bool) and self.random_start not in kinds:
             raise ValueError(

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from fastadv import losses
 from fastadv.attacks.attack import Attack, constructor
-from fastadv.attacks.call.settings import check_choices, check_counts
+from fastadv.attacks.call.settings import check_counts, check_settings
 from fastadv.attacks.hyperplane.slots import BoundarySlots, Moves
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.oracle.gradient import Oracle
-from fastadv.threat_model import ThreatModel, check_threat
+from fastadv.threat_model import ThreatModel
 
 _KEEP = ("first_success", "authors", "best")
 
@@ -29,9 +29,7 @@ class FastAdaptiveBoundary(Attack):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_threat(self.threat)
-        check_counts(self, "steps", "restarts")
-        check_choices(self, _KEEP)
+        check_settings(self, "steps", "restarts", keep=_KEEP)
         if self.constructor == "fab_t":
             check_counts(self, "n_target_classes")
         for name in ("alpha_max", "beta"):
@@ -46,7 +44,7 @@ class FastAdaptiveBoundary(Attack):
 
     @property
     def reported_loss(self) -> losses.Loss:
-        return losses.Loss("margin", float("inf"))
+        return losses.UNCAPPED_MARGIN
 
     @property
     def effective_step_size(self) -> float:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from fastadv import losses
 from fastadv.attacks.attack import Attack, constructor
-from fastadv.attacks.call.settings import check_choices, check_counts
+from fastadv.attacks.call.settings import check_settings
 from fastadv.attacks.square_search.slots import SquareSlots
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.oracle.gradient import Oracle
-from fastadv.threat_model import ThreatModel, check_threat
+from fastadv.threat_model import ThreatModel
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -25,9 +25,7 @@ class SquareAttack(Attack):
     keep: str = "first_success"
 
     def __post_init__(self) -> None:
-        check_threat(self.threat)
-        check_counts(self, "queries", "restarts")
-        check_choices(self, ("first_success",))
+        check_settings(self, "queries", "restarts", keep=("first_success",))
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init must be in (0, 1]; got {self.p_init}")
 
@@ -41,7 +39,7 @@ class SquareAttack(Attack):
 
     @property
     def reported_loss(self) -> losses.Loss:
-        return losses.Loss("margin", float("inf"))
+        return losses.UNCAPPED_MARGIN
 
     @property
     def effective_step_size(self) -> float:
