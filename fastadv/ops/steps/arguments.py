@@ -65,6 +65,8 @@ def reach(
 ) -> tuple[float, torch.Tensor | None, float, torch.Tensor | None, float, float]:
     """(step_size, step_rows, eps, eps_rows, lo, hi) of a StepCall; raises ValueError."""
     lo, hi = check_bounds(bounds)
+    if type(step_size) is float and type(eps) is float:  # isinstance of a Tensor is python code
+        return step_size, None, eps, None, lo, hi
     step_size, step_rows = scalar_or_rows("step_size", step_size, x)
     eps, eps_rows = scalar_or_rows("eps", eps, x)
     return step_size, step_rows, eps, eps_rows, lo, hi
@@ -85,7 +87,8 @@ def check_bounds(bounds: Sequence[float] | None) -> tuple[float, float]:
     """(lo, hi); None is (-inf, inf). Raises ValueError unless lo < hi."""
     if bounds is None:
         return float("-inf"), float("inf")
-    lo, hi = (float(bound) for bound in bounds)
+    low, high = bounds
+    lo, hi = float(low), float(high)
     if not lo < hi:
         raise ValueError(f"bounds must be (lo, hi) with lo < hi; got {tuple(bounds)}")
     return lo, hi
