@@ -91,6 +91,10 @@ def assert_close_to_exact(got: HeadOutput, logits, labels, chosen):
     assert error(eager.grad, grad) <= tolerance * float(grad.abs().max().clamp(min=1.0)) * size
 
 
+# when a slot ends and what it counts, in the op's order
+RULES = dict(steps=3, first_step=0, stop_early=True, best_from=0, any_error=False)
+
+
 class State:
     """Poisoned outputs and a slot state for one row of logits, or several."""
 
@@ -114,15 +118,13 @@ class State:
         *,
         targets=None,
         reference=None,
-        steps=3,
-        first_step=0,
-        best_from=0,
-        any_error=False,
-        stop_early=True,
         grad=True,
         slots=True,
         best=True,
+        **rules,
     ):
+        assert rules.keys() <= RULES.keys(), rules
+        rules = RULES | rules
         with np.errstate(invalid="ignore"):  # NaN logits: inf - inf, as on a GPU
             loss_head_(
                 self.logits,
@@ -137,11 +139,7 @@ class State:
                 self.best_loss if best else None,
                 kind,
                 parameter,
-                steps,
-                first_step,
-                stop_early,
-                best_from,
-                any_error,
+                *rules.values(),
             )
         return self
 
