@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-_BATCHING = ("continuous", "plain")
-PRECISIONS = ("fp32", "bf16", "fp16")
-_CUDA_GRAPH = ("auto", True, False)
+Batching = Literal["continuous", "plain"]
+Precision = Literal["fp32", "bf16", "fp16"]
+CudaGraph = Literal["auto", True, False]
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,12 @@ class Execution:
     Example: `attack.run(model, x, y, execution=fastadv.Execution(precision="bf16"))`.
     """
 
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     channels_last: bool = False
     fold_batchnorm: bool = False
-    cuda_graph: bool | str = "auto"
+    cuda_graph: CudaGraph = "auto"
     compile: bool = False
-    batching: str = "continuous"
+    batching: Batching = "continuous"
     batch_size: int | None = None
     final_pass: bool = False
     timed: bool = False
@@ -53,15 +54,17 @@ class Execution:
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("precision", PRECISIONS),
-            ("cuda_graph", _CUDA_GRAPH),
-            ("batching", _BATCHING),
+            ("precision", get_args(Precision)),
+            ("cuda_graph", get_args(CudaGraph)),
+            ("batching", get_args(Batching)),
         ):
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name} must be one of {choices}; got {value!r}")
         if not isinstance(self.cuda_graph, str | bool):  # 0 is not False, which it equals
-            raise ValueError(f"cuda_graph must be one of {_CUDA_GRAPH}; got {self.cuda_graph!r}")
+            raise ValueError(
+                f"cuda_graph must be one of {get_args(CudaGraph)}; got {self.cuda_graph!r}"
+            )
         for name in ("channels_last", "fold_batchnorm", "compile", "final_pass", "timed"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False; got {getattr(self, name)!r}")

@@ -3,13 +3,16 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
+LossName = Literal["ce", "margin", "dlr", "difference", "kl"]
+
 # public name -> kind of the fused head
-_KINDS = {
+_KINDS: dict[str, str] = {
     "ce": "cross_entropy",
     "margin": "margin",
     "dlr": "dlr",
@@ -39,7 +42,7 @@ class Loss:
 UNCAPPED_MARGIN = Loss("margin", math.inf)  # max_{j != y} z_j - z_y, whatever its sign
 
 
-def resolve(loss: str | LossFunction, *, kappa: float, label_smoothing: float) -> Loss:
+def resolve(loss: LossName | LossFunction, *, kappa: float, label_smoothing: float) -> Loss:
     """The Loss of a name or callable; ValueError for an unknown name or a misplaced option."""
     if kappa and loss != "margin":
         raise ValueError(f"kappa={kappa:g} belongs to loss='margin'; got loss={loss!r}")
@@ -51,11 +54,13 @@ def resolve(loss: str | LossFunction, *, kappa: float, label_smoothing: float) -
             f"{kappa=}, {label_smoothing=}"
         )
     if isinstance(loss, str):
-        if loss not in _KINDS:
-            raise ValueError(f"loss must be one of {tuple(_KINDS)} or a callable; got {loss!r}")
+        if loss not in get_args(LossName):
+            raise ValueError(
+                f"loss must be one of {get_args(LossName)} or a callable; got {loss!r}"
+            )
         return Loss(_KINDS[loss], kappa if loss == "margin" else label_smoothing)
     if not callable(loss):
-        raise TypeError(f"loss must be one of {tuple(_KINDS)} or a callable; got {loss!r}")
+        raise TypeError(f"loss must be one of {get_args(LossName)} or a callable; got {loss!r}")
     return Loss("none", 0.0, loss)
 
 

@@ -14,6 +14,8 @@ from benchmarks import reference
 from benchmarks.harness import environment, harness, networks, output, peers, schema, tables
 from benchmarks.harness.networks import Problem
 from benchmarks.harness.peers import Attack, Settings, Unavailable
+from fastadv.attacks.gradient.attack import Keep
+from fastadv.execution import Batching
 
 SUITE = "attacks"
 _TIMED = (
@@ -71,7 +73,7 @@ def problems(folder: str | Path | None) -> dict[str, networks.Build]:
     }
 
 
-def _fastadv_attack(settings: Settings, keep: str) -> fastadv.Attack:
+def _fastadv_attack(settings: Settings, keep: Keep) -> fastadv.Attack:
     threat = (fastadv.Linf if settings.norm == "linf" else fastadv.L2)(settings.eps)
     steps, step_size, seed = settings.steps, settings.step_size, settings.seed
     if settings.kind == "fgsm":
@@ -97,7 +99,7 @@ def last_iterate(settings: Settings, problem: Problem) -> Attack:
     return lambda: attack(problem.model, problem.x, problem.y)
 
 
-def _fastadv_first_success(batching: str) -> peers.Driver:
+def _fastadv_first_success(batching: Batching) -> peers.Driver:
     def driver(settings: Settings, problem: Problem) -> Attack:
         if batching == "plain" and settings.restarts == 1:
             raise Unavailable("timed with restarts only")

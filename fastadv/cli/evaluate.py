@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from fastadv.cli import choices, sources
 from fastadv.cli.user_error import UserError
 from fastadv.diagnostics import AttackWarning
 from fastadv.ensemble.constructor import AutoAttack, autoattack
-from fastadv.ensemble.versions import VERSIONS
+from fastadv.ensemble.versions import VERSIONS, Version
 from fastadv.evaluation import Curve, Report, Status, robustness_curve
 from fastadv.evaluation import evaluate as evaluate_model
 from fastadv.evaluation.accuracy import logits_of
@@ -83,13 +83,16 @@ def evaluate(
     files = out or []
     with _said_in_one_line(), _joined_processes() as is_first:
         _check_paths(files, checkpoint, radii=len(eps))
+        words: dict[str, Any] = {  # from the shell: Execution says which there are
+            "precision": precision,
+            "cuda_graph": _CUDA_GRAPH.get(cuda_graph, cuda_graph),
+            "batching": batching,
+        }
         execution = Execution(
-            precision=precision,
+            **words,
             channels_last=channels_last,
             fold_batchnorm=fold_batchnorm,
             compile=compile,
-            cuda_graph=_CUDA_GRAPH.get(cuda_graph, cuda_graph),
-            batching=batching,
             final_pass=final_pass,
             timed=timed,
         )
@@ -150,7 +153,7 @@ def _chosen(
             raise UserError(f"--{name.replace('_', '-')} needs --attack: AutoAttack has its own")
     if version is not None and version not in _VERSIONS:
         raise UserError(f"--version must be one of {', '.join(_VERSIONS)}; got {version!r}")
-    return autoattack(threat, version or "standard", seed=seed)
+    return autoattack(threat, cast(Version, version or "standard"), seed=seed)
 
 
 def _check_paths(files: list[Path], checkpoint: Path | None, *, radii: int) -> None:

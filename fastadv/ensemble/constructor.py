@@ -4,6 +4,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 
@@ -17,13 +18,13 @@ from fastadv.attacks.square_search.attack import SquareAttack
 from fastadv.attacks.streaming import StreamingAttack
 from fastadv.ensemble import checks
 from fastadv.ensemble.cascade import Attacked, Progress, run_cascade
-from fastadv.ensemble.versions import VERSIONS, attacks_of, reserved_of
+from fastadv.ensemble.versions import VERSIONS, Version, attacks_of, reserved_of
 from fastadv.execution import Execution
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, check_threat
 from fastadv.values import same_settings
 
-_KEEP = ("first_success", "authors")
+Keep = Literal["first_success", "authors"]
 _BATCH_SIZE = 128  # slots, where the caller does not say; on CPUs larger ones leave the cache
 
 
@@ -180,10 +181,10 @@ def _check_images(x: object, threat: ThreatModel) -> None:
 
 def autoattack(
     threat: ThreatModel,
-    version: str = "standard",
+    version: Version = "standard",
     *,
     attacks: Sequence[Attack] = (),
-    keep: str = "first_success",
+    keep: Keep = "first_success",
     seed: int | None = 0,
 ) -> AutoAttack:
     """AutoAttack: attacks in order, each on the samples that the ones before it left robust.
@@ -207,8 +208,8 @@ def autoattack(
     check_threat(threat)
     if version not in VERSIONS:
         raise ValueError(f"version must be one of {VERSIONS}; got {version!r}")
-    if keep not in _KEEP:
-        raise ValueError(f"keep must be one of {_KEEP}; got {keep!r}")
+    if keep not in get_args(Keep):
+        raise ValueError(f"keep must be one of {get_args(Keep)}; got {keep!r}")
     if seed is not None and not isinstance(seed, int):
         raise ValueError(f"seed must be an integer or None; got {seed!r}")
     if (version == "custom") != bool(attacks):
@@ -220,6 +221,6 @@ def autoattack(
     for attack in chosen:
         if attack.threat != threat:
             raise ValueError(f"every attack must have the threat {threat!r}; got {attack!r}")
-        if attack.keep not in _KEEP:
-            raise ValueError(f"every attack must have keep of {_KEEP}; got {attack!r}")
+        if attack.keep not in get_args(Keep):
+            raise ValueError(f"every attack must have keep of {get_args(Keep)}; got {attack!r}")
     return AutoAttack(threat, version, chosen, keep, seed)

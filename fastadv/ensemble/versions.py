@@ -1,13 +1,14 @@
 """The versions of AutoAttack: which attacks, in which order, with which budgets."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from fastadv.attacks import Attack, apgd_ce, apgd_dlr, apgd_t, fab, fab_t, square
 from fastadv.attacks.auto_pgd.attack import AutoPGD
 from fastadv.threat_model import ThreatModel
 
-VERSIONS = ("standard", "plus", "rand", "fast", "custom")
+Version = Literal["standard", "plus", "rand", "fast", "custom"]
+VERSIONS: tuple[Version, ...] = get_args(Version)
 _DLR_CLASSES = {"apgd_dlr": 3, "apgd_t": 4}  # fewer leave the loss undefined
 
 

@@ -5,23 +5,24 @@ import functools
 import importlib.util
 import os
 from collections.abc import Iterator
+from typing import Literal, get_args
 
 import torch
 
-_CHOICES = ("auto", "triton", "reference")
+Choice = Literal["auto", "triton", "reference"]
 _TRITON_DEVICES = ("cuda", "xpu")  # ROCm calls itself cuda
 
 
 def _checked(choice: str, source: str) -> str:
-    if choice not in _CHOICES:
-        raise ValueError(f"{source} must be one of {_CHOICES}; got {choice!r}")
+    if choice not in get_args(Choice):
+        raise ValueError(f"{source} must be one of {get_args(Choice)}; got {choice!r}")
     return choice
 
 
 _choice = os.environ.get("FASTADV_BACKEND", "auto")  # checked at the first op, not at import
 
 
-class use_backend(contextlib.AbstractContextManager):
+class use_backend(contextlib.AbstractContextManager["use_backend"]):
     """Choose the implementation of every op.
 
     - "auto": the Triton kernel on GPUs; on CPUs the op's CPU path, where it has one for such a
@@ -34,7 +35,7 @@ class use_backend(contextlib.AbstractContextManager):
     other name. Example: `with fastadv.ops.use_backend("reference"): ...`.
     """
 
-    def __init__(self, choice: str) -> None:
+    def __init__(self, choice: Choice) -> None:
         global _choice
         self._previous = _choice
         _choice = _checked(choice, "use_backend(choice)")

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -14,7 +14,8 @@ from fastadv.isolation import Model, modules_behind, restored_generators
 from fastadv.ops.heads import loss_head as heads
 from fastadv.threat_model import ThreatModel
 
-BN_POLICIES = ("batch", "eval", "train")
+BNPolicy = Literal["batch", "eval", "train"]
+BN_POLICIES: tuple[BNPolicy, ...] = get_args(BNPolicy)
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # keeps what a robust network's fp16 gradient would round to zero: with the sum of the losses and
 # this factor 4.8 % are lost, with their mean 87 %

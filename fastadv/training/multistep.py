@@ -8,7 +8,7 @@ import torch
 from fastadv.isolation import Model
 from fastadv.ops import layout
 from fastadv.ops.noise import start
-from fastadv.training.crafting import Ascent
+from fastadv.training.crafting import Ascent, BNPolicy
 from fastadv.training.objectives import Objective, mart, trades
 from fastadv.training.step import CraftedStep
 
@@ -61,7 +61,7 @@ class TRADES(CraftedStep):
     steps: int = 10
     step_size: float | None = None
     beta: float = 6.0
-    bn: str = "eval"
+    bn: BNPolicy = "eval"
 
     def _random_start(self, x: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
         return _gaussian_start(self, x, ids, eps)
@@ -94,7 +94,7 @@ class MART(CraftedStep):
     steps: int = 10
     step_size: float | None = None
     beta: float = 5.0
-    bn: str = "eval"
+    bn: BNPolicy = "eval"
 
     def _random_start(self, x: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
         return _gaussian_start(self, x, ids, eps)

@@ -3,7 +3,7 @@
 import copy
 import math
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ from fastadv.training.yopo import YOPO
 
 Step = CraftedStep | FreeAT | YOPO
 
-_CHOICES = ("warn", "stop", "rollback")
+OnCollapse = Literal["warn", "stop", "rollback"]
 _AS_GOOD = 0.02  # PGD accuracies this close are the same: one sigma of 500 samples
 _GLANCES = 4  # looks at the losses for each check by PGD
 _MOST_ROLLBACKS = 3
@@ -62,7 +62,7 @@ class Sentinel:
     y: torch.Tensor
     _: KW_ONLY
     every: int
-    on_collapse: str = "warn"
+    on_collapse: OnCollapse = "warn"
     rescue_warmup: int = 0
     floor: float = 0.0
     patience: int = 2
@@ -84,8 +84,10 @@ class Sentinel:
         counts = (("every", 1), ("rescue_warmup", 0), ("patience", 1), ("batch_size", 1))
         for name, lowest in counts:
             arguments.check_count(self, name, lowest)
-        if self.on_collapse not in _CHOICES:
-            raise ValueError(f"on_collapse must be one of {_CHOICES}; got {self.on_collapse!r}")
+        if self.on_collapse not in get_args(OnCollapse):
+            raise ValueError(
+                f"on_collapse must be one of {get_args(OnCollapse)}; got {self.on_collapse!r}"
+            )
         if not 0 <= self.floor < 1:
             raise ValueError(f"floor must lie in [0, 1); got {self.floor}")
         if len(self.y.unique()) < 2:

@@ -50,7 +50,7 @@ class CraftedStep:
     modifiers: Sequence[Modifier] = ()
     label_smoothing: float = 0.0
     eps_warmup: int = 0
-    bn: str = "batch"
+    bn: crafting.BNPolicy = "batch"
     precision: str | None = None
     bank: PerturbationBank | None = None
     seed: int = 0

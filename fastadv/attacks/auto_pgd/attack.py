@@ -24,7 +24,7 @@ class AutoPGD(Attack):
     threat: ThreatModel
     steps: int
     restarts: int
-    loss: str
+    loss: losses.LossName
     n_target_classes: int = 0
     rho: float = 0.75
     large_radii: bool = False
@@ -178,7 +178,7 @@ def apgd_t(
     steps: int = 100,
     restarts: int = 1,
     n_target_classes: int = 9,
-    loss: str = "dlr",
+    loss: losses.LossName = "dlr",
     rho: float = 0.75,
     large_radii: bool = False,
     eot: int = 1,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -14,7 +14,7 @@ from fastadv.attacks.gradient.slots import Begin, ProjectedGradient, start_kinds
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel
 
-_KEEP = ("first_success", "last", "best")
+Keep = Literal["first_success", "last", "best"]
 _DEFAULT_SPARSITY = 0.05  # of the entries move in an L1 step
 
 
@@ -29,18 +29,18 @@ class GradientAttack(Attack):
     restarts: int = 1
     random_start: bool | str = False
     clamp_start: bool = True
-    loss: str | losses.LossFunction = "ce"
+    loss: losses.LossName | losses.LossFunction = "ce"
     kappa: float = 0.0
     label_smoothing: float = 0.0
     eot: int = 1
     decay: float | None = None
     sparsity: float | None = None
     guard: float = 0.0
-    keep: str = "first_success"
+    keep: Keep = "first_success"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_settings(self, "steps", "restarts", "eot", keep=_KEEP)
+        check_settings(self, "steps", "restarts", "eot", keep=get_args(Keep))
         kinds = start_kinds(self.threat)
         if not isinstance(self.random_start, bool) and self.random_start not in kinds:
             raise ValueError(

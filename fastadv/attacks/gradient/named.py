@@ -3,8 +3,8 @@
 import torch
 
 from fastadv.attacks.attack import constructor
-from fastadv.attacks.gradient.attack import GradientAttack
-from fastadv.losses import LossFunction
+from fastadv.attacks.gradient.attack import GradientAttack, Keep
+from fastadv.losses import LossFunction, LossName
 from fastadv.threat_model import ThreatModel, check_threat
 
 
@@ -12,12 +12,12 @@ from fastadv.threat_model import ThreatModel, check_threat
 def fgsm(
     threat: ThreatModel,
     *,
-    loss: str | LossFunction = "ce",
+    loss: LossName | LossFunction = "ce",
     kappa: float = 0.0,
     label_smoothing: float = 0.0,
     eot: int = 1,
     sparsity: float | None = None,
-    keep: str = "first_success",
+    keep: Keep = "first_success",
     seed: int = 0,
 ) -> GradientAttack:
     """FGSM: one step of length eps, x + eps * sign(g) in L-infinity, clipped to bounds.
@@ -48,11 +48,11 @@ def rfgsm(
     steps: int = 1,
     step_size: float | torch.Tensor | None = None,
     restarts: int = 1,
-    loss: str | LossFunction = "ce",
+    loss: LossName | LossFunction = "ce",
     kappa: float = 0.0,
     label_smoothing: float = 0.0,
     eot: int = 1,
-    keep: str = "first_success",
+    keep: Keep = "first_success",
     seed: int = 0,
 ) -> GradientAttack:
     """R-FGSM: x + step_size * (random signs), then `steps` steps of step_size; L-infinity only.
@@ -86,12 +86,12 @@ def bim(
     *,
     steps: int = 10,
     step_size: float | torch.Tensor | None = None,
-    loss: str | LossFunction = "ce",
+    loss: LossName | LossFunction = "ce",
     kappa: float = 0.0,
     label_smoothing: float = 0.0,
     eot: int = 1,
     sparsity: float | None = None,
-    keep: str = "first_success",
+    keep: Keep = "first_success",
     seed: int = 0,
 ) -> GradientAttack:
     """BIM, I-FGSM: `pgd` from x itself, without a random start. Arguments as in `pgd`.
@@ -123,13 +123,13 @@ def pgd(
     restarts: int = 1,
     random_start: bool | str = True,
     clamp_start: bool = True,
-    loss: str | LossFunction = "ce",
+    loss: LossName | LossFunction = "ce",
     kappa: float = 0.0,
     label_smoothing: float = 0.0,
     eot: int = 1,
     sparsity: float | None = None,
     guard: float = 0.0,
-    keep: str = "first_success",
+    keep: Keep = "first_success",
     seed: int = 0,
 ) -> GradientAttack:
     """PGD: x_adv <- P(x_adv + step_size * d(g)), P the projection onto eps-ball and bounds.
@@ -176,12 +176,12 @@ def mifgsm(
     steps: int = 10,
     step_size: float | torch.Tensor | None = None,
     decay: float = 1.0,
-    loss: str | LossFunction = "ce",
+    loss: LossName | LossFunction = "ce",
     kappa: float = 0.0,
     label_smoothing: float = 0.0,
     eot: int = 1,
     sparsity: float | None = None,
-    keep: str = "first_success",
+    keep: Keep = "first_success",
     seed: int = 0,
 ) -> GradientAttack:
     """MI-FGSM: `bim` along m <- decay * m + g / mean|g| in place of g.

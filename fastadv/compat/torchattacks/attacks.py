@@ -5,6 +5,7 @@ import torch
 import fastadv
 from fastadv.compat.torchattacks.attack import Attack
 from fastadv.isolation import Model
+from fastadv.losses import LossName
 from fastadv.ops.noise import start
 from fastadv.ops.steps import linf
 
@@ -209,7 +210,7 @@ def _uniform_start(attack: Attack, x: torch.Tensor, sample_ids: torch.Tensor) ->
 
 
 def _bim(
-    attack: Attack, alpha: float, steps: int, *, seed: int, eot: int = 1, loss: str = "ce"
+    attack: Attack, alpha: float, steps: int, *, seed: int, eot: int = 1, loss: LossName = "ce"
 ) -> fastadv.Attack:
     """What most of these attacks are once they have started: `steps` steps of alpha up the loss."""
     return fastadv.bim(
