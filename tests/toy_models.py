@@ -9,14 +9,40 @@ from torch import nn
 import fastadv
 
 
+class _TreeSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+        ctx.size = rows.shape[-1]
+        while rows.shape[-1] > 1:
+            if rows.shape[-1] % 2:
+                rows = F.pad(rows, (0, 1))
+            half = rows.shape[-1] // 2
+            rows = rows[..., :half] + rows[..., half:]
+        return rows[..., 0].clone()
+
+    @staticmethod
+    def backward(ctx, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0].unsqueeze(-1).expand(*grads[0].shape, ctx.size)
+
+
 def tree_sum(rows: torch.Tensor) -> torch.Tensor:
     """Sum over the last dimension by elementwise halves: no order depends on the batch."""
-    while rows.shape[-1] > 1:
-        if rows.shape[-1] % 2:
-            rows = F.pad(rows, (0, 1))
-        half = rows.shape[-1] // 2
-        rows = rows[..., :half] + rows[..., half:]
-    return rows[..., 0]
+    return _TreeSum.apply(rows)
+
+
+class _EveryClass(torch.autograd.Function):
+    """(B, size) to (B, classes, size); gradients are added class by class, in any batch alike."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, classes: int) -> torch.Tensor:
+        return rows.unsqueeze(1).expand(-1, classes, -1)
+
+    @staticmethod
+    def backward(ctx, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        first, *others = grads[0].unbind(1)
+        for grad in others:
+            first = first + grad
+        return first, None
 
 
 class Quadratic(nn.Module):
@@ -47,9 +73,11 @@ class Quadratic(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.reshape(len(x), -1)
-        square = flat * flat
-        rows = zip(self.weight, self.curvature, self.bias, strict=True)
-        return torch.stack([tree_sum(flat * w + square * v) + b for w, v, b in rows], 1)
+        if flat.shape[1] > 4096:  # all classes at once would leave the caches
+            rows = zip(self.weight, self.curvature, self.bias, strict=True)
+            return torch.stack([tree_sum(flat * w + flat * flat * v) + b for w, v, b in rows], 1)
+        rows = _EveryClass.apply(flat, len(self.bias))
+        return tree_sum(rows * self.weight + rows * rows * self.curvature) + self.bias
 
 
 @dataclass(frozen=True)

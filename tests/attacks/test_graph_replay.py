@@ -69,9 +69,9 @@ def _negative_logit(logits, y):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", _PGD)
 def test_the_pgd_family_gives_the_same_bits(tapes, name, norm, batching):
-    problem = mixed_problem(40)
+    problem = mixed_problem(24)
     attack = _PGD[name](threat_of(norm))
-    for size in (16, 7):  # 40 samples: the last batch is an odd one
+    for size in (16, 7):  # 24 samples: the last batch is an odd one
         eager = _run(attack, problem, graph=False, batching=batching, batch_size=size)
         for _ in range(2):
             replayed = _run(attack, problem, batching=batching, batch_size=size)

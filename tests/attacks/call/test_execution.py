@@ -159,14 +159,17 @@ def test_a_compiled_search_gives_the_same_verdicts_at_every_batch_size(problem):
     chooses other CPU convolutions from 16 samples on: all batches here are smaller)."""
     import torch._dynamo.config
 
-    net, x, y = problem
+    _, x, y = problem
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()).eval()
+    net.append(nn.Linear(4 * 36, 5))
     attack = fastadv.pgd(fastadv.Linf(0.006), steps=4)
     how = dict(compile=True, batching="plain")
     exact = attack.run(net, x, y, execution=fastadv.Execution(batching="plain", batch_size=10))
     first = attack.run(net, x, y, execution=fastadv.Execution(batch_size=12, **how))
     assert torch.equal(exact.success, first.success)
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    for size in (6, 8, 15):
+    for size in (6, 15):
         found = attack.run(net, x, y, execution=fastadv.Execution(batch_size=size, **how))
         assert torch.equal(exact.success, found.success)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before

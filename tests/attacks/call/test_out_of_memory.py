@@ -83,7 +83,7 @@ def test_the_batch_is_halved_until_it_fits_and_no_pass_is_repeated(where, call, 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_every_attack_of_autoattack_goes_on(name, norm, where):
-    problem = member_problem(24)
+    problem = member_problem(14)
     attack = member(name, norm)
     calm = _run(attack, problem.model, problem, batch_size=9)
     model = Tight(problem.model, rows=4, call=5, where=where)
@@ -172,7 +172,7 @@ class _Failing:
 def test_beside_the_model_what_was_under_way_starts_again(
     monkeypatch, keep, place, calls, batching
 ):
-    problem = mixed_problem(40)
+    problem = mixed_problem(24)
     restarts = 1 if keep == "last" else 2
     attack = fastadv.pgd(threat_of("linf"), steps=8, restarts=restarts, keep=keep)
     calm = _run(attack, problem.model, problem, batching=batching, batch_size=16)

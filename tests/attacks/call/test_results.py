@@ -80,11 +80,11 @@ def _brute_force(model, threat, x, y, sample_id, *, steps, restarts, step_size, 
 @pytest.mark.parametrize("batching", ["plain", "continuous"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_first_success_is_what_a_plain_loop_finds(norm, batching, targeted):
-    problem = mixed_problem(30, dtype=DOUBLE)
+    problem = mixed_problem(18, dtype=DOUBLE)
     threat = threat_of(norm, 1.3 if targeted else 1.0)
     step_size = threat.eps / 5
     target = (problem.y + 1) % 5 if targeted else None
-    goals = target if targeted else [None] * 30
+    goals = target if targeted else [None] * 18
     attack = fastadv.pgd(threat, steps=STEPS, step_size=step_size, restarts=3, **_options(norm))
     result = attack.run(
         problem.model,
@@ -96,7 +96,7 @@ def test_first_success_is_what_a_plain_loop_finds(norm, batching, targeted):
     if not targeted:
         assert_mixed(result, problem.y, STEPS)
     assert result.success.any() and not result.success.all()
-    for i in range(30):
+    for i in range(18):
         one = slice(i, i + 1)
         x_adv, step = _brute_force(
             problem.model,

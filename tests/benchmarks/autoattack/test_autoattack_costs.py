@@ -19,7 +19,7 @@ MOST_OPS = {"APGD-Linf": 4, "APGD-T": 4, "FAB-T": 8, "Square-Linf": 3}
 
 @pytest.fixture(scope="module")
 def problem() -> networks.Problem:
-    return networks.batchnorm(8, torch.device("cpu"))
+    return networks.batchnorm(4, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,7 @@ def test_normalising_rounds_as_the_model_wrapper_does(dtype, channels_last, impl
     ],
     ids=str,
 )
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2]], ids=str)
 def test_the_start_is_random_start_of_the_augmented_batch(
     shape, dtype, channels_last, bounds, implementation, device
 ):

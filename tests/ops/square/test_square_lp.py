@@ -106,12 +106,13 @@ def test_fp64_proposals_are_exact(device, implementation, norm):
 
 @NORMS
 def test_any_lookahead_gives_the_same_attack(device, implementation, norm):
-    network, one = problem(device, norm, batch=5)
+    how = dict(queries=9, shape=(3, 5, 6))
+    network, one = problem(device, norm, **how)
     one.finish(network)
     success = one.column("SUCCESS_STEP")
-    assert one.evaluated == sum(13 if s < 0 else s + 1 for s in success)
-    for width in (3, 8):
-        network, run = problem(device, norm, batch=5, width=width)
+    assert one.evaluated == sum(10 if s < 0 else s + 1 for s in success)
+    for width in (3, 7):
+        network, run = problem(device, norm, width=width, **how)
         run.finish(network)
         assert torch.equal(run.x_best, one.x_best)
         assert torch.equal(run.best_loss, one.best_loss)
@@ -121,9 +122,9 @@ def test_any_lookahead_gives_the_same_attack(device, implementation, norm):
 
 @NORMS
 def test_a_slot_is_attacked_alike_in_any_batch(device, implementation, norm):
-    network, whole = problem(device, norm, batch=4, width=2)
+    network, whole = problem(device, norm, width=2, queries=8)
     whole.finish(network)
-    _, part = problem(device, norm, batch=4, width=2)
+    _, part = problem(device, norm, width=2, queries=8)
     alone = Run(
         part.x[2:3].clone(),
         part.labels[2:3],
@@ -146,7 +147,7 @@ def test_every_iterate_is_within_eps_and_bounds(device, implementation, norm, dt
     unit = 2.0**-24 if dtype == torch.float32 else 2.0**-8
     count = run.x[0].numel()
     rounding = unit * (count**0.5 if norm == "l2" else count)
-    for _ in range(6):
+    for _ in range(4):
         run.evaluate_and_step(network)
         for points, x in ((run.x_best, run.x), (run.x_new, run.x.repeat_interleave(2, 0))):
             delta = (points.double() - x.double()).flatten(1)
