@@ -21,6 +21,7 @@ from fastadv.ensemble.versions import VERSIONS, Version
 from fastadv.evaluation import Curve, Report, Status, robustness_curve
 from fastadv.evaluation import evaluate as evaluate_model
 from fastadv.evaluation.accuracy import logits_of
+from fastadv.evaluation.display import Watch
 from fastadv.execution import Execution
 from fastadv.isolation import Model
 from fastadv.ops import backend
@@ -107,7 +108,7 @@ def evaluate(
         x, y = sources.load_data(data, format, split, n)
         net = sources.load_model(model)
         _try_out(net, x)
-        progress = True if sys.stderr.isatty() else _print_status
+        progress = True if sys.stderr.isatty() else _lines()
         found: Report | Curve
         if len(radii) == 1:
             found = evaluate_model(
@@ -179,8 +180,18 @@ def _try_out(model: Model, x: torch.Tensor) -> None:
     backend.explain(device)
 
 
-def _print_status(status: Status) -> None:
-    print(status, file=sys.stderr, flush=True)
+def _lines() -> Watch:
+    """A line for every attack, every block and every percent: looks are too many."""
+    before: tuple[int, str, int] | None = None
+
+    def show(status: Status) -> None:
+        nonlocal before
+        now = status.done, status.attack, int(status.percent or 0.0)
+        if now != before:
+            before = now
+            print(status, file=sys.stderr, flush=True)
+
+    return show
 
 
 def _print(found: Report | Curve, files: list[Path]) -> None:

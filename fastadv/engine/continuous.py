@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from fastadv.engine import looks
 from fastadv.engine.ledger import Ledger
 from fastadv.engine.plain import Confirm, Inspect, go_on, read
 from fastadv.engine.stepping import Stepper
@@ -47,6 +48,7 @@ class _Run:
         self.stepper, self.algorithm = stepper, stepper.algorithm
         self.work, self.ledger, self.confirm, self.inspect = work, ledger, confirm, inspect
         self.look = False  # at the last gradient of a slot too
+        self.pending = pending
         count = sum(1 for _ in self._queue(pending))
         self.queue = self._queue(pending)
         batch = stepper.shape(count, batch_size) if count else 0
@@ -68,8 +70,19 @@ class _Run:
             self.stepper.advance(self.state, rounds, look=self.look and is_last)
             self.age += rounds
             self._harvest(began, rounds)
+            self._tell()
             self._refill()
             self._shrink()
+
+    def _tell(self) -> None:
+        shares = self.age[self.busy] / self.algorithm.steps
+        looks.tell(
+            self.ledger,
+            self.pending,
+            items=self.algorithm.items,
+            samples=self.samples[self.busy],
+            shares=shares,
+        )
 
     def _fill(self) -> None:
         """Load all slots, those beyond the queue with its items again: idle, but not undefined."""

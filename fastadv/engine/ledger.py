@@ -26,6 +26,12 @@ class Ledger:
         self.loss: np.ndarray = np.full(n, -np.inf)
         self._item = np.full(n, _NO_ITEM, dtype=np.int32)
         self._entered: set[tuple[int, int]] = set()
+        self.entered = np.zeros(n, dtype=np.int32)  # items of each sample
+
+    @property
+    def has_fallen(self) -> np.ndarray:
+        """(n,) bool: samples whose result no further item is needed for."""
+        return self._fooled_by != _NO_ITEM
 
     def is_settled(self, sample: int, item: int) -> bool:
         """True if this item cannot change the result: an earlier one has fooled the model, or it
@@ -35,7 +41,7 @@ class Ledger:
     def forget(self, samples: np.ndarray) -> None:
         """Take back what was entered for `samples`, which are to be attacked again."""
         self.step[samples] = -1
-        self.faults[samples] = 0
+        self.faults[samples] = self.entered[samples] = 0
         self._fooled_by[samples] = self._item[samples] = _NO_ITEM
         self.loss[samples] = -np.inf
         gone = {int(sample) for sample in samples}
@@ -54,6 +60,7 @@ class Ledger:
         losses = np.nan_to_num(losses, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
         for k, (sample, item) in enumerate(zip(samples, items, strict=True)):
             self._entered.add((int(sample), int(item)))
+            self.entered[sample] += 1
             self.faults[sample] |= flags[k, columns.FAULT]
             step, loss = flags[k, columns.SUCCESS_STEP], losses[k]
             if self._settles and step >= 0:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from fastadv.engine import looks
 from fastadv.engine.algorithm import SlotAlgorithm, State
 from fastadv.engine.ledger import Ledger
 from fastadv.engine.stepping import Stepper
@@ -49,6 +50,7 @@ def run_plain(
             if inspect is not None:
                 inspect(iterates, flags[:, columns.FAULT], np.arange(len(chunk)))
             ledger.record(chunk, np.full(len(chunk), item), flags, host_losses, iterates)
+            looks.tell(ledger, pending, items=algorithm.items)
 
 
 def run_chunk(stepper: Stepper, work: Work, samples: np.ndarray, item: int, *, look: bool) -> State:

@@ -13,7 +13,9 @@ from fastadv.attacks.call.call import Call
 from fastadv.attacks.call.result import Stage
 from fastadv.attacks.call.verdict import Fallen, margin_of
 from fastadv.attacks.square_search.attack import SquareAttack
-from fastadv.ensemble.versions import fitted, name_of
+from fastadv.engine import looks
+from fastadv.engine.looks import Listener, Look
+from fastadv.ensemble.versions import effort_of, fitted, name_of
 from fastadv.execution import Execution
 from fastadv.isolation import Model
 from fastadv.ops import layout
@@ -110,21 +112,37 @@ def run_cascade(
         if len(alive) == 0:
             stage = Stage(name_of(attack), repr(attack), 0, 0, 0.0, 0, 0, 0)
         else:
-            stage = _run_stage(
-                attack,
-                index,
-                attacked,
-                progress,
-                alive,
-                execution=execution,
-                is_reserved=is_reserved,
-            )
+            with looks.heard_by(_of_all_stages(attacks, index, len(attacked.x))):
+                stage = _run_stage(
+                    attack,
+                    index,
+                    attacked,
+                    progress,
+                    alive,
+                    execution=execution,
+                    is_reserved=is_reserved,
+                )
         progress.stages.append(stage)
         if not fell_back and len(alive) and fitted(attack, attacked.logits.shape[1]) is not attack:
             fell_back = True  # one warning a run, of the first attack's samples
             diagnostics.warn("few_classes", len(alive), len(attacked.x))
         if on_stage is not None:
             on_stage(progress)
+
+
+def _of_all_stages(attacks: tuple[Attack, ...], index: int, samples: int) -> Listener | None:
+    """Who hears of the stage `index`, so that what it is told is of all stages and samples."""
+    outer = looks.listener()
+    if outer is None:
+        return None
+    efforts = [effort_of(attack) for attack in attacks]
+    before, own = (sum(part) / sum(efforts) for part in (efforts[:index], [efforts[index]]))
+
+    def heard(look: Look) -> None:
+        alive = look.samples - look.fallen
+        outer(Look(samples, samples - alive, alive * before + look.made * own))
+
+    return heard
 
 
 def _run_stage(

@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 from fastadv.attacks import Attack, apgd_ce, apgd_dlr, apgd_t, fab, fab_t, square
 from fastadv.attacks.auto_pgd.attack import AutoPGD
+from fastadv.attacks.square_search.attack import SquareAttack
 from fastadv.threat_model import ThreatModel
 
 Version = Literal["standard", "plus", "rand", "fast", "custom"]
@@ -60,6 +61,12 @@ def fitted(attack: Attack, classes: int) -> Attack:
             targets = attack.n_target_classes or 1
             return replace(attack, constructor="apgd_t", n_target_classes=targets, loss="margin")
     return attack
+
+
+def effort_of(attack: Attack) -> int:
+    """What an attack that breaks nothing costs a sample, in passes; one backward counts as two."""
+    a_step = 1 if isinstance(attack, SquareAttack) else 3
+    return attack.steps * attack.restarts * max(1, attack.most_targets) * attack.passes * a_step
 
 
 def name_of(attack: Attack) -> str:

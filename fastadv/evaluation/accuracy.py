@@ -47,8 +47,9 @@ def evaluate(
     another number of processes; the data are read again to see that they are the same, and the
     model is run on the first finished samples, to see that it still classifies them so. progress:
     a bar on a terminal, if rich or tqdm is installed; or a function that is given a
-    `fastadv.evaluation.Status` before every attack and after every block. Ctrl-C leaves model and
-    checkpoint in order; a note of the KeyboardInterrupt says where to go on.
+    `fastadv.evaluation.Status` before every attack, after every look at its slots and after every
+    block, whose `percent` never falls; it must leave torch's random generators alone. Ctrl-C leaves
+    model and checkpoint in order; a note of the KeyboardInterrupt says where to go on.
 
     Where torch.distributed is initialised (torchrun), every process must call this, with the same
     arguments; of what is missing process r of W attacks every W-th sample from the r-th on, and

@@ -1,6 +1,7 @@
 """One block of samples after another: attacked, counted, and kept after every attack."""
 
 import contextlib
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import torch
 
 from fastadv import diagnostics
 from fastadv.attacks.call.result import AttackResult
+from fastadv.engine import looks
 from fastadv.ensemble.cascade import Progress
 from fastadv.ensemble.constructor import AutoAttack
 from fastadv.ensemble.versions import name_of, reserved_of
@@ -65,6 +67,7 @@ class Task:
         rows = self.share.finished_of_this_process()
         self._done = len(rows["ids"])
         self._robust = int((rows["clean_correct"] & ~rows["success"]).sum())
+        self._under_way, self._running = 0.0, ("", 0)
         if self.expected is not None:
             self.expected = int(self.share.takes(torch.arange(self.expected)).sum())
 
@@ -75,7 +78,7 @@ class Task:
         if self.device is not None:
             x, y = x.to(self.device), y.to(self.device)
         began = time.perf_counter() - (before.seconds if before else 0.0)
-        with collected() as counts:
+        with collected() as counts, looks.heard_by(functools.partial(self._hear, len(x))):
             result = self._run(rows.ids, marks, x, y, before, began, counts)
             clean, forwards = result.clean_prediction, result.forwards
             if clean is None:  # keep="last" never looks at the clean samples
@@ -112,7 +115,14 @@ class Task:
             )
         )
         self.keep()
-        self.watch(self._status("", 0))
+        self._under_way = 0.0
+        self._show("", 0)
+
+    def finish(self) -> None:
+        """Nothing is left: so many samples there were."""
+        if self.expected != self._done:
+            self.expected = self._done
+            self._show("", 0)
 
     def _run(
         self,
@@ -131,7 +141,7 @@ class Task:
         common: dict[str, Any] = dict(sample_ids=ids.to(x.device), execution=execution)
         if not isinstance(attack, AutoAttack):
             name = getattr(attack, "constructor", type(attack).__name__)
-            self.watch(self._status(name, len(x)))
+            self._show(name, len(x))
             result = attack.run(self.model, x, y, **common)
             self._note_inset(result.inset)
             return result
@@ -161,11 +171,11 @@ class Task:
                 is_reserved = stage >= count - reserved_of(attack.version)
                 rows = progress.doubtful if is_reserved else progress.robust
                 name = name_of(attack.attacks[stage])
-                self.watch(self._status(name, int(rows.sum())))
+                self._show(name, int(rows.sum()))
 
         progress = before.progress(x) if before else None
         if progress is None:
-            self.watch(self._status(name_of(attack.attacks[0]), len(x)))
+            self._show(name_of(attack.attacks[0]), len(x))
         else:
             show(progress)
         return attack.run(self.model, x, y, progress=progress, on_stage=after_stage, **common)
@@ -179,8 +189,15 @@ class Task:
         size, seed = self.execution.batch_size or len(x), getattr(self.attack, "seed", 0) or 0
         return logits_of(self.model, x, batch_size=size, seed=seed + reseed)
 
-    def _status(self, attack: str, attacked: int) -> Status:
-        return Status(self._done, self.expected, self._robust, attack, attacked)
+    def _hear(self, size: int, look: looks.Look) -> None:
+        """Of a block of `size` samples. Never back: memory that runs out starts slots again."""
+        self._under_way = max(self._under_way, look.share * size)
+        self._show(*self._running)
+
+    def _show(self, attack: str, attacked: int) -> None:
+        self._running = attack, attacked
+        done = self._done, self.expected, self._robust
+        self.watch(Status(*done, attack, attacked, self._under_way))
 
 
 def _all_counts(before: Unfinished | None, counts: dict[str, int]) -> dict[str, int]:

@@ -176,6 +176,7 @@ def robustness_curve(
     with generator_put_back(), shown(progress) as watch:
         for block in samples.blocks():
             run.attack_block(block.x, block.y, watch, samples.expected)
+        run.finish(watch, samples.expected)
     if run.done == 0:
         raise ValueError("data is empty: there is nothing to evaluate")
     for code, count in run.all_warnings().items():

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 from fastadv.attacks import Attack, AttackResult
+from fastadv.engine import looks
 from fastadv.ensemble import checks
 from fastadv.ensemble.constructor import AutoAttack
 from fastadv.evaluation.block import collected
@@ -75,8 +76,12 @@ class AtRadii:
             if len(rows) == 0:
                 continue
             eps = float(self.attacks[k].threat.eps)
-            watch(Status(self.done, expected, self._robust(), f"eps {eps:.4g}", len(rows)))
-            result = self._attack(k, x[rows], y[rows], ids[rows])
+            running = f"eps {eps:.4g}", len(rows)
+            first = len(x) * (len(self.attacks) - 1 - k) / len(self.attacks)  # as if all were alike
+            status = Status(self.done, expected, self._robust(), *running, first)
+            watch(status)
+            with looks.heard_by(_within(status, len(x) / len(self.attacks), watch)):
+                result = self._attack(k, x[rows], y[rows], ids[rows])
             if k == len(self.attacks) - 1:
                 clean = self._clean_prediction(x, result) == y
                 known[~clean] = 0
@@ -91,6 +96,11 @@ class AtRadii:
         self.clean_correct.append(clean.cpu())
         self.done += len(x)
         watch(Status(self.done, expected, self._robust(), "", 0))
+
+    def finish(self, watch: Watch, expected: int | None) -> None:
+        """Nothing is left: so many samples there were."""
+        if expected != self.done:
+            watch(Status(self.done, self.done, self._robust(), "", 0))
 
     def _attack(
         self, k: int, x: torch.Tensor, y: torch.Tensor, sample_ids: torch.Tensor
@@ -127,3 +137,15 @@ class AtRadii:
             checks.warn_of_square(max(self.by_square), self.done)
         mended = {"clamped_input": self.done} if self.is_mended else {}
         return added_counts(self.warnings, counts() | mended)
+
+
+def _within(status: Status, width: float, watch: Watch) -> looks.Listener:
+    """Shows how far an attack is that is worth `width` samples and begins at `status`."""
+    furthest = 0.0
+
+    def heard(look: looks.Look) -> None:
+        nonlocal furthest
+        furthest = max(furthest, look.share)
+        watch(status._replace(under_way=status.under_way + width * furthest))
+
+    return heard

@@ -199,6 +199,8 @@ def _describe(value: object) -> str:
 
 def _expected(loader: DataLoader) -> int | None:
     try:
-        return len(loader) * (loader.batch_size or 1)
+        most = len(loader) * (loader.batch_size or 1)
     except TypeError:  # an iterable data set without a length
         return None
+    is_plain = loader.batch_size is not None and hasattr(loader.sampler, "__len__")
+    return min(most, len(loader.sampler)) if is_plain else most  # type: ignore[arg-type]

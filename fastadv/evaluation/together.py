@@ -120,6 +120,7 @@ class _Work:
 
             for rows, part in Intake(samples, share, begun, self._path, check).blocks():
                 task.attack_block(rows, part)
+            task.finish()
         environment = describe_environment(device or samples.device)
         return _Outcome(
             own.blocks[before:], own.inset, samples.seen, samples.stream.hexdigest(), environment

@@ -109,10 +109,10 @@ def test_it_reports_what_the_library_finds_in_every_format(small, folder, capsys
     assert text in (folder / "r.md").read_text() and text in (folder / "r.html").read_text()
     assert f"robust accuracy {text}" in out and "saved r.json, r.md, r.html" in out
     left = expected.stages[1].attacked
-    assert "0 of 24 samples done, 0 robust; APGD-CE attacks 16" in err.splitlines()
+    assert "0 of 24 samples done (0 %), 0 robust; APGD-CE attacks 16" in err.splitlines()
     assert any("SQUARE attacks" in line for line in err.splitlines()) and left > 0
     robust = int(expected.robust.sum())
-    assert err.splitlines()[-1] == f"24 of 24 samples done, {robust} robust"
+    assert err.splitlines()[-1] == f"24 of 24 samples done (100 %), {robust} robust"
 
 
 def test_one_attack_takes_the_options_of_the_attack_command(folder, capsys):

@@ -13,6 +13,7 @@ from fastadv.attacks.call.prepared import Prepared
 from fastadv.attacks.call.result import Cost
 from fastadv.attacks.call.settings import Settings
 from fastadv.attacks.call.verdict import joined
+from fastadv.engine import looks
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.engine.continuous import run_continuous
 from fastadv.engine.ledger import Ledger
@@ -77,9 +78,12 @@ class Search:
         ledger = Ledger(work.x, settles=self.attack.keep != "best")
         for first_step, samples in groups:
             own = np.intersect1d(samples, pending)
-            self._run(work, first_step, own, ledger)
+            parts = 1 + (self.execution.final_pass and not self.is_exact)
+            with looks.as_part(0, parts):
+                self._run(work, first_step, own, ledger)
             if not self.is_exact:
-                self._attack_again(work, first_step, own, ledger)
+                with looks.as_part(parts - 1, parts):
+                    self._attack_again(work, first_step, own, ledger)
         self.prepared.room = self.oracle.room
         self.prepared.settle(self.oracle.model)
         return ledger
@@ -120,6 +124,8 @@ class Search:
                 iterates.append(kept.clone() if stepper.records else kept)
                 faults.append(state.slots[:, columns.FAULT].clone())
                 done += len(chunk)
+                if (heard := looks.listener()) is not None:
+                    heard(looks.Look(len(samples), 0, done))
                 continue
             except Exception as error:
                 if len(chunk) == 1 or not memory.is_out_of_memory(error):
