@@ -19,7 +19,7 @@ from fastadv.cli import evaluate as evaluate_command
 from fastadv.cli import train as train_command
 from fastadv.cli.user_error import UserError
 from fastadv.demo.run import run_demo
-from fastadv.evaluation.report import installed_version
+from fastadv.evaluation.environment import installed_version
 from fastadv.ops import backend
 
 # rich_markup_mode None: errors in one line each, not in boxes

@@ -16,14 +16,15 @@ from fastadv.evaluation.accuracy import check_attack, generator_put_back
 from fastadv.evaluation.checkpoint import digest_of_model, write_atomically
 from fastadv.evaluation.clean import describe_model, device_of, without_wrapper
 from fastadv.evaluation.display import Watch, shown
+from fastadv.evaluation.environment import describe_environment
 from fastadv.evaluation.radii import AtRadii, at_radius
-from fastadv.evaluation.report import describe_environment, percent, wilson_interval
+from fastadv.evaluation.report import percent, shortened, wilson_interval
 from fastadv.evaluation.samples import Data, Samples
 from fastadv.execution import Execution
 from fastadv.isolation import Model, module_of
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Curve:
     """Robust accuracy of a model on n samples at the radii `eps`, ascending.
 
@@ -111,6 +112,18 @@ class Curve:
         if path.suffix not in writers:
             raise ValueError(f"path must end in .json or .md; got {path}")
         write_atomically(path, writers[path.suffix]().encode())
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{percent(accuracy)} at {eps:.4g}"
+            for eps, accuracy in zip(self.eps, self.robust_accuracy, strict=True)
+        ]
+        if len(shown) > 4:
+            shown = [*shown[:2], "...", shown[-1]]
+        return (
+            f"<Curve: robust {', '.join(shown)}; {percent(self.clean_accuracy)} of {self.n:,} "
+            f"samples clean\n {shortened(self.attack)}>"
+        )
 
     def __str__(self) -> str:
         lines = [f"eps {row[0]:>10}  {row[1]:>8} robust  ({row[2]})" for row in self._rows()]

@@ -36,19 +36,44 @@ def html(
     shares: a number in [0, 1] for each row, drawn as a bar under its robust accuracy (column 3).
     All text is escaped; `code` in backticks is set as code.
     """
-    warned = "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes)
-    pairs = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{_marked(value)}</td></tr>\n'
-        for name, value in facts.items()
-    )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n<p>{escape(lead)}</p>\n{warned}"
-        f"{_table(columns, rows, shares)}<table>\n<tbody>\n{pairs}</tbody>\n</table>\n"
+        f"<h1>{escape(title)}</h1>\n<p>{escape(lead)}</p>\n{_noted(notes)}"
+        f"{_table(columns, rows, shares)}{_table_of_facts(facts)}"
         "</body>\n</html>\n"
     )
+
+
+def fragment(
+    *,
+    title: str,
+    lead: str,
+    facts: dict[str, str],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    shares: Sequence[float],
+    notes: Sequence[str],
+) -> str:
+    """What `html` shows, to stand in another page, whose style it takes; facts folded away."""
+    return (
+        f"<div>\n<h3>{escape(title)}</h3>\n<p>{escape(lead)}</p>\n{_noted(notes)}"
+        f"{_table(columns, rows, shares)}<details>\n<summary>what defines it</summary>\n"
+        f"{_table_of_facts(facts)}</details>\n</div>\n"
+    )
+
+
+def _noted(notes: Sequence[str]) -> str:
+    return "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes)
+
+
+def _table_of_facts(facts: dict[str, str]) -> str:
+    pairs = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{_marked(value)}</td></tr>\n'
+        for name, value in facts.items()
+    )
+    return f"<table>\n<tbody>\n{pairs}</tbody>\n</table>\n"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], shares: Sequence[float]) -> str:

@@ -1,10 +1,8 @@
 """What an evaluation found, with everything that defines the number."""
 
-import importlib.metadata
 import json
 import math
 import os
-import platform
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,9 @@ import torch
 
 from fastadv import diagnostics
 from fastadv.attacks.call.result import Cost, Stage
-from fastadv.evaluation import page, tables
+from fastadv.evaluation import page, saved, tables
 from fastadv.evaluation.checkpoint import write_atomically
-from fastadv.ops import backend
-from fastadv.version import __version__
+from fastadv.values import same_value
 
 _Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 DEFAULT_SEARCH = "the default"
@@ -32,7 +29,7 @@ _STAGE_COLUMNS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """Clean and robust accuracy of a model on n samples under one attack.
 
@@ -156,6 +153,18 @@ class Report:
             notes=list(self.explanations.values()),
         )
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the same, without the rules of style of a page of its own."""
+        return page.fragment(
+            title=f"{percent(self.robust_accuracy)} robust accuracy",
+            lead=f"{percent(self.clean_accuracy)} clean, {self.n:,} samples, {self.threat}",
+            facts=self._facts(),
+            columns=_STAGE_COLUMNS,
+            rows=self._stage_rows(),
+            shares=self.accuracies,
+            notes=list(self.explanations.values()),
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to a .json, .md or .html file, by suffix, atomically."""
         path = Path(path)
@@ -163,6 +172,31 @@ class Report:
         if path.suffix not in writers:
             raise ValueError(f"path must end in .json, .md or .html; got {path}")
         write_atomically(path, writers[path.suffix]().encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Report":
+        """The report that `save` wrote to a .json file, equal to the one that was saved.
+
+        Nothing in the file is executed. Raises ValueError for anything else, as a .html report,
+        which holds no samples, or a curve. Example: `fastadv.Report.load("report.json").robust`.
+        """
+        return cls(**saved.read(Path(path), cls))
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Report and all(
+            same_value(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.model, self.attack, self.n))
+
+    def __repr__(self) -> str:
+        broken = int((self.clean_correct & self.success).sum())
+        return (
+            f"<Report: {percent(self.robust_accuracy)} of {self.n:,} samples robust, "
+            f"{percent(self.clean_accuracy)} clean, {broken:,} broken; eps={self.eps}\n"
+            f" {shortened(self.attack)}>"
+        )
 
     def __str__(self) -> str:
         stages = "".join(
@@ -248,26 +282,10 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def describe_environment(device: torch.device) -> dict[str, str]:
-    """What ran: versions, device and backend, in words."""
-    chosen, reason = backend.explain(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "fastadv": __version__,
-        "torch": torch.__version__,
-        "triton": installed_version("triton"),
-        "python": platform.python_version(),
-        "device": f"{device} ({name})",
-        "backend": f"{chosen} ({reason})",
-    }
-
-
-def installed_version(package: str) -> str:
-    """The version of an installed package, without importing it."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+def shortened(text: str, most: int = 88) -> str:
+    """The text in one line of at most `most` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def percent(share: float) -> str:

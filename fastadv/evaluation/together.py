@@ -11,9 +11,10 @@ from fastadv.evaluation.block import SampleAttack, Task
 from fastadv.evaluation.checkpoint import digest_of_model
 from fastadv.evaluation.clean import device_of
 from fastadv.evaluation.display import Watch, shown
+from fastadv.evaluation.environment import describe_environment
 from fastadv.evaluation.intake import Intake
 from fastadv.evaluation.processes import Exchange, Place, files_of, path_of
-from fastadv.evaluation.report import DEFAULT_SEARCH, describe_environment
+from fastadv.evaluation.report import DEFAULT_SEARCH
 from fastadv.evaluation.samples import Data, Rows, Samples
 from fastadv.evaluation.share import Found, Share, disjoint, found_in, mine_of
 from fastadv.evaluation.state import Block, State, Unfinished

@@ -81,6 +81,13 @@ class GraphedStep:
         self._held: dict[Hashable, HeldBatch] = {}
         self._unfit = 0
 
+    def __repr__(self) -> str:
+        recorded = "not recorded" if self.refusal is None else f"not recorded: {self.refusal}"
+        if self.refusal is None and self._graphs.backend is not None:
+            recorded = f"{self.replays:,} of them replayed"
+        text = f"{self.step!r} with {type(self.optimizer).__name__}".replace("\n", " ")
+        return f"<GraphedStep: {text}\n {self.step.batches:,} batches, {recorded[:100]}>"
+
     def __call__(
         self,
         model: Model,

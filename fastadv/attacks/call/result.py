@@ -73,7 +73,7 @@ class Stage(NamedTuple):
         return Cost(**{name: getattr(self, name) for name in Cost._fields})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AttackResult:
     """Adversarial examples and what is known of them; (B,) tensors on the device of x.
 
@@ -102,6 +102,16 @@ class AttackResult:
     inset: float = 0.0
     broken_by: torch.Tensor | None = None
     stages: tuple[Stage, ...] = ()
+
+    def __repr__(self) -> str:
+        n, hits = len(self.success), int(self.success.sum())
+        share = f" ({100 * hits / n:.2f} %)" if n else ""
+        stages = f", {len(self.stages)} stages" if self.stages else ""
+        kind = f"{self.x_adv.dtype} on {self.x_adv.device}"
+        return (
+            f"<AttackResult: {hits:,} successes of {n:,}{share}, {self.forwards:,} forwards, "
+            f"{self.backwards:,} backwards{stages}\n x_adv {tuple(self.x_adv.shape)} {kind}>"
+        )
 
     @classmethod
     def empty(cls, x: torch.Tensor) -> "AttackResult":
