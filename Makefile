@@ -25,6 +25,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python tests/typing/completeness.py
 	$(BIN)/python -m pytest tests/test_floors.py
 	$(BIN)/python -m benchmarks.harness.report --check
 

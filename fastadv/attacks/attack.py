@@ -9,6 +9,7 @@ import torch
 from fastadv.attacks.call.call import Call
 from fastadv.attacks.call.result import AttackResult
 from fastadv.attacks.call.settings import Settings
+from fastadv.attacks.call.targets import Target
 from fastadv.attacks.streaming import StreamingAttack
 from fastadv.execution import Execution
 from fastadv.isolation import Model
@@ -47,7 +48,7 @@ class Attack(Settings, Protocol):
         x: torch.Tensor,
         y: torch.Tensor | None = None,
         *,
-        target: torch.Tensor | str | None = None,
+        target: Target | None = None,
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
         execution: Execution | None = None,
@@ -74,7 +75,7 @@ class Attack(Settings, Protocol):
         x: torch.Tensor,
         y: torch.Tensor | None = None,
         *,
-        target: torch.Tensor | str | None = None,
+        target: Target | None = None,
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
         execution: Execution | None = None,

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import torch
 
 from fastadv.attacks.call.result import AttackResult
+from fastadv.attacks.call.targets import Target
 from fastadv.execution import Execution
 from fastadv.isolation import Model
 
@@ -59,7 +60,7 @@ class StreamingAttack:
         x: torch.Tensor,
         y: torch.Tensor | None = None,
         *,
-        target: torch.Tensor | str | None = None,
+        target: Target | None = None,
         sample_ids: None = None,
         x_init: torch.Tensor | None = None,
         execution: Execution | None = None,
@@ -76,7 +77,7 @@ class StreamingAttack:
         x: torch.Tensor,
         y: torch.Tensor | None = None,
         *,
-        target: torch.Tensor | str | None = None,
+        target: Target | None = None,
         sample_ids: None = None,
         x_init: torch.Tensor | None = None,
         execution: Execution | None = None,

@@ -4,7 +4,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
@@ -18,13 +18,12 @@ from fastadv.attacks.square_search.attack import SquareAttack
 from fastadv.attacks.streaming import StreamingAttack
 from fastadv.ensemble import checks
 from fastadv.ensemble.cascade import Attacked, Progress, run_cascade
-from fastadv.ensemble.versions import VERSIONS, Version, attacks_of, reserved_of
+from fastadv.ensemble.versions import VERSIONS, Keep, Version, attacks_of, reserved_of
 from fastadv.execution import Execution
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, check_threat
 from fastadv.values import same_settings
 
-Keep = Literal["first_success", "authors"]
 _BATCH_SIZE = 128  # slots, where the caller does not say; on CPUs larger ones leave the cache
 
 
@@ -33,9 +32,9 @@ class AutoAttack:
     """An ensemble with its settings; made by `fastadv.autoattack` and callable."""
 
     threat: ThreatModel
-    version: str
+    version: Version
     attacks: tuple[Attack, ...]
-    keep: str
+    keep: Keep
     seed: int | None
 
     def __eq__(self, other: object) -> bool:

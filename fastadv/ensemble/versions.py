@@ -9,11 +9,14 @@ from fastadv.attacks.square_search.attack import SquareAttack
 from fastadv.threat_model import ThreatModel
 
 Version = Literal["standard", "plus", "rand", "fast", "custom"]
+Keep = Literal["first_success", "authors"]
 VERSIONS: tuple[Version, ...] = get_args(Version)
 _DLR_CLASSES = {"apgd_dlr": 3, "apgd_t": 4}  # fewer leave the loss undefined
 
 
-def attacks_of(version: str, threat: ThreatModel, *, keep: str, seed: int) -> tuple[Attack, ...]:
+def attacks_of(
+    version: Version, threat: ThreatModel, *, keep: Keep, seed: int
+) -> tuple[Attack, ...]:
     """The attacks of a version but "custom", as the authors set them for the norm."""
     common: dict[str, Any] = dict(keep=keep, seed=seed)
     if version == "rand":
@@ -48,7 +51,7 @@ def attacks_of(version: str, threat: ThreatModel, *, keep: str, seed: int) -> tu
     )
 
 
-def reserved_of(version: str) -> int:
+def reserved_of(version: Version) -> int:
     """How many of the last attacks are only for doubtful samples."""
     return 2 if version == "fast" else 0
 

@@ -32,13 +32,13 @@ class FastCifarNet(nn.Module):
         super().__init__()
         require_positive(width=width, classes=classes)
         stem = (width + 1) // 2
-        self.features = nn.Sequential(
+        self.features: nn.Sequential = nn.Sequential(
             *_layer(3, stem),
             *_block(stem, width),
             *_block(width, 4 * width),
             *_block(4 * width, 4 * width),
         )
-        self.linear = nn.Linear(4 * width, classes)
+        self.linear: nn.Linear = nn.Linear(4 * width, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # amax, not adaptive_max_pool2d, whose CUDA backward adds in no fixed order

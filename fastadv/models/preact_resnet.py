@@ -21,11 +21,11 @@ class PreActBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, dropout: float = 0.0):
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn1: nn.BatchNorm2d = nn.BatchNorm2d(inputs)
+        self.conv1: nn.Conv2d = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn2: nn.BatchNorm2d = nn.BatchNorm2d(outputs)
+        self.dropout: nn.Dropout = nn.Dropout(dropout)
+        self.conv2: nn.Conv2d = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.shortcut: nn.Sequential | None = None
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False))
@@ -56,7 +56,7 @@ class PreActResNet(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
+        self.conv1: nn.Conv2d = nn.Conv2d(3, stem, 3, padding=1, bias=False)
         inputs = stem
         groups: list[str] = []
         for index, outputs in enumerate(channels):
@@ -68,8 +68,8 @@ class PreActResNet(nn.Module):
             groups.append(f"layer{index + 1}")
             self.add_module(groups[-1], group)
         self.groups: tuple[str, ...] = tuple(groups)
-        self.bn = nn.BatchNorm2d(inputs)
-        self.linear = nn.Linear(inputs, classes)
+        self.bn: nn.BatchNorm2d = nn.BatchNorm2d(inputs)
+        self.linear: nn.Linear = nn.Linear(inputs, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = self.conv1(x)

@@ -55,7 +55,7 @@ class Oracle:
         self.bounds = bounds
         self.inset: float = inset
         self.search: SearchModel | None = None
-        self.objective = Objective(loss, targeted=targeted)
+        self.objective: Objective = Objective(loss, targeted=targeted)
         self.passes = passes
         self.room: int = UNLIMITED
         self.classes: int = 0  # known after the first forward

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fastadv.diagnostics import ExecutionWarning, emit
+from fastadv.execution import CudaGraph
 from fastadv.graphs.cuda import backend_for
 from fastadv.graphs.facts import module_facts, tensor_facts
 from fastadv.graphs.planner import StepGraphs
@@ -32,7 +33,7 @@ def graphed(
     optimizer: torch.optim.Optimizer,
     *,
     clip_norm: float | None = None,
-    cuda_graph: bool | str = "auto",
+    cuda_graph: CudaGraph = "auto",
 ) -> "GraphedStep":
     """`run(model, x, y)`: one whole training step, on a GPU recorded once and replayed.
 
@@ -67,7 +68,7 @@ class GraphedStep:
         optimizer: torch.optim.Optimizer,
         *,
         clip_norm: float | None,
-        cuda_graph: bool | str,
+        cuda_graph: CudaGraph,
     ) -> None:
         _check(step, optimizer, clip_norm)
         self.step = step

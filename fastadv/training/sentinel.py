@@ -3,7 +3,7 @@
 import copy
 import math
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from fastadv.training.verdict import (
 from fastadv.training.yopo import YOPO
 
 Step = CraftedStep | FreeAT | YOPO
+_Step = TypeVar("_Step", bound=Step)
 
 OnCollapse = Literal["warn", "stop", "rollback"]
 _AS_GOOD = 0.02  # PGD accuracies this close are the same: one sigma of 500 samples
@@ -103,7 +104,9 @@ class Sentinel:
             f"on_collapse={self.on_collapse!r}>"
         )
 
-    def watch(self, step: Step, model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
+    def watch(
+        self, step: _Step, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> _Step | PGDAT:
         """The step to go on with: `step` itself, or after a rollback the one that rescues.
 
         Call it after every batch, with the optimizer step done. Raises `Collapse` for "stop", and
@@ -140,12 +143,12 @@ class Sentinel:
 
     def finish(
         self,
-        step: Step,
+        step: _Step,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
         judged: nn.Module | None = None,
-    ) -> Step:
+    ) -> _Step | PGDAT:
         """The gate at the end: PGD-10 with 5 restarts must leave `floor`, or the net is "weak".
 
         Some single-step runs end weak without ever collapsing. Returns `step` if all is well or has
@@ -170,10 +173,10 @@ class Sentinel:
         self,
         check: Check,
         since: list[Check],
-        step: Step,
+        step: _Step,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-    ) -> Step:
+    ) -> _Step | PGDAT:
         message = explain(check, since, n=len(self.x), threat=repr(self.threat), floor=self.floor)
         if self.on_collapse == "warn" or (self.on_collapse == "stop" and check.verdict == "weak"):
             if not since or since[-1].verdict != check.verdict:

@@ -16,6 +16,7 @@ from fastadv.attacks.call.prepared import prepared
 from fastadv.attacks.call.result import AttackResult, Cost
 from fastadv.attacks.call.search import Search
 from fastadv.attacks.call.settings import Settings
+from fastadv.attacks.call.targets import Target
 from fastadv.attacks.call.verdict import (
     Fallen,
     count_probabilities,
@@ -47,7 +48,7 @@ class Call:
         x: torch.Tensor,
         y: torch.Tensor | None,
         *,
-        target: torch.Tensor | str | None,
+        target: Target | None,
         sample_ids: torch.Tensor | None,
         x_init: torch.Tensor | None,
         execution: Execution,
@@ -63,7 +64,7 @@ class Call:
             execution = replace(execution, precision="fp32")
         self.execution = execution
         self.known_logits = clean_logits
-        self.given = Given(
+        self.given: Given = Given(
             attack,
             x,
             y,

@@ -6,6 +6,7 @@ import torch
 from fastadv import losses
 from fastadv.attacks.call import inputs, targets
 from fastadv.attacks.call.settings import Settings
+from fastadv.attacks.call.targets import Target
 from fastadv.engine.work import Work, spread
 from fastadv.ops import layout
 from fastadv.threat_model import check_fits, contains
@@ -24,7 +25,7 @@ class Given:
         x: torch.Tensor,
         y: torch.Tensor | None,
         *,
-        target: torch.Tensor | str | None,
+        target: Target | None,
         sample_ids: torch.Tensor | None,
         x_init: torch.Tensor | None,
         channels_last: bool,
@@ -35,10 +36,12 @@ class Given:
         # a clone made outside inference mode is an ordinary tensor; detached, x keeps its graph
         with torch.inference_mode(False):
             x = inputs.check_images(x, attack.threat.bounds)
-            self.x = x.clone() if x.is_inference() else x.detach()
-            self.y = None if y is None else inputs.check_labels(y, x, name="y").clone()
+            self.x: torch.Tensor = x.clone() if x.is_inference() else x.detach()
+            self.y: torch.Tensor | None = (
+                None if y is None else inputs.check_labels(y, x, name="y").clone()
+            )
             self.x_init = inputs.check_start(x_init, x)
-            self.sample_ids = inputs.check_sample_ids(sample_ids, x)
+            self.sample_ids: torch.Tensor = inputs.check_sample_ids(sample_ids, x)
             self.format: torch.memory_format | None = None
             if channels_last:
                 self.x, self.x_init, self.format = inputs.in_channels_last(self.x, self.x_init)

@@ -1,12 +1,16 @@
 """Targets of targeted attacks: given, or chosen from the clean logits."""
 
+from typing import Literal, get_args
+
 import torch
 
 from fastadv.attacks.call import inputs
 from fastadv.kernels.noise import streams
 from fastadv.ops.noise import philox
 
-_RULES = ("least_likely", "second_best", "random")
+Rule = Literal["least_likely", "second_best", "random"]
+Target = torch.Tensor | Rule
+_RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 def choose(

@@ -50,7 +50,7 @@ class ProjectedGradient:
         self.momentum_decay = momentum_decay
         stops = keep == "first_success"
         self.rules: Rules = Rules(steps, first_step, stops, best_from=first_step, any_error=False)
-        self.keep_best = keep == "best"
+        self.keep_best: bool = keep == "best"
         self.step_options = step_options
 
     @property
