@@ -62,9 +62,9 @@ def copied(arguments):
     return tree_map(copy, tuple(arguments))
 
 
-def network():
+def network(size):
     torch.manual_seed(0)
-    layers = torch.nn.Flatten(), torch.nn.Linear(192, 16), torch.nn.Tanh(), torch.nn.Linear(16, 5)
+    layers = torch.nn.Flatten(), torch.nn.Linear(size, 16), torch.nn.Tanh(), torch.nn.Linear(16, 5)
     return torch.nn.Sequential(*layers)
 
 
@@ -78,12 +78,11 @@ def attacks():
     yield fastadv.pgd(threats[0], steps=3, keep="best")
 
 
-@pytest.fixture(scope="module")
-def calls():
+def calls_of_attacks(shape):
     """Arguments that attacks give the ops, in mid-attack, and of ops that none of them calls."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.rand(4, 3, 8, 8, generator=generator)
-    model = network()
+    x = torch.rand(4, *shape, generator=generator)
+    model = network(x[0].numel())
     y = model(x).argmax(1)
     grad = torch.randn(x.shape, generator=generator)
     with Recorded() as recorded:
@@ -98,6 +97,11 @@ def calls():
         images = (255 * x).to(torch.uint8)
         fastadv.ops.augment_batch(images, torch.arange(4), crop=2, flip="random", start_eps=0.1)
     return recorded.calls
+
+
+@pytest.fixture(scope="module")
+def calls():
+    return calls_of_attacks((3, 8, 8))
 
 
 def test_every_op_is_looked_at(calls):

@@ -27,7 +27,12 @@ def _shift(name, modifiers, kind):
 @rule("popc")
 def _count_ones(name, modifiers, kind):
     demand(name, modifiers, ())
-    return Operation((kind,), (_U32,), lambda a: np.bitwise_count(a).astype(np.uint32))
+
+    def function(a):
+        octets = np.ascontiguousarray(a).view(np.uint8).reshape(*a.shape, -1)
+        return np.unpackbits(octets, axis=-1).sum(-1, dtype=np.uint32)
+
+    return Operation((kind,), (_U32,), function)
 
 
 @rule("bfe")

@@ -125,7 +125,7 @@ class _Launcher:
             for k, v in src.constants.items()
         }
         self.constants = {src.fn.arg_names[i]: value for i, value in named.items()}
-        self.divisible = tuple(src.fn.arg_names[i] for (i, *_), _ in src.attrs.items())
+        self.divisible = tuple(src.fn.arg_names[i] for (i, *_), known in src.attrs.items() if known)
 
     def __call__(
         self, x, y, z, stream, code, packed, description, enter, leave, *arguments

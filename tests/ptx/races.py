@@ -34,8 +34,8 @@ class _Access:
 class RaceLog:
     """The accesses of a group of CTAs since their last barriers.
 
-    Equal values written by two lanes to one place are no race: they are counted in `same_values`.
-    Between CTAs, which nothing orders, they are.
+    Equal values written by two lanes to one place are no race: of tensors they are counted in
+    `same_values`. Between CTAs, which nothing orders, they are one.
     """
 
     def __init__(self, threads: int, grid: int, names: list[str]) -> None:
@@ -99,7 +99,7 @@ class RaceLog:
     def _check(self, finished: bool) -> None:
         for shared, log in self.logs.items():
             if any(access.written is not None for access in log):
-                self._look_through(log, "shared memory" if shared else "a tensor")
+                self._look_through(log, shared)
             self.logs[shared] = [] if finished else self._still_open(log)
         self.words = 0
 
@@ -117,12 +117,14 @@ class RaceLog:
                 )
         return kept
 
-    def _look_through(self, log: list[_Access], where: str) -> None:
+    def _look_through(self, log: list[_Access], shared: bool) -> None:
         granule = math.gcd(*(access.granule() for access in log))
         table = _Table(log, granule, self.threads)
         bad = table.racing()
-        self.same_values += table.same_values
+        if not shared:  # where the compiler itself writes a value from all lanes that have it
+            self.same_values += table.same_values
         if len(bad):
+            where = "shared memory" if shared else "a tensor"
             what = table.describe(int(bad[0]), self.names)
             raise Race(f"no barrier between accesses to {where}: {what}")
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ptx.by_hand import run
-from ptx.memory import Misaligned, OutOfBounds, Unwritten
-from ptx.races import Race
+from ptx.memory import GlobalMemory, Misaligned, OutOfBounds, Unwritten
+from ptx.races import Race, RaceLog
 
 U32 = np.uint32
 ORDERS = pytest.mark.parametrize("order", [None, 0, 1])
@@ -28,6 +28,24 @@ def test_an_access_outside_of_a_tensor(access, offset):
 def test_an_address_of_no_tensor():
     with pytest.raises(OutOfBounds, match="in no tensor"):
         run("mov.b64 %rd10, 0; ld.global.b32 %r2, [%rd10];", words())
+
+
+def test_of_a_storage_only_what_was_passed_may_be_touched():
+    memory = GlobalMemory(RaceLog(32, 1, [""]))
+    storage, lane = np.arange(64, dtype=U32), np.arange(1)
+    address = memory.map(storage.view(np.uint8), 64, 128, 4)
+
+    def read(at):
+        return memory.load(np.array([at], np.uint64), 4, 1, lane).tolist()
+
+    assert read(address) == [[16]] and read(address + 60) == [[31]]
+    for outside in (address - 4, address + 64):
+        with pytest.raises(OutOfBounds, match="bytes 64 to 128 were passed"):
+            read(outside)
+    memory.map(storage.view(np.uint8), 192, 256, 4)  # another view of the same storage
+    assert read(address + 128) == [[48]]
+    with pytest.raises(OutOfBounds):
+        read(address + 124)
 
 
 def test_the_last_words_of_a_vector_count():

@@ -1,0 +1,156 @@
+"""Every op's kernel, as compiled, against its reference on what attacks give it in mid-attack.
+
+Run by test_kernels_as_compiled.py, in a process where FASTADV_EMULATE is set.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastadv.kernels import slots as columns
+from fastadv.ops import registry
+
+sys.path.append(str(Path(__file__).parents[1] / "ops"))  # where the attacks lie
+
+import test_implementations as implementations  # noqa: E402
+
+from ptx.races import Race  # noqa: E402
+
+SHAPES = {"odd": (3, 5, 7), "aligned": (3, 8, 8)}  # 105 elements, and 192: a multiple of 16
+# rows above 64 elements take the kernels for long rows, in chunks of 128
+SHORT_ROWS = {
+    "steps.l1": dict(ROW_LIMIT=64, LONG_ROW=(128, 4)),
+    "steps.l2": dict(ROW_LIMIT=64, CHUNK=128),
+    "apgd.l2": dict(ROW_LIMIT=64, LONG_ROW=(128, 4)),
+    "fab.step": dict(ROW_LIMIT=64, LONG_ROW=(128, 4)),
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def calls(request):
+    return implementations.calls_of_attacks(SHAPES[request.param])
+
+
+def parameters(name: str) -> list[str]:
+    overload = getattr(torch.ops.fastadv, name).default
+    return [argument.name for argument in overload._schema.arguments]
+
+
+WITH_ROWS = [name for name in implementations.OPS if "eps_rows" in parameters(name)]
+WITH_SLOTS_OR_ROWS = [
+    name for name in implementations.OPS if {"slots", "eps_rows"} & set(parameters(name))
+]
+
+
+STEPS = ("l1_step_", "l2_step_", "linf_step_")
+RACES = pytest.mark.xfail(
+    raises=Race,
+    strict=True,
+    reason="advance_slot of kernels/heads/slots.py: all lanes load the slot's scalars, and one"
+    " stores them with no barrier between; only that one lane's are ever used",
+)
+
+
+def ops_with(*arguments: str):
+    """The ops with one of these arguments; without any, all ops."""
+    return [
+        pytest.param(name, marks=RACES) if name == "loss_head_" else name
+        for name in implementations.OPS
+        if not arguments or set(arguments) & set(parameters(name))
+    ]
+
+
+def given(name: str, arguments: tuple) -> dict:
+    """As the attack calls the op."""
+    return dict(zip(parameters(name), arguments, strict=True))
+
+
+def for_each_sample(name: str, arguments: tuple) -> dict:
+    """Every radius, step and share another one in each sample, and every second slot at rest."""
+    call = given(name, arguments)
+    shares = torch.linspace(0.5, 1.5, len(arguments[0]))
+    for rows, scalar in (("eps_rows", "eps"), ("step_rows", "step_size")):
+        if rows in call:
+            call[rows] = call[scalar] * shares
+    if "sparsity_rows" in call:
+        call["sparsity_rows"] = shares / 4
+    if name in STEPS:
+        call["slots"] = torch.zeros(len(shares), columns.WIDTH, dtype=torch.int32)
+    if call.get("slots") is not None:
+        call["slots"] = call["slots"].clone()
+        call["slots"][:, columns.ACTIVE] = torch.arange(len(shares), dtype=torch.int32) % 2
+    return call
+
+
+def for_all_samples(name: str, arguments: tuple) -> dict:
+    """One radius, step and share, and no slots."""
+    call = given(name, arguments)
+    optional = ("eps_rows", "step_rows", "sparsity_rows")
+    call |= {rows: None for rows in optional if rows in call}
+    if name in STEPS:
+        call["slots"] = None
+    return call
+
+
+def with_momentum(call: dict) -> dict:
+    momentum = torch.full_like(call["x_adv"], 0.25)
+    return call | dict(momentum=momentum, decay=0.5)
+
+
+def assert_the_kernel_is_the_reference(name: str, call: dict) -> None:
+    """Within what test_implementations allows: the same bits where nothing is added up."""
+    run, arguments = registry.implementations()[name], tuple(call.values())
+    expected = implementations.results(run.reference, arguments)
+    got = implementations.results(run.launch, arguments)
+    tolerance = implementations.KERNEL_TOLERANCE.get(name, 0.0)
+    if call.get("momentum") is not None:  # a mean, or a norm, is added up in another order
+        tolerance = max(tolerance, 1e-6)
+    implementations.assert_agree(got, expected, tolerance)
+
+
+@pytest.mark.parametrize("name", ops_with())
+def test_in_mid_attack(name, calls):
+    for arguments in calls[name]:
+        assert_the_kernel_is_the_reference(name, given(name, arguments))
+
+
+@pytest.mark.parametrize("name", ops_with("slots", "eps_rows"))
+def test_for_each_sample(name, calls):
+    assert_the_kernel_is_the_reference(name, for_each_sample(name, calls[name][0]))
+
+
+@pytest.mark.parametrize("name", ops_with("eps_rows"))
+def test_for_all_samples(name, calls):
+    assert_the_kernel_is_the_reference(name, for_all_samples(name, calls[name][0]))
+
+
+@pytest.mark.parametrize("form", [for_each_sample, for_all_samples])
+@pytest.mark.parametrize("name", STEPS)
+def test_momentum(name, form, calls):
+    assert_the_kernel_is_the_reference(name, with_momentum(form(name, calls[name][0])))
+
+
+@pytest.fixture
+def short_rows(monkeypatch):
+    for module, sizes in SHORT_ROWS.items():
+        there = importlib.import_module(f"fastadv.kernels.{module}")
+        for constant, value in sizes.items():
+            monkeypatch.setattr(there, constant, value)
+
+
+@pytest.mark.parametrize("name", ["apgd_l2_step_", "fab_step_"])
+def test_long_rows(name, calls, short_rows):
+    for arguments in calls[name]:
+        assert_the_kernel_is_the_reference(name, given(name, arguments))
+        assert_the_kernel_is_the_reference(name, for_each_sample(name, arguments))
+
+
+@pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.parametrize("form", [for_each_sample, for_all_samples])
+@pytest.mark.parametrize("name", ["l1_step_", "l2_step_"])
+def test_steps_over_long_rows(name, form, momentum, calls, short_rows):
+    call = form(name, calls[name][0])
+    assert_the_kernel_is_the_reference(name, with_momentum(call) if momentum else call)

@@ -1,0 +1,112 @@
+"""Every kernel as compiled: tests of tests/ops, chosen below, whose kernels' PTX is executed.
+
+Interpreted kernels cannot be compiled in one process: each architecture is a pytest run of its own.
+The whole of tests/ops runs so with `FASTADV_EMULATE=sm_90 python -m pytest tests/ops`.
+"""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import NamedTuple
+
+import house
+import pytest
+
+from ptx.chosen import CHOSEN, LINF_UPDATES
+
+pytest.importorskip("triton", reason="needs triton, which is installed on Linux only")
+
+_AS_COMPILED = "ptx/as_compiled.py"
+
+
+class Form(NamedTuple):
+    """What one launch was: constants by name, and which arguments are multiples of 16."""
+
+    kernel: str
+    constants: dict[str, str]
+    divisible: list[str]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("triton")
+
+
+def forms_of(architecture: str, tests, cache: Path) -> list[Form]:
+    """Run the tests, which must pass; what they launched."""
+    report = cache / f"{architecture.replace(':', '-')}.xml"
+    left_out = ("TRITON_INTERPRET", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "FASTADV_BACKEND")
+    environment = {k: v for k, v in os.environ.items() if k not in left_out}
+    environment |= dict(FASTADV_EMULATE=architecture, TRITON_CACHE_DIR=str(cache))
+    nodes = [f"tests/{test}" for test in tests]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--tb=short",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+            *nodes,
+        ],
+        cwd=house.ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    print(done.stdout.rsplit("kernels executed as compiled", 1)[-1])
+    assert done.returncode == 0, done.stdout[-12_000:] + done.stderr[-2000:]
+    tree = xml.etree.ElementTree.parse(report)
+    assert {skipped.get("type") for skipped in tree.iter("skipped")} <= {"pytest.xfail"}
+    properties = [p for p in tree.iter("property") if p.get("name") == "launches"]
+    return [Form(**form) for p in properties for form in json.loads(p.get("value") or "")]
+
+
+def kernels() -> dict[str, set[str]]:
+    """The arguments of every kernel, read off its source."""
+    found = {}
+    for path in (house.ROOT / "kernels").rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
+                arguments = {argument.arg for argument in node.args.args}
+                if any(name.endswith("_ptr") for name in arguments):
+                    found[node.name] = arguments
+    return found
+
+
+def test_an_architecture_that_is_not_known_is_refused():
+    from ptx import driver
+
+    with pytest.raises(ValueError, match="sm_90.*got 'sm_70'"):
+        driver.install("sm_70")
+
+
+def test_every_kernel_in_every_form_on_sm_90(cache):
+    forms = forms_of("sm_90", [_AS_COMPILED, "ptx/mutants.py", *CHOSEN], cache)
+    expected = kernels()
+    assert {form.kernel for form in forms} == set(expected)
+    missing = []
+    for kernel, arguments in expected.items():
+        mine = [form for form in forms if form.kernel == kernel]
+        for flag in ("SLOTTED", "PER_SAMPLE_STEP", "PER_SAMPLE_EPS", "PER_SAMPLE_SPARSITY"):
+            if flag in arguments:
+                seen = {form.constants[flag] for form in mine}
+                missing += [(kernel, flag, v) for v in {"True", "False"} - seen]
+        if "D" in arguments:
+            seen = {"D" in form.divisible for form in mine}
+            missing += [(kernel, "D % 16 == 0", value) for value in {True, False} - seen]
+    # as_compiled.RACES: the launch is refused
+    assert missing == [("loss_head_kernel", "SLOTTED", "True")]
+
+
+def test_a_part_of_them_on_sm_80(cache):
+    assert forms_of("sm_80", [f"{_AS_COMPILED}::test_in_mid_attack", *LINF_UPDATES], cache)
+
+
+def test_a_part_of_them_with_warps_in_a_random_order(cache):
+    assert forms_of("sm_90:1", [f"{_AS_COMPILED}::test_in_mid_attack", *LINF_UPDATES], cache)
