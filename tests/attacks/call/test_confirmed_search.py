@@ -68,7 +68,7 @@ def test_denied_successes_are_attacked_further(norm, precision, batching):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_no_attack_reports_a_success_that_is_none(name, norm, batching):
-    problem = member_problem(24)
+    problem = member_problem(40)
     attack = member(name, norm)
     model = Lying(problem.model, 0.2)
     result = _run(attack, model, problem, precision="bf16", batching=batching)

@@ -120,7 +120,7 @@ def test_half_precision_is_rounded_once(norm, implementation, device):
 
 @pytest.mark.parametrize("size", [5, 75, 784, 3072, 4097])
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("implementation", ["numpy", "eager"], indirect=True)
+@pytest.mark.parametrize("implementation", ["cpu", "reference"], indirect=True)
 def test_a_row_does_not_depend_on_its_batch(norm, size, implementation):
     points, w, b = problem(64, size, "heavy")
     together = hyperplane_projection(points, w, b, norm=norm)
