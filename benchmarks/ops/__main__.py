@@ -12,7 +12,7 @@ SUITE = "ops"
 _TIMED = "one call; on a GPU by events, the L2 cache overwritten before each"
 _NOT_TIMED = "allocation of inputs, first call, compilation"
 
-# per device type: image shapes and (B, C) of heads; the CPU runs the eager reference
+# per device type: image shapes and (B, C) of heads; the CPU runs eager references or numpy
 _SHAPES = {
     "cpu": ([(128, 3, 32, 32)], [(128, 10)]),
     "cuda": (

@@ -1,5 +1,6 @@
 """Attacks that count the samples they have seen, for loops over batches."""
 
+import operator
 from typing import Any, Protocol
 
 import torch
@@ -8,6 +9,8 @@ from fastadv.attacks.call.result import AttackResult
 from fastadv.attacks.call.targets import Target
 from fastadv.execution import Execution
 from fastadv.isolation import Model
+
+_IDS = 2**63  # ids are int64
 
 
 class Streamable(Protocol):
@@ -46,9 +49,10 @@ class StreamingAttack:
 
     @seen.setter
     def seen(self, value: int) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ValueError(f"seen must be an integer of at least 0; got {value!r}")
-        self._seen = value
+        is_count = hasattr(value, "__index__") and not isinstance(value, bool)
+        if not is_count or not 0 <= operator.index(value) < _IDS:
+            raise ValueError(f"seen must be an integer of at least 0, below 2**63; got {value!r}")
+        self._seen = operator.index(value)
 
     def __repr__(self) -> str:
         given = f"seen={self.seen}" if self.seen else ""
@@ -96,5 +100,7 @@ class StreamingAttack:
             )
         given = {name: value for name, value in more.items() if value is not None}
         if isinstance(x, torch.Tensor) and x.ndim:  # anything else the attack refuses
+            if self.seen + len(x) > _IDS:
+                raise ValueError(f"{len(x)} samples after seen={self.seen} have no id below 2**63")
             given["sample_ids"] = torch.arange(self.seen, self.seen + len(x), device=x.device)
         return given

@@ -58,6 +58,7 @@ class Watchdog:
         """That `steps` steps of `slots` slots have been made since then."""
         now = self.moment()
         if now.compiled != since.compiled:
+            self._slow.clear()  # what comes after is no longer in a row with what was before
             return
         seconds = (now.seconds - since.seconds) / max(steps, 1)
         if self._is_slow(seconds):

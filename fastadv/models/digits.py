@@ -59,11 +59,13 @@ def digits_net(
       smoothing 0.2). Clean 98.9 %, PGD-50-10 65.3 %.
 
     Raises ValueError if width or classes is below 1, for another name, and for weights of another
-    width or number of classes.
+    width or number of classes; and for a seed that is a name.
 
     >>> digits_net(seed=1)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
+    if isinstance(seed, str):
+        raise ValueError(f"seed must be an integer; got {seed!r}. Trained: weights={seed!r}.")
     net = build_seeded(lambda: DigitsNet(width, classes=classes), seed=seed)
     if weights is None:
         return net

@@ -106,13 +106,20 @@ def test_ids_of_the_users_own_are_refused():
     assert stream.seen == 0
 
 
-@pytest.mark.parametrize("seen", [-1, 1.0, True, None])
+@pytest.mark.parametrize("seen", [-1, 1.0, True, None, 2**63])
 def test_a_count_that_is_none_is_refused(seen):
     stream = fastadv.fgsm(fastadv.Linf(0.1)).streaming()
     with pytest.raises(ValueError, match="seen must be an integer of at least 0"):
         stream.seen = seen
     with pytest.raises(ValueError, match="seen must be an integer of at least 0"):
         fastadv.fgsm(fastadv.Linf(0.1)).streaming(seen=seen)
+
+
+def test_ids_end_where_int64_does():
+    p, stream = problem(), fastadv.fgsm(threat_of("linf")).streaming(seen=2**63 - 1)
+    with pytest.raises(ValueError, match="have no id below 2..63"):
+        stream(p.model, p.x, p.y)
+    assert stream.seen == 2**63 - 1
 
 
 @pytest.mark.parametrize("name", CONSTRUCTORS)

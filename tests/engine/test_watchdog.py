@@ -93,6 +93,12 @@ def test_nothing_is_said_while_something_compiles(watched, caplog, how):
     assert "12 times the median of 0.100 s" in caplog.messages[0]
 
 
+def test_a_compilation_ends_the_row(watched, caplog):
+    for compiles in (False, False, True, False):
+        watched.step(2.0, compiles=compiles)
+    assert caplog.records == []
+
+
 def test_a_compilation_by_torch_is_counted():
     model = torch.compile(nn.Linear(2, 2), backend="eager")
     before = frames_compiled()

@@ -63,6 +63,11 @@ def test_a_width_of_zero_is_refused():
         digits_net(width=0)
 
 
+def test_a_name_in_the_place_of_the_seed_is_refused():
+    with pytest.raises(ValueError, match="weights='standard'"):
+        digits_net("standard")
+
+
 def test_channels_last_gives_the_same_logits():
     x = load_digits("test")[0][:16]
     model = digits_net().double()  # fp64: any layout agrees to rounding, 1e-12 is far above it

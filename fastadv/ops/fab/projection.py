@@ -76,16 +76,3 @@ def hyperplane_projection(
     points, w, b, lo, hi = _checked(points, w, b, norm, bounds)
     with torch.no_grad():  # a projection is not differentiated through
         return _PROJECT(points, w, b, lo, hi, norm)
-
-
-def hyperplane_projection_reference(
-    points: torch.Tensor,
-    w: torch.Tensor,
-    b: torch.Tensor,
-    *,
-    norm: str,
-    bounds: Sequence[float] | None = (0.0, 1.0),
-) -> torch.Tensor:
-    """The eager twin of `hyperplane_projection`: it defines the result up to rounding."""
-    points, w, b, lo, hi = _checked(points, w, b, norm, bounds)
-    return hyperplane.project_reference(points, w, b, lo, hi, norm)
