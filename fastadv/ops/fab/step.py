@@ -129,7 +129,7 @@ def fab_step_(
     step, as they do, it takes one forward more; called with grad alone, points that were not
     adversarial need no second forward, but those that were are evaluated anew, with a backward.
 
-    Example: `fastadv.ops.fab.step.fab_step_(x_adv, closest, grad, x, difference=loss, prediction=prediction,
+    Example: `fab_step_(x_adv, closest, grad, x, difference=loss, prediction=prediction,
     labels=y, distance=distance, pulled_back=pulled_back, slots=slots, eps=eps, norm="linf",
     steps=100, stop_early=True)`.
     Source: Croce and Hein 2020, arXiv:1907.02044, algorithm 1.
@@ -202,7 +202,7 @@ def fab_nearest_(
     fill difference_nearest with NaN to have `fab_step_` report it. Ties go to the first class. One
     launch. Raises ValueError if shapes, dtypes, devices or layouts do not fit.
 
-    Example: `fastadv.ops.fab.step.fab_nearest_(w, value, ratio, grad, difference, y, 3, norm="linf")`.
+    Example: `fab_nearest_(w, value, ratio, grad, difference, y, 3, norm="linf")`.
     Source: Croce and Hein 2020, arXiv:1907.02044, equation 7.
     """
     check_norm(norm)
