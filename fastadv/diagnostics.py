@@ -62,8 +62,9 @@ def warn(code: str, count: int, total: int) -> None:
 
 
 def words(code: str, count: int, total: int) -> str:
-    """What an `AttackWarning` says."""
-    return f"{code}: {count} of {total} samples: {_TEXTS[code]}"
+    """What an `AttackWarning` says; a report of a later version may have codes of its own."""
+    text = _TEXTS.get(code, "a code that this version does not know")
+    return f"{code}: {count} of {total} samples: {text}"
 
 
 def emit(warning: Warning) -> None:

@@ -1,9 +1,11 @@
 """Reports read back from their JSON files."""
 
 import json
+import math
+import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import torch
 
@@ -19,8 +21,11 @@ _COLUMNS = {
 }
 _PLAIN = {torch.bool: (bool,), torch.int64: (int,), torch.float64: (float, int)}
 _TEXT = ("model", "attack", "threat", "norm", "search")
-_COUNTS = ("forwards", "backwards")
-_NUMBERS = ("eps", "steps", "restarts", "seed", "seconds")
+_NORMS = ("linf", "l2", "l1")
+_COUNTS = ("n", "forwards", "backwards")
+_COUNTS_OR_NONE = ("steps", "restarts")
+_NUMBERS_OR_NONE = ("eps", "seed")
+_DERIVED = {Cost: "share_of_limit", Stage: "robust_accuracy"}  # written beside their fields
 
 
 def read(path: Path, report: type) -> dict[str, Any]:
@@ -31,13 +36,16 @@ def read(path: Path, report: type) -> dict[str, Any]:
             f"{path}"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(
+            path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite
+        )
+    except (ValueError, RecursionError) as error:  # also of integers of thousands of digits
         raise ValueError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("samples"), dict):
         _refuse(path, "it has no samples")
     samples = content["samples"]
-    given = {f.name: content[f.name] for f in fields(report) if f.name in content}
+    names = {f.name for f in fields(report)} - _COLUMNS.keys()
+    given = {name: content[name] for name in names if name in content}
     given.update(_columns(path, samples))
     for field in fields(report):
         if field.name not in given and field.default is MISSING:
@@ -45,17 +53,25 @@ def read(path: Path, report: type) -> dict[str, Any]:
     for name in _TEXT:
         if not isinstance(given.get(name, ""), str):
             _refuse(path, f"{name} is not a text")
-    for name in _COUNTS:
-        if type(given[name]) is not int:
-            _refuse(path, f"{name} is not an integer")
-    for name in _NUMBERS:
-        if type(given[name]) not in (int, float, type(None)):
+    if given["norm"] not in (*_NORMS, ""):  # none: of an attack without a threat model
+        _refuse(path, f"norm is {given['norm']!r}, not one of {', '.join(_NORMS)}")
+    for name in (*_COUNTS, *_COUNTS_OR_NONE):
+        value = content.get(name)
+        if not _is_of(value, int) and (value is not None or name in _COUNTS):
+            _refuse(path, f"{name} is not an integer of 0 or more, below 2**63")
+    for name in ("seconds", *_NUMBERS_OR_NONE):
+        value = given[name]
+        if not _is_of(value, float) and (value is not None or name == "seconds"):
             _refuse(path, f"{name} is not a number")
-    for name, value in (("warnings", int), ("environment", str)):
-        if not _is_dict_of(given[name], value):
+    if content["n"] != len(given["robust"]):
+        _refuse(path, f"n is {content['n']}, but it has {len(given['robust'])} samples")
+    if bool((given["robust"] & given["success"]).any()):
+        _refuse(path, "samples are robust although the attack has a success on them")
+    for name, kind in (("warnings", int), ("environment", str)):
+        if not _is_dict_of(given[name], kind):
             _refuse(path, f"{name} is not what a report has")
-    given["cost"] = _tuple_of(Cost, path, content.get("cost", {}))
-    stages = content.get("stages", [])
+    given["cost"] = _tuple_of(Cost, path, content.get("cost"))
+    stages = content.get("stages")
     if not isinstance(stages, list):
         _refuse(path, "stages is not a list")
     given["stages"] = tuple(_tuple_of(Stage, path, stage) for stage in stages)
@@ -73,26 +89,51 @@ def _columns(path: Path, samples: dict[str, Any]) -> dict[str, torch.Tensor]:
         if length not in (None, len(values)) or not values:
             _refuse(path, f"samples.{name} has {len(values)} values, not {length or 'one or more'}")
         length = len(values)
-        columns[name] = torch.tensor(values, dtype=kind)
+        try:
+            columns[name] = torch.tensor(values, dtype=kind)
+        except (ValueError, RuntimeError, OverflowError) as error:
+            _refuse(path, f"samples.{name} has values that {kind} cannot hold ({error})")
     return columns
 
 
 def _tuple_of(kind: Any, path: Path, values: object) -> Any:
+    called = f"a {kind.__name__.lower()}"
     if not isinstance(values, dict):
-        _refuse(path, f"a {kind.__name__.lower()} of it is not a table")
-    known = {name: values[name] for name in kind._fields if name in values}
-    for name, value in known.items():
-        wanted = (str,) if name in ("name", "attack") else (int, float)
-        if type(value) not in wanted:
-            _refuse(path, f"{name} of a {kind.__name__.lower()} is {value!r}")
-    try:
-        return kind(**known)
-    except TypeError as error:
-        _refuse(path, str(error))
+        _refuse(path, f"{called} of it is not a table")
+    wanted = {*kind._fields, _DERIVED[kind]}
+    if missing := wanted - values.keys():
+        _refuse(path, f"fields of {called} are missing: {', '.join(sorted(missing))}")
+    if unknown := values.keys() - wanted:
+        _refuse(path, f"fields of {called} are unknown: {', '.join(sorted(unknown))}")
+    for name, wanted_kind in get_type_hints(kind).items():
+        if not _is_of(values[name], wanted_kind):
+            _refuse(path, f"{name} of {called} is {values[name]!r}")
+    return kind(*(values[name] for name in kind._fields))
+
+
+def _finite(text: str) -> float:
+    """The number; ValueError for NaN, Infinity and what is rounded to it, as 1e999."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def _is_of(value: object, kind: type) -> bool:
+    """Whether it is a text, a count (int) or a finite number (float)."""
+    if kind is int:
+        return type(value) is int and 0 <= value < 2**63
+    if kind is float:
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and abs(value) <= sys.float_info.max
+        )
+    return type(value) is kind
 
 
 def _is_dict_of(values: object, kind: type) -> bool:
-    return isinstance(values, dict) and all(type(value) is kind for value in values.values())
+    return isinstance(values, dict) and all(_is_of(value, kind) for value in values.values())
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:

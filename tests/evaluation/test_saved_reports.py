@@ -1,6 +1,7 @@
 """Reports read back, and what results say of themselves in a shell and in a notebook."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,10 +70,32 @@ CHANGES = {
     "a count": (change(forwards="many"), "forwards is not an integer"),
     "a number": (change(eps="8/255"), "eps is not a number"),
     "warnings": (change(warnings=[]), "warnings is not what a report has"),
+    "a count below 0": (change(backwards=-1), "backwards is not an integer of 0 or more"),
+    "a count above int64": (change(forwards=10**400), "forwards is not an integer"),
+    "true for a count": (change(forwards=True), "forwards is not an integer"),
+    "no count": (change(forwards=None), "forwards is not an integer"),
+    "half a step": (change(steps=2.5), "steps is not an integer"),
+    "no seconds": (change(seconds=None), "seconds is not a number"),
+    "a number above floats": (change(seconds=10**400), "seconds is not a number"),
+    "a norm": (change(norm="l7"), "norm is 'l7', not one of linf, l2, l1"),
+    "n": (change(n=23), "n is 23, but it has 24 samples"),
+    "no n": (lambda c: c.pop("n"), "n is not an integer"),
+    "a warning below 0": (change(warnings={"nan_logits": -1}), "warnings is not what"),
+    "robust and broken": (
+        lambda c: c["samples"].update(robust=[True] * 24, success=[True] * 24),
+        "samples are robust although",
+    ),
+    "no cost": (lambda c: c.pop("cost"), "a cost of it is not a table"),
+    "less cost": (lambda c: c["cost"].pop("denied"), "fields of a cost are missing: denied"),
+    "more cost": (lambda c: c["cost"].update(tax=1), "fields of a cost are unknown: tax"),
+    "a cost": (lambda c: c["cost"].update(denied=-1), "denied of a cost is -1"),
+    "no stages": (lambda c: c.pop("stages"), "stages is not a list"),
     "stages": (change(stages=[3]), "a stage of it is not a table"),
     "a stage": (change(stages=[{"name": "APGD"}]), "missing"),
     "a column": (lambda c: c["samples"].pop("robust"), "samples.robust is not a list"),
     "values": (lambda c: c["samples"].update(step=["x"] * 24), "samples.step is not a list"),
+    "2**70": (lambda c: c["samples"].update(step=[2**70] * 24), "samples.step has values that"),
+    "10**400": (lambda c: c["samples"].update(distance=[10**400] * 24), "samples.distance has v"),
     "a length": (lambda c: c["samples"]["step"].pop(), "samples.step has 23 values, not 24"),
     "no rows": (lambda c: c["samples"].update(clean_correct=[]), "has 0 values"),
 }
@@ -87,6 +110,57 @@ def test_a_file_that_is_no_report_is_refused_by_name(report, tmp_path, name):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"report.json is not a report .*{said}"):
         Report.load(path)
+
+
+def test_a_report_of_an_attack_without_a_threat_model_is_loaded(report, tmp_path):
+    plain = replace(report, norm="", threat="None", eps=None)
+    plain.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json") == plain
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 5000])
+def test_numbers_that_are_not_finite_are_refused(report, tmp_path, number):
+    path = tmp_path / "report.json"
+    content = json.loads(report.to_json())
+    content["seconds"] = "here"
+    path.write_text(json.dumps(content).replace('"here"', number))
+    with pytest.raises(ValueError, match=r"report.json is not a JSON file: "):
+        Report.load(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("broken", -1, "broken of a stage is -1"),
+        ("attacked", 2.0, "attacked of a stage is 2.0"),
+        ("name", 3, "name of a stage is 3"),
+        ("luck", 1, "fields of a stage are unknown: luck"),
+    ],
+)
+def test_stages_have_the_fields_that_were_saved(tmp_path, field, value, said):
+    p = mixed_problem(24)
+    content = json.loads(evaluate(p.model, (p.x, p.y), ensemble()).to_json())
+    content["stages"][1][field] = value
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"report.json is not a report .*{said}"):
+        Report.load(tmp_path / "report.json")
+    del content["stages"][1][field]
+    if field != "luck":
+        (tmp_path / "report.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=f"fields of a stage are missing: {field}"):
+            Report.load(tmp_path / "report.json")
+
+
+def test_a_code_of_a_later_version_is_loaded_and_said_to_be_unknown(report, tmp_path):
+    content = json.loads(report.to_json())
+    content["warnings"] = {"of_tomorrow": 3}
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    loaded = Report.load(tmp_path / "report.json")
+    said = "of_tomorrow: 3 of 24 samples: a code that this version does not know"
+    for text in (loaded.to_markdown(), loaded.to_html(), loaded.to_json()):
+        assert said in text
+    loaded.save(tmp_path / "again.json")
+    assert Report.load(tmp_path / "again.json") == loaded
 
 
 def test_files_of_others_are_refused(tmp_path):
