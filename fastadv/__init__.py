@@ -44,6 +44,7 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
+    from fastadv import evaluation as evaluation
     from fastadv import training
     from fastadv.evaluation import Report, evaluate, robustness_curve
 else:

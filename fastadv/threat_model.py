@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 
@@ -12,6 +12,7 @@ from fastadv.ops.steps import l1, l1_projection, l2, linf
 from fastadv.values import pasteable_value, same_settings
 
 Bounds = tuple[float, float] | None
+StartKind = Literal["uniform", "gaussian", "sphere"]
 
 # one rounding of x +- eps (contract C3): half an ulp of a value in [0.5, 1)
 _UNIT_ROUNDOFF = {
@@ -86,7 +87,7 @@ def start_point(
     seed: int,
     sample_ids: torch.Tensor | None = None,
     draw: int | torch.Tensor = 0,
-    kind: str = "uniform",
+    kind: StartKind = "uniform",
     clamp_start: bool = True,
     eps: float | torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -103,7 +104,7 @@ def start_point(
         seed=seed,
         sample_ids=sample_ids,
         draw=draw,
-        kind=f"{threat.norm}_{kind}",
+        kind=cast(start.Kind, f"{threat.norm}_{kind}"),
         bounds=threat.bounds if clamp_start else None,
     )
 

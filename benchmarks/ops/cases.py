@@ -199,7 +199,7 @@ def ce_head(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
     )
 
 
-def _start(kind: str) -> Callable[[Shape, torch.dtype, torch.device], OpCase]:
+def _start(kind: start.Kind) -> Callable[[Shape, torch.dtype, torch.device], OpCase]:
     def build(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
         """A random start against torch's generator: other numbers, so only the ball is compared."""
         x = step_tensors(shape, dtype, device, 0.1).x

@@ -11,6 +11,7 @@ from benchmarks import reference
 from benchmarks.harness import schema
 from fastadv import training
 from fastadv.models import build
+from fastadv.ops.augment.batch import Flip
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Plan:
     label_smoothing: float
     ema: float | None
     crop: int
-    flip: str | None
+    flip: Flip | None
     method: str
     steps: int
     step: float

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, TextIO, cast
 
 import torch
 import typer
@@ -15,7 +15,9 @@ from fastadv import models
 from fastadv.cli.user_error import UserError
 from fastadv.recipes import DATASETS, METHODS, Result, recipe, training_data
 from fastadv.recipes import train as train_recipe
+from fastadv.recipes.settings import Method, Precision
 from fastadv.training import Collapse, TrainingWarning
+from fastadv.training.sentinel import OnCollapse
 
 _STOPPED = 3  # exit code of a run that the sentinel stopped
 
@@ -66,7 +68,7 @@ def train(
     with _said_in_one_line():
         chosen = recipe(
             dataset,
-            method,
+            cast(Method, method),  # which the recipe checks, as the two below
             model=model,
             eps=None if eps is None else _number(eps),
             epochs=epochs,
@@ -74,9 +76,9 @@ def train(
             learning_rate=learning_rate,
             steps=steps,
             ema=ema,
-            precision=precision,
+            precision=cast(Precision | None, precision),
             seed=seed,
-            on_collapse=on_collapse,
+            on_collapse=cast(OnCollapse | None, on_collapse),
         )
         samples = training_data(dataset, data)
         with _threads(threads):

@@ -1,7 +1,7 @@
 """The parts that a recipe names: network, optimizer, training step and sentinel."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from fastadv import models
 from fastadv.recipes.settings import Recipe
 from fastadv.threat_model import Linf
 from fastadv.training import MART, NFGSM, PGDAT, TRADES, YOPO, FastAT, FreeAT, Sentinel
-from fastadv.training.sentinel import OnCollapse, Step
+from fastadv.training.sentinel import Step
 
 
 def build_model(recipe: Recipe, images: torch.Tensor, device: torch.device) -> nn.Module:
@@ -64,7 +64,7 @@ def build_sentinel(recipe: Recipe, x: torch.Tensor, y: torch.Tensor, *, batches:
         x,
         y,
         every=max(1, round(recipe.sentinel_every * batches)),
-        on_collapse=cast(OnCollapse, recipe.on_collapse),  # which the recipe has checked
+        on_collapse=recipe.on_collapse,
         floor=recipe.floor,
         rescue_warmup=round(recipe.rescue_epochs / 3 * batches),
         seed=recipe.seed,

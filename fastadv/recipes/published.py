@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from fastadv.recipes.settings import METHODS, Knots, Recipe
+from fastadv.recipes.settings import METHODS, Knots, Method, Precision, Recipe
+from fastadv.training.sentinel import OnCollapse
 
 DATASETS = ("digits", "mnist", "cifar10")
 _ROLLBACK = ("free", "fast", "nfgsm")  # one gradient a perturbation: these collapse unannounced
@@ -120,7 +121,7 @@ _OF_METHOD: dict[tuple[str, str], dict[str, Any]] = {
 
 def recipe(
     dataset: str,
-    method: str,
+    method: Method,
     *,
     model: str | None = None,
     eps: float | None = None,
@@ -130,9 +131,9 @@ def recipe(
     steps: int | None = None,
     step_size: float | None = None,
     ema: float | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
     seed: int | None = None,
-    on_collapse: str | None = None,
+    on_collapse: OnCollapse | None = None,
 ) -> Recipe:
     """The published recipe for `dataset` ("digits", "mnist", "cifar10") and `method`, changed.
 

@@ -4,14 +4,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal, get_args
 
 from fastadv import models
+from fastadv.ops.augment.batch import Flip
 from fastadv.threat_model import Linf
+from fastadv.training.sentinel import OnCollapse
 
-METHODS = ("free", "fast", "nfgsm", "pgd", "trades", "mart", "yopo")
+Method = Literal["free", "fast", "nfgsm", "pgd", "trades", "mart", "yopo"]
+Precision = Literal["fp32", "bf16"]
+METHODS: tuple[Method, ...] = get_args(Method)
 _OPTIMIZERS = ("adam", "sgd")
-_PRECISIONS = ("fp32", "bf16")
-_ON_COLLAPSE = ("warn", "stop", "rollback")
 
 Knots = tuple[tuple[float, float], ...]
 
@@ -35,7 +38,7 @@ class Recipe:
     """
 
     dataset: str
-    method: str
+    method: Method
     model: str
     eps: float
     epochs: int
@@ -56,12 +59,12 @@ class Recipe:
     ema: float = 0.0
     label_smoothing: float = 0.0
     crop: int = 0
-    flip: str | None = None
+    flip: Flip | None = None
     held_out: int = 1000
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     channels_last: bool = False
     seed: int = 0
-    on_collapse: str = "warn"
+    on_collapse: OnCollapse = "warn"
     sentinel_every: float = 0.5
     floor: float = 0.0
     rescue_epochs: int
@@ -72,8 +75,8 @@ class Recipe:
         _check_choice("method", self.method, METHODS)
         _check_choice("model", self.model, models.names())
         _check_choice("optimizer", self.optimizer, _OPTIMIZERS)
-        _check_choice("precision", self.precision, _PRECISIONS)
-        _check_choice("on_collapse", self.on_collapse, _ON_COLLAPSE)
+        _check_choice("precision", self.precision, get_args(Precision))
+        _check_choice("on_collapse", self.on_collapse, get_args(OnCollapse))
         for name in ("epochs", "batch_size", "steps", "replays", "held_out", "rescue_epochs"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

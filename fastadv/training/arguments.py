@@ -3,16 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from fastadv import losses
 from fastadv.attacks.call import inputs
+from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, check_fits, check_threat
 from fastadv.training.bank import PerturbationBank
-from fastadv.training.crafting import BN_POLICIES, PRECISIONS
+from fastadv.training.crafting import BN_POLICIES
 from fastadv.values import same_value
 
 _IN_PLACE = "the model modifies its input in place: make its first operation out of place"
@@ -38,7 +39,7 @@ def check_settings(step: Any) -> None:
         raise ValueError(f"label_smoothing must lie in [0, 1); got {step.label_smoothing}")
     if getattr(step, "bn", "batch") not in BN_POLICIES:
         raise ValueError(f"bn must be one of {BN_POLICIES}; got {step.bn!r}")
-    choices = ("fp32", *PRECISIONS, None)
+    choices = (*get_args(Precision), None)
     if step.precision not in choices:
         raise ValueError(f"precision must be one of {choices}; got {step.precision!r}")
     if not isinstance(getattr(step, "seed", 0), int):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastadv.execution import Precision
 from fastadv.isolation import Model, restored_generators
 from fastadv.ops import layout
 from fastadv.threat_model import ThreatModel
@@ -55,7 +56,7 @@ class FreeAT:
     modifiers: Sequence[Modifier] = ()
     label_smoothing: float = 0.0
     eps_warmup: int = 0
-    precision: str | None = None
+    precision: Precision | None = None
     seed: int = 0
     batches: int = field(init=False, default=0)
     delta: torch.Tensor | None = field(init=False, default=None)

@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import KW_ONLY, dataclass
+from typing import cast
 
 import torch
 
@@ -116,7 +117,7 @@ def _gaussian_start(
         seed=step.seed,
         sample_ids=ids,
         draw=step.draw,
-        kind=f"{step.threat.norm}_gaussian",
+        kind=cast(start.Kind, f"{step.threat.norm}_gaussian"),
         bounds=None,
         scale=_START_NOISE,
     )

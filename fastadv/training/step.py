@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, start_point
 from fastadv.training import arguments, crafting
@@ -51,7 +52,7 @@ class CraftedStep:
     label_smoothing: float = 0.0
     eps_warmup: int = 0
     bn: crafting.BNPolicy = "batch"
-    precision: str | None = None
+    precision: Precision | None = None
     bank: PerturbationBank | None = None
     seed: int = 0
     batches: int = field(init=False, default=0)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, start_point
 from fastadv.training import arguments, crafting
@@ -43,7 +44,7 @@ class YOPO:
     step_size: float | None = None
     label_smoothing: float = 0.0
     eps_warmup: int = 0
-    precision: str | None = None
+    precision: Precision | None = None
     seed: int = 0
     batches: int = field(init=False, default=0)
     train_loss: torch.Tensor | None = field(init=False, default=None)

@@ -1,6 +1,7 @@
 """APGD's attack objects: settings, checks, and the constructors that name them."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
@@ -13,7 +14,7 @@ from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel
 
-_KEEP = ("first_success", "authors", "best")
+Keep = Literal["first_success", "authors", "best"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -29,11 +30,11 @@ class AutoPGD(Attack):
     rho: float = 0.75
     large_radii: bool = False
     eot: int = 1
-    keep: str = "first_success"
+    keep: Keep = "first_success"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_settings(self, "steps", "restarts", "eot", keep=_KEEP)
+        check_settings(self, "steps", "restarts", "eot", keep=get_args(Keep))
         losses.resolve(self.loss, kappa=0.0, label_smoothing=0.0)
         if not 0 <= self.rho <= 1:
             raise ValueError(f"rho must be in [0, 1]; got {self.rho}")
@@ -105,7 +106,7 @@ def apgd_ce(
     rho: float = 0.75,
     large_radii: bool = False,
     eot: int = 1,
-    keep: str = "first_success",
+    keep: Keep = "first_success",
     seed: int = 0,
 ) -> AutoPGD:
     """APGD on the cross-entropy: x_adv <- P(x_adv + a (P(x_adv + s d(g)) - x_adv) + (1 - a) v).
@@ -148,7 +149,7 @@ def apgd_dlr(
     rho: float = 0.75,
     large_radii: bool = False,
     eot: int = 1,
-    keep: str = "first_success",
+    keep: Keep = "first_success",
     seed: int = 0,
 ) -> AutoPGD:
     """`apgd_ce` on the difference of logits ratio, -(z_y - max_{j != y} z_j) / (z_pi1 - z_pi3).
@@ -182,7 +183,7 @@ def apgd_t(
     rho: float = 0.75,
     large_radii: bool = False,
     eot: int = 1,
-    keep: str = "first_success",
+    keep: Keep = "first_success",
     seed: int = 0,
 ) -> AutoPGD:
     """`apgd_ce` on the targeted DLR loss, aimed in turn at the likeliest wrong classes.

@@ -10,7 +10,7 @@ import torch
 from fastadv import losses
 from fastadv.attacks.attack import Attack
 from fastadv.attacks.call.settings import check_settings
-from fastadv.attacks.gradient.slots import Begin, ProjectedGradient, start_kinds
+from fastadv.attacks.gradient.slots import Begin, ProjectedGradient, RandomStart, start_kinds
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel
 
@@ -27,7 +27,7 @@ class GradientAttack(Attack):
     steps: int
     step_size: float | torch.Tensor | None
     restarts: int = 1
-    random_start: bool | str = False
+    random_start: bool | RandomStart = False
     clamp_start: bool = True
     loss: losses.LossName | losses.LossFunction = "ce"
     kappa: float = 0.0

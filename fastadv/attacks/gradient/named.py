@@ -4,6 +4,7 @@ import torch
 
 from fastadv.attacks.attack import constructor
 from fastadv.attacks.gradient.attack import GradientAttack, Keep
+from fastadv.attacks.gradient.slots import RandomStart
 from fastadv.losses import LossFunction, LossName
 from fastadv.threat_model import ThreatModel, check_threat
 
@@ -121,7 +122,7 @@ def pgd(
     steps: int = 10,
     step_size: float | torch.Tensor | None = None,
     restarts: int = 1,
-    random_start: bool | str = True,
+    random_start: bool | RandomStart = True,
     clamp_start: bool = True,
     loss: LossName | LossFunction = "ce",
     kappa: float = 0.0,

@@ -1,7 +1,7 @@
 """Projected gradient ascent as a slot algorithm: FGSM, BIM, PGD and MI-FGSM are cases of it."""
 
 from collections.abc import Hashable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -13,13 +13,15 @@ from fastadv.ops.noise import start
 from fastadv.ops.steps import linf, select
 from fastadv.oracle.gradient import Oracle
 from fastadv.oracle.objective import Rules
-from fastadv.threat_model import Linf, ThreatModel, start_point
+from fastadv.threat_model import Linf, StartKind, ThreatModel, start_point
+
+RandomStart = StartKind | Literal["sign"]
 
 
 class Begin(NamedTuple):
     """Where restarts begin. kind: of the random start, None for x itself. clamps: into bounds."""
 
-    kind: str | None
+    kind: RandomStart | None
     clamps: bool
     seed: int
 
@@ -159,7 +161,7 @@ class ProjectedGradient:
         return state.x_adv.detach(), state.loss
 
 
-def start_kinds(threat: ThreatModel) -> tuple[str, ...]:
+def start_kinds(threat: ThreatModel) -> tuple[RandomStart, ...]:
     """The random starts of a threat model; the first is the default."""
     if isinstance(threat, Linf):
         return ("uniform", "gaussian", "sign")

@@ -1,6 +1,7 @@
 """FAB's attack objects: settings, checks, and the constructors that name them."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from fastadv import losses
 from fastadv.attacks.attack import Attack, constructor
@@ -10,7 +11,7 @@ from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel
 
-_KEEP = ("first_success", "authors", "best")
+Keep = Literal["first_success", "authors", "best"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -25,11 +26,11 @@ class FastAdaptiveBoundary(Attack):
     alpha_max: float = 0.1
     eta: float = 1.05
     beta: float = 0.9
-    keep: str = "first_success"
+    keep: Keep = "first_success"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_settings(self, "steps", "restarts", keep=_KEEP)
+        check_settings(self, "steps", "restarts", keep=get_args(Keep))
         if self.constructor == "fab_t":
             check_counts(self, "n_target_classes")
         for name in ("alpha_max", "beta"):
@@ -94,7 +95,7 @@ def fab(
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
-    keep: str = "first_success",
+    keep: Keep = "first_success",
     seed: int = 0,
 ) -> FastAdaptiveBoundary:
     """FAB: project onto the nearest linearised boundary, min ||d|| s.t. w (x_adv + d) = b, again
@@ -135,7 +136,7 @@ def fab_t(
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
-    keep: str = "first_success",
+    keep: Keep = "first_success",
     seed: int = 0,
 ) -> FastAdaptiveBoundary:
     """`fab` towards the boundary of one class at a time, in turn the n_target_classes (at most

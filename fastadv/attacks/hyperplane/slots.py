@@ -11,12 +11,12 @@ from fastadv.engine.state import ExtendedState, SlotState, put_rows
 from fastadv.engine.work import Work
 from fastadv.ops.fab import step as fab
 from fastadv.ops.heads import loss_head as heads
-from fastadv.ops.noise.start import random_start
+from fastadv.ops.noise.start import Kind, random_start
 from fastadv.oracle.gradient import Oracle
 from fastadv.oracle.objective import grad_buffer
 from fastadv.threat_model import ThreatModel
 
-_START_KINDS = {"linf": "linf_uniform", "l2": "l2_sphere", "l1": "l1_uniform"}
+_START_KINDS: dict[str, Kind] = {"linf": "linf_uniform", "l2": "l2_sphere", "l1": "l1_uniform"}
 
 
 class Moves(NamedTuple):

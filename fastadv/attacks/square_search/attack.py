@@ -1,6 +1,7 @@
 """The Square Attack's object: settings, checks, and its constructor."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from fastadv import losses
 from fastadv.attacks.attack import Attack, constructor
@@ -9,6 +10,8 @@ from fastadv.attacks.square_search.slots import SquareSlots
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel
+
+Keep = Literal["first_success"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -22,10 +25,10 @@ class SquareAttack(Attack):
     p_init: float
     rescale: bool
     seed: int = 0
-    keep: str = "first_success"
+    keep: Keep = "first_success"
 
     def __post_init__(self) -> None:
-        check_settings(self, "queries", "restarts", keep=("first_success",))
+        check_settings(self, "queries", "restarts", keep=get_args(Keep))
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init must be in (0, 1]; got {self.p_init}")
 

@@ -3,6 +3,7 @@
 import torch
 
 import fastadv
+from fastadv.attacks.auto_pgd.attack import Keep
 from fastadv.compat.autoattack.other_utils import Logger
 from fastadv.compat.autoattack.sub_attack import Device, SubAttack, threat_of
 from fastadv.isolation import Model
@@ -77,7 +78,7 @@ class APGDAttack(SubAttack):
     def target_model(self) -> Model:
         return self.model
 
-    def settings(self, *, keep: str, seed: int) -> fastadv.Attack:
+    def settings(self, *, keep: Keep, seed: int) -> fastadv.Attack:
         self._check_loss()
         return _MAKERS[self.loss](
             threat_of(self.norm, self.eps),
@@ -156,7 +157,7 @@ class APGDAttack_targeted(APGDAttack):
         )
         self.n_target_classes = n_target_classes
 
-    def settings(self, *, keep: str, seed: int) -> fastadv.Attack:
+    def settings(self, *, keep: Keep, seed: int) -> fastadv.Attack:
         self._check_loss()
         return fastadv.apgd_t(
             threat_of(self.norm, self.eps),

@@ -3,6 +3,7 @@
 import torch
 
 import fastadv
+from fastadv.attacks.auto_pgd.attack import Keep
 from fastadv.compat.autoattack.sub_attack import Device, SubAttack, threat_of
 from fastadv.isolation import Model
 
@@ -56,7 +57,7 @@ class FABAttack_PT(SubAttack):
     def target_model(self) -> Model:
         return self.predict
 
-    def settings(self, *, keep: str, seed: int) -> fastadv.Attack:
+    def settings(self, *, keep: Keep, seed: int) -> fastadv.Attack:
         threat = threat_of(self.norm, self.eps)
         if self.targeted:
             return fastadv.fab_t(

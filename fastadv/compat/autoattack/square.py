@@ -3,6 +3,7 @@
 import torch
 
 import fastadv
+from fastadv.attacks.auto_pgd.attack import Keep
 from fastadv.compat.autoattack.sub_attack import Device, SubAttack, threat_of
 from fastadv.isolation import Model
 
@@ -48,7 +49,7 @@ class SquareAttack(SubAttack):
     def target_model(self) -> Model:
         return self.predict
 
-    def settings(self, *, keep: str, seed: int) -> fastadv.Attack:
+    def settings(self, *, keep: Keep, seed: int) -> fastadv.Attack:
         if self.targeted or self.loss != "margin":
             raise NotImplementedError(
                 "SquareAttack is untargeted and on the margin loss; got "

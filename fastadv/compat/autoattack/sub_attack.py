@@ -5,6 +5,7 @@ import time
 import torch
 
 import fastadv
+from fastadv.attacks.auto_pgd.attack import Keep
 from fastadv.isolation import Model, module_of
 from fastadv.threat_model import ThreatModel
 
@@ -50,7 +51,7 @@ class SubAttack:
     seed: float | None
     device: Device
 
-    def settings(self, *, keep: str, seed: int) -> fastadv.Attack:
+    def settings(self, *, keep: Keep, seed: int) -> fastadv.Attack:
         """The attack with the attributes as they are now; ValueError for those it cannot have."""
         raise NotImplementedError
 
@@ -64,7 +65,7 @@ class SubAttack:
         x: torch.Tensor,
         y: torch.Tensor | None,
         *,
-        keep: str = "authors",
+        keep: Keep = "authors",
         x_init: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The adversarial examples on the attack's device, x itself where none was found."""

@@ -1,7 +1,7 @@
 """Batches of a byte data set: gather, crop, flip, scale, cast and random start, in one op."""
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -14,8 +14,8 @@ from fastadv.ops.noise.cpu import NUMPY
 from fastadv.ops.noise.reference import EAGER
 from fastadv.ops.steps import arguments as step_arguments
 
-PADDINGS = ("zeros", "reflect")
-FLIPS = ("random", "alternate")
+Padding = Literal["zeros", "reflect"]
+Flip = Literal["random", "alternate"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -25,8 +25,8 @@ class _Augmentation(NamedTuple):
     seed: int
     epoch: int
     crop: int
-    padding: str
-    flip: str | None
+    padding: Padding
+    flip: Flip | None
 
 
 class _Form(NamedTuple):
@@ -127,8 +127,8 @@ def augment_batch(
     seed: int = 0,
     epoch: int = 0,
     crop: int = 0,
-    padding: str = "zeros",
-    flip: str | None = None,
+    padding: Padding = "zeros",
+    flip: Flip | None = None,
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
     mean: torch.Tensor | None = None,
@@ -174,8 +174,8 @@ def augment_batch_reference(
     seed: int = 0,
     epoch: int = 0,
     crop: int = 0,
-    padding: str = "zeros",
-    flip: str | None = None,
+    padding: Padding = "zeros",
+    flip: Flip | None = None,
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
     mean: torch.Tensor | None = None,
@@ -258,13 +258,13 @@ def check_images(images: torch.Tensor) -> None:
 
 
 def check_augmentation(
-    images: torch.Tensor, crop: int, padding: str, flip: str | None, dtype: torch.dtype
+    images: torch.Tensor, crop: int, padding: Padding, flip: Flip | None, dtype: torch.dtype
 ) -> None:
     """Raises ValueError for a crop, padding, flip or dtype that `augment_batch` cannot do."""
-    if padding not in PADDINGS:
-        raise ValueError(f"padding must be one of {PADDINGS}; got {padding!r}")
-    if flip is not None and flip not in FLIPS:
-        raise ValueError(f"flip must be None or one of {FLIPS}; got {flip!r}")
+    if padding not in get_args(Padding):
+        raise ValueError(f"padding must be one of {get_args(Padding)}; got {padding!r}")
+    if flip is not None and flip not in get_args(Flip):
+        raise ValueError(f"flip must be None or one of {get_args(Flip)}; got {flip!r}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}; got {dtype}")
     if crop < 0 or (padding == "reflect" and crop and crop >= min(images.shape[2:])):

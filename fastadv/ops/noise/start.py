@@ -1,7 +1,7 @@
 """Random starting points in an eps-ball around x, keyed by (seed, sample id, draw)."""
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -13,7 +13,7 @@ from fastadv.ops.noise.reference import EAGER, Draws
 from fastadv.ops.steps import arguments as step_arguments
 from fastadv.ops.steps import l1_projection
 
-KINDS = (
+Kind = Literal[
     "linf_uniform",
     "linf_gaussian",
     "l2_uniform",
@@ -21,7 +21,8 @@ KINDS = (
     "l2_gaussian",
     "l1_uniform",
     "l1_gaussian",
-)
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _TINY = 1e-12  # guards 0/0: a draw of zeros starts at x (D = 1, one in 2^24)
 
@@ -48,7 +49,7 @@ class _Key(NamedTuple):
 
 
 def _radial(
-    kind: str, key: _Key, radius: torch.Tensor, deviation: torch.Tensor, size: int
+    kind: Kind, key: _Key, radius: torch.Tensor, deviation: torch.Tensor, size: int
 ) -> torch.Tensor:
     """(B, size) of a kind that is scaled by a norm; radius, deviation: (B, 1)."""
     extra = {"l2_uniform": 2, "l1_uniform": 1}.get(kind, 0)
@@ -66,7 +67,7 @@ def _radial(
 
 
 def _offset(
-    kind: str, key: _Key, radius: torch.Tensor, deviation: torch.Tensor, size: int
+    kind: Kind, key: _Key, radius: torch.Tensor, deviation: torch.Tensor, size: int
 ) -> torch.Tensor:
     """(B, size) start minus x, before any clamp to the box."""
     if kind == "linf_uniform":
@@ -136,7 +137,7 @@ def random_start(
     seed: int,
     sample_ids: torch.Tensor | None = None,
     draw: int | torch.Tensor = 0,
-    kind: str = "linf_uniform",
+    kind: Kind = "linf_uniform",
     bounds: tuple[float, float] | None = (0.0, 1.0),
     scale: float | None = None,
 ) -> torch.Tensor:
@@ -178,7 +179,7 @@ def random_start_reference(
     seed: int,
     sample_ids: torch.Tensor | None = None,
     draw: int | torch.Tensor = 0,
-    kind: str = "linf_uniform",
+    kind: Kind = "linf_uniform",
     bounds: tuple[float, float] | None = (0.0, 1.0),
     scale: float | None = None,
 ) -> torch.Tensor:
@@ -193,7 +194,7 @@ def _checked(
     seed: int,
     sample_ids: torch.Tensor | None,
     draw: int | torch.Tensor,
-    kind: str,
+    kind: Kind,
     bounds: tuple[float, float] | None,
     scale: float | None,
 ) -> tuple:
