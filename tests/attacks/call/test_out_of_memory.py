@@ -172,7 +172,7 @@ class _Failing:
 def test_beside_the_model_what_was_under_way_starts_again(
     monkeypatch, keep, place, calls, batching
 ):
-    problem = mixed_problem(24)
+    problem = mixed_problem(40)
     restarts = 1 if keep == "last" else 2
     attack = fastadv.pgd(threat_of("linf"), steps=8, restarts=restarts, keep=keep)
     calm = _run(attack, problem.model, problem, batching=batching, batch_size=16)
