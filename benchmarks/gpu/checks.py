@@ -23,6 +23,7 @@ TESTS = (
     "tests/training/test_graphed.py",
     "tests/attacks/call/test_verified.py",
     "tests/attacks/call/test_results.py",
+    "tests/attacks/call/test_targets_and_losses.py",
     "tests/attacks/test_invariance.py",
     "tests/attacks/test_isolation.py",
     "tests/attacks/test_members_results.py",
