@@ -204,8 +204,3 @@ def test_sample_ids_must_be_one_integer_a_sample():
         _run(sample_ids=torch.zeros(6))
     with pytest.raises(ValueError, match=r"sample_ids must have shape \(6,\)"):
         _run(sample_ids=torch.arange(5))
-
-
-def _plain(z):
-    rows = z.flatten(1)
-    return torch.stack([rows.sum(1), rows.square().sum(1), rows[:, 0]], 1)
