@@ -26,7 +26,7 @@ from fastadv.attacks import (
     rfgsm,
     square,
 )
-from fastadv.attacks.call.prepared import release
+from fastadv.attacks.call.preparation import release
 from fastadv.diagnostics import AttackWarning, ExecutionWarning
 from fastadv.ensemble import autoattack
 from fastadv.execution import Execution

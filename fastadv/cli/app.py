@@ -14,9 +14,8 @@ import typer
 from rich.console import Console
 
 import fastadv
-from fastadv.cli import attack_files, choices, sources
-from fastadv.cli import evaluate as evaluate_command
-from fastadv.cli import train as train_command
+from fastadv.cli import choices, evaluation, sources, training
+from fastadv.cli.outcome import Outcome, attack_files, save_outcome
 from fastadv.cli.user_error import UserError
 from fastadv.demo.run import run_demo
 from fastadv.evaluation.environment import installed_version
@@ -30,8 +29,8 @@ app: typer.Typer = typer.Typer(
     rich_markup_mode=None,
     help="Fast adversarial attacks for PyTorch.",
 )
-app.command()(train_command.train)
-app.command()(evaluate_command.evaluate)
+app.command()(training.train)
+app.command()(evaluation.evaluate)
 
 
 def _print_version(wanted: bool) -> None:
@@ -149,7 +148,7 @@ def attack(
         }
         chosen = choices.make_attack(attack, threat, options)
         x, y = sources.load_data(data, format, split, n)
-        outcome = attack_files.attack_files(
+        outcome = attack_files(
             sources.load_model(model),
             x,
             y,
@@ -158,7 +157,7 @@ def attack(
             as_bytes=uint8,
             batch_size=batch_size,
         )
-        attack_files.save_outcome(outcome, y, out)
+        save_outcome(outcome, y, out)
         if report is not None:
             outcome.report.save(report)
     _print_outcome(outcome, y, targeted=target is not None, as_bytes=uint8)
@@ -178,9 +177,7 @@ def _check_paths(out: Path, report: Path | None, target: str | None) -> None:
         raise UserError("--report states robust accuracy, which is untargeted: leave out --target")
 
 
-def _print_outcome(
-    outcome: attack_files.Outcome, y: torch.Tensor, *, targeted: bool, as_bytes: bool
-) -> None:
+def _print_outcome(outcome: Outcome, y: torch.Tensor, *, targeted: bool, as_bytes: bool) -> None:
     n, hits = len(y), int(outcome.success.sum())
     if targeted:
         print(f"{outcome.report.model}\n{outcome.report.attack}")

@@ -6,7 +6,7 @@ from fastadv.models.mnist import MnistNet, mnist_net
 from fastadv.models.mnist_conv import MnistConvNet, mnist_conv_net
 from fastadv.models.preact_resnet import PreActResNet, preact_resnet18
 from fastadv.models.registry import build, names
-from fastadv.models.wide_resnet import wide_resnet
+from fastadv.models.wide_residual import wide_resnet
 
 __all__ = [
     "DigitsNet",

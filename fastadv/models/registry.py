@@ -9,7 +9,7 @@ from fastadv.models.fast_cifar import fast_cifar_net
 from fastadv.models.mnist import mnist_net
 from fastadv.models.mnist_conv import mnist_conv_net
 from fastadv.models.preact_resnet import preact_resnet18
-from fastadv.models.wide_resnet import wide_resnet
+from fastadv.models.wide_residual import wide_resnet
 
 
 class _Constructor(Protocol):

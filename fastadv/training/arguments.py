@@ -13,7 +13,7 @@ from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, check_fits, check_threat
 from fastadv.training.bank import PerturbationBank
-from fastadv.training.crafting import BN_POLICIES
+from fastadv.training.craft import BN_POLICIES
 from fastadv.values import same_value
 
 _IN_PLACE = "the model modifies its input in place: make its first operation out of place"

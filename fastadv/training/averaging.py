@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
-from fastadv.training.crafting import inner_module
+from fastadv.training.craft import inner_module
 
 
 def ema(model: nn.Module, *, decay: float = 0.995) -> AveragedModel:

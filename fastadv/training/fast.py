@@ -5,7 +5,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 
 from fastadv.training import arguments
-from fastadv.training.crafting import Ascent
+from fastadv.training.craft import Ascent
 from fastadv.training.step import CraftedStep
 
 

@@ -12,7 +12,7 @@ from fastadv.execution import Precision
 from fastadv.isolation import Model, restored_generators
 from fastadv.ops import layout
 from fastadv.threat_model import ThreatModel
-from fastadv.training import arguments, crafting
+from fastadv.training import arguments, craft
 from fastadv.training.draws import DeviceDraws, draw_of
 from fastadv.training.input_watch import InputWatch, probe
 from fastadv.training.objectives import (
@@ -75,7 +75,7 @@ class FreeAT:
 
     def __call__(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield one loss a replay; call backward on each, then step the optimizer."""
-        inner = crafting.inner_module(model)
+        inner = craft.inner_module(model)
         looked = not self._is_checked and self._check(inner, x, y)
         arguments.check_not_empty(x)
         x, y = x.detach(), y.to(torch.int64)
@@ -102,7 +102,7 @@ class FreeAT:
                     self._watch.gradient,
                 )
                 inside = self._gradient_inside(inner, objective, batch)
-                with torch.enable_grad(), crafting.in_precision(self.precision, x.device):
+                with torch.enable_grad(), craft.in_precision(self.precision, x.device):
                     loss = objective(Reduced.of(model), batch)
                 self.train_loss = loss.detach()
                 yield loss
@@ -141,7 +141,7 @@ class FreeAT:
         return True
 
     def _checking(self, model: Model, x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
-        return crafting.crafting(
+        return craft.crafting(
             model, bn="eval", precision=self.precision, device=x.device, seed=self.seed
         )
 
@@ -154,14 +154,14 @@ class FreeAT:
             return None
         leaf = self._watch.at(batch.x_adv).requires_grad_()
         # a power of two is exact; in float16 the gradient of a mean would be rounded to zero
-        scale = crafting.FP16_SCALE * 2 ** len(leaf).bit_length()
+        scale = craft.FP16_SCALE * 2 ** len(leaf).bit_length()
         # modifiers may need gradients of weights
-        weights = contextlib.nullcontext() if self.modifiers else crafting.frozen(model)
+        weights = contextlib.nullcontext() if self.modifiers else craft.frozen(model)
         with (
             restored_generators(leaf.device, self.seed + self.batches),
             weights,
-            crafting.statistics_policy(model, "batch"),
-            crafting.in_precision(self.precision, leaf.device),
+            craft.statistics_policy(model, "batch"),
+            craft.in_precision(self.precision, leaf.device),
             torch.enable_grad(),
         ):
             loss = objective(Reduced(model, model), batch._replace(x_adv=leaf))

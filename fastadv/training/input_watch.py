@@ -11,7 +11,7 @@ from fastadv.isolation import Model, modules_behind, restored_generators
 from fastadv.oracle import clamping
 from fastadv.threat_model import Bounds
 from fastadv.training.arguments import is_distributed
-from fastadv.training.crafting import FP16_SCALE, InputGradient, statistics_policy
+from fastadv.training.craft import FP16_SCALE, InputGradient, statistics_policy
 
 _LOOKED_AT = 64  # samples of the second look
 _UNDECIDED = -1.0  # less than every inset

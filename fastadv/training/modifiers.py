@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from fastadv.isolation import restored_generators
 from fastadv.threat_model import start_point
-from fastadv.training.crafting import statistics_policy
+from fastadv.training.craft import statistics_policy
 from fastadv.training.objectives import Crafted, Objective, Reduced
 
 _TINY = 1e-20  # guards 0/0: a layer without a gradient is not perturbed

@@ -9,7 +9,7 @@ import torch
 from fastadv.isolation import Model
 from fastadv.ops import layout
 from fastadv.ops.noise import start
-from fastadv.training.crafting import Ascent, BNPolicy
+from fastadv.training.craft import Ascent, BNPolicy
 from fastadv.training.objectives import Objective, mart, trades
 from fastadv.training.step import CraftedStep
 

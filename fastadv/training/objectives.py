@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from fastadv import losses
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel
-from fastadv.training.crafting import Differentiate, directly, inner_module
+from fastadv.training.craft import Differentiate, directly, inner_module
 
 
 class Crafted(NamedTuple):

@@ -11,7 +11,7 @@ from torch import nn
 from fastadv.diagnostics import emit
 from fastadv.threat_model import ThreatModel, check_threat
 from fastadv.training import arguments, snapshot
-from fastadv.training.crafting import inner_module
+from fastadv.training.craft import inner_module
 from fastadv.training.examination import look
 from fastadv.training.free import FreeAT
 from fastadv.training.multistep import PGDAT

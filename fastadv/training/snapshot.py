@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastadv.training.crafting import inner_module
+from fastadv.training.craft import inner_module
 from fastadv.training.verdict import Collapse
 
 

@@ -12,7 +12,7 @@ import torch
 from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, start_point
-from fastadv.training import arguments, crafting
+from fastadv.training import arguments, craft
 from fastadv.training.bank import PerturbationBank
 from fastadv.training.draws import DeviceDraws, draw_of
 from fastadv.training.input_watch import InputWatch
@@ -51,7 +51,7 @@ class CraftedStep:
     modifiers: Sequence[Modifier] = ()
     label_smoothing: float = 0.0
     eps_warmup: int = 0
-    bn: crafting.BNPolicy = "batch"
+    bn: craft.BNPolicy = "batch"
     precision: Precision | None = None
     bank: PerturbationBank | None = None
     seed: int = 0
@@ -103,7 +103,7 @@ class CraftedStep:
         """
         batch = self.craft(model, x, y, sample_ids=sample_ids, x_init=x_init)
         objective = modified(self._objective(), self.modifiers)
-        with crafting.in_precision(self.precision, x.device):
+        with craft.in_precision(self.precision, x.device):
             loss = objective(Reduced.of(model), batch)
         self._watch.close()
         self.train_loss = loss.detach()
@@ -120,7 +120,7 @@ class CraftedStep:
         x_init: torch.Tensor | None = None,
     ) -> Crafted:
         """The adversarial batch alone, as the next `loss` would train on it."""
-        inner = crafting.inner_module(model)
+        inner = craft.inner_module(model)
         if not self._is_checked:
             arguments.check_batch(self.threat, inner, x, y)
         arguments.check_not_empty(x)
@@ -134,7 +134,7 @@ class CraftedStep:
         eps = self.effective_eps
         with (
             torch.no_grad(),
-            crafting.crafting(
+            craft.crafting(
                 inner,
                 bn=self.bn,
                 precision=self.precision,
@@ -143,7 +143,7 @@ class CraftedStep:
             ),
         ):
             x_adv = self._start_iterates(x, ids, eps, x_init)
-            losses = crafting.ascend(
+            losses = craft.ascend(
                 asked,
                 x_adv,
                 x,
@@ -189,7 +189,7 @@ class CraftedStep:
     def _random_start(self, x: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
         raise NotImplementedError
 
-    def _ascent(self, eps: float) -> crafting.Ascent:
+    def _ascent(self, eps: float) -> craft.Ascent:
         """The steps of one craft."""
         raise NotImplementedError
 

@@ -13,7 +13,7 @@ from torch import nn
 from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, start_point
-from fastadv.training import arguments, crafting
+from fastadv.training import arguments, craft
 from fastadv.training.draws import DeviceDraws, draw_of
 from fastadv.training.input_watch import InputWatch
 from fastadv.training.objectives import Reduced
@@ -84,7 +84,7 @@ class YOPO:
 
         Arguments as in `CraftedStep.loss`.
         """
-        inner_model, layer = _named_layer(crafting.inner_module(model), self.first_layer)
+        inner_model, layer = _named_layer(craft.inner_module(model), self.first_layer)
         if not self._is_checked:
             arguments.check_batch(self.threat, inner_model, x, y)
         arguments.check_not_empty(x)
@@ -110,7 +110,7 @@ class YOPO:
         if not self._is_checked:
             asked = arguments.checking(asked, inner_model, x, y)
         passes = _Passes(asked, inner_model, layer, self.label_smoothing)
-        with crafting.in_precision(self.precision, x.device):
+        with craft.in_precision(self.precision, x.device):
             for _ in range(self.outer):
                 costate = passes.full(x_adv, y)
                 gradient = functools.partial(
@@ -187,7 +187,7 @@ class _Passes:
         leaf = x_adv.detach() if bounds is None else x_adv.detach().clamp(*bounds)
         with torch.enable_grad():
             output = self._first_output(leaf.requires_grad_())
-        grad = crafting.input_gradient(output, leaf, costate)
+        grad = craft.input_gradient(output, leaf, costate)
         return grad if bounds is None else grad.masked_fill(x_adv != leaf, 0.0)
 
     def first_layer_again(self, x_adv: torch.Tensor, costate: torch.Tensor) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 from toy_models import Problem
 
 import fastadv
-from fastadv.attacks.call import prepared
+from fastadv.attacks.call import preparation
 from fastadv.graphs.planner import StepGraphs
 
 BATCHING = ("continuous", "plain")
@@ -18,7 +18,7 @@ def cuda():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     yield torch.device("cuda")
-    prepared.release()
+    preparation.release()
 
 
 def on(device: torch.device, problem: Problem) -> Problem:
@@ -36,7 +36,7 @@ def run(attack, problem, model=None, *, graph: bool | str = "auto", **execution)
 
 def graphs_of(model: nn.Module) -> list[StepGraphs]:
     """Those kept for the model, all of which must have been recorded and replayed."""
-    graphs = [one.graphs for one in prepared._KEPT[model].values() if one.graphs is not None]
+    graphs = [one.graphs for one in preparation._KEPT[model].values() if one.graphs is not None]
     assert graphs
     for one in graphs:
         assert one.refusal is None and one.captures > 0 and one.replays > one.captures
@@ -48,7 +48,7 @@ def captures(model: nn.Module) -> int:
 
 
 def total_captures(model: nn.Module) -> int:
-    return sum(one.graphs.captures for one in prepared._KEPT[model].values() if one.graphs)
+    return sum(one.graphs.captures for one in preparation._KEPT[model].values() if one.graphs)
 
 
 def _negative_logit(logits, y):

@@ -11,7 +11,7 @@ from torch import nn
 from toy_models import NORMS, RESULT_TENSORS, differing_fields, mixed_problem, threat_of
 
 import fastadv
-from fastadv.attacks.call import prepared
+from fastadv.attacks.call import preparation
 from fastadv.diagnostics import ExecutionWarning
 from fastadv.ops import backend
 
@@ -45,7 +45,7 @@ def test_the_attacks_of_autoattack_give_the_same_bits(cuda, name, norm, batching
         for _ in range(2):
             assert differing_fields(eager, run(attack, problem, graph=wish, **how)) == []
     # the few steps of a small budget are warm-up and capture as much as replay
-    for one in (kept.graphs for kept in prepared._KEPT[problem.model].values()):
+    for one in (kept.graphs for kept in preparation._KEPT[problem.model].values()):
         assert one is not None and one.refusal is None and one.captures > 0 and one.replays > 0
 
 

@@ -12,7 +12,7 @@ from clamping_models import FORMS, Behind, Cropped, clamping, trained
 from toy_models import Counting, differing_fields, rows_of, same_bits
 
 import fastadv
-from fastadv.attacks.call import prepared
+from fastadv.attacks.call import preparation
 from fastadv.data import load_digits
 from fastadv.diagnostics import AttackWarning
 from fastadv.evaluation import evaluate
@@ -285,7 +285,7 @@ def test_models_in_half_precision_are_mended_too(dtype):
 def test_recorded_steps_are_mended_too(monkeypatch):
     made = []
     monkeypatch.setattr(
-        prepared,
+        preparation,
         "backend_for",
         lambda device, graph: None if graph is False else made.append(Tape()) or made[-1],
     )
@@ -301,7 +301,7 @@ def test_recorded_steps_are_mended_too(monkeypatch):
                 assert codes == ["clamped_input"]
                 assert differing_fields(eager, replayed) == []
     finally:
-        prepared.release()
+        preparation.release()
     assert made[0].replayed > made[0].captured > 0
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from toy_models import NORMS, Problem, differing_fields, mixed_problem, threat_of
 
 import fastadv
-from fastadv.attacks.call import prepared
+from fastadv.attacks.call import preparation
 from fastadv.diagnostics import ExecutionWarning
 from fastadv.engine.stepping import Stepper
 
@@ -159,7 +159,7 @@ def test_nothing_waits_for_the_device_in_a_replayed_step(cuda, monkeypatch, name
     how = dict(batching=batching, batch_size=9)
     for _ in range(4):
         run(attack, problem, **how)
-    (graphs,) = (one.graphs for one in prepared._KEPT[problem.model].values())
+    (graphs,) = (one.graphs for one in preparation._KEPT[problem.model].values())
     assert graphs is not None
     recorded, replays, watched = graphs.captures, graphs.replays, []
     advance = Stepper.advance
@@ -244,7 +244,7 @@ def test_memory_is_given_back(cuda, how):
     problem = on(cuda, mixed_problem(64, (3, 64, 64)))
     attack = fastadv.pgd(threat_of("linf"), steps=6, keep="last")
     run(attack, on(cuda, mixed_problem(8)))  # what is made once for a device
-    prepared.release()
+    preparation.release()
     before = _allocated_and_reserved()
     result = run(attack, problem)
     del result

@@ -17,7 +17,7 @@ from torch import nn
 from toy_models import NORMS, differing_fields, mixed_problem, threat_of
 
 import fastadv
-from fastadv.attacks.call import prepared
+from fastadv.attacks.call import preparation
 from fastadv.diagnostics import ExecutionWarning
 from fastadv.engine import stepping
 
@@ -37,9 +37,9 @@ def tapes(monkeypatch):
         made.append(Tape())
         return made[-1]
 
-    monkeypatch.setattr(prepared, "backend_for", backend_for)
+    monkeypatch.setattr(preparation, "backend_for", backend_for)
     yield made
-    prepared.release()
+    preparation.release()
 
 
 def _run(attack, problem, model=None, *, graph="auto", **execution):
@@ -217,15 +217,15 @@ def test_what_is_kept_goes_with_the_model_and_on_release(tapes):
     problem = mixed_problem(16)
     attack = fastadv.apgd_ce(threat_of("linf"), steps=8)
     _run(attack, problem, batch_size=8)
-    assert len(prepared._KEPT) == 1
+    assert len(preparation._KEPT) == 1
     fastadv.release()
-    assert len(prepared._KEPT) == 0 and tapes[0].released == 1
+    assert len(preparation._KEPT) == 0 and tapes[0].released == 1
     _run(attack, problem, batch_size=8)
     _run(attack, problem, batch_size=8, precision="bf16")
     model = weakref.ref(problem.model)
     del problem
     gc.collect()
-    assert model() is None and len(prepared._KEPT) == 0
+    assert model() is None and len(preparation._KEPT) == 0
 
 
 def test_of_a_plain_function_nothing_is_kept(tapes):

@@ -15,7 +15,7 @@ pytest.importorskip("typer", reason="needs typer")
 pytest.importorskip("rich", reason="needs rich")
 
 from fastadv.cli import entry as cli  # noqa: E402
-from fastadv.cli import evaluate as evaluate_command
+from fastadv.cli import evaluation as evaluate_command
 from fastadv.ensemble.constructor import AutoAttack  # noqa: E402
 
 NETS = """

@@ -13,7 +13,7 @@ pytest.importorskip("typer", reason="needs typer")
 pytest.importorskip("rich", reason="needs rich")
 
 from fastadv.cli import entry as cli  # noqa: E402
-from fastadv.cli import train as train_command
+from fastadv.cli import training as train_command
 from fastadv.recipes import METHODS, recipe, run, train, training_data  # noqa: E402
 from fastadv.recipes.run_log import read_log  # noqa: E402
 from fastadv.training import TrainingWarning  # noqa: E402

@@ -22,7 +22,7 @@ import fastadv
 from benchmarks import reference
 from fastadv import training
 from fastadv.ops.noise.start import random_start
-from fastadv.training import crafting
+from fastadv.training import craft
 
 STEPS = 20  # optimizer steps
 EPS = 0.1
@@ -142,12 +142,12 @@ def test_the_signs_that_trades_gets_wrong_at_its_own_start_are_as_many_as_the_te
         signs["textbook"] = _divergence_gradient(net, x, x_adv).sign()
         moved = x_adv.clone()
         y = torch.zeros(len(x), dtype=torch.int64)
-        crafting.ascend(
+        craft.ascend(
             net,
             moved,
             x,
             y,
-            crafting.Ascent(fastadv.Linf(1.0, bounds=None), 1, 0.25, eps=1.0, loss="kl"),
+            craft.Ascent(fastadv.Linf(1.0, bounds=None), 1, 0.25, eps=1.0, loss="kl"),
             reference=net(x).softmax(1),
         )
         signs["ours"] = (moved - x_adv).sign()

@@ -9,7 +9,7 @@ from torch import nn
 from training_problems import CRAFTED, METHODS, THREAT, batches, conv_net, sgd, train_batch
 
 from fastadv import training
-from fastadv.training import crafting
+from fastadv.training import craft
 
 
 class _Logits(nn.Module):
@@ -33,7 +33,7 @@ def test_losses_are_float32_whatever_the_precision_of_the_passes(name, precision
     for loss in step(net, x, y):
         assert loss.dtype == torch.float32
         loss.backward()
-    assert dtypes == {crafting.PRECISIONS[precision]}
+    assert dtypes == {craft.PRECISIONS[precision]}
     assert step.train_loss.dtype == torch.float32
     if name in CRAFTED:
         assert step.craft_loss.dtype == torch.float32
@@ -62,7 +62,7 @@ def test_autocast_of_the_step_and_around_it_are_the_same(name, precision):
         train_batch(step, ours, optimizer, inputs, labels)
         iterator = iter(other(around, inputs, labels))
         while True:
-            with torch.autocast("cpu", dtype=crafting.PRECISIONS[precision]):
+            with torch.autocast("cpu", dtype=craft.PRECISIONS[precision]):
                 loss = next(iterator, None)
             if loss is None:
                 break

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from fastadv.attacks.call.probe import probe
+from fastadv.attacks.call.first_gradient import probe
 from fastadv.engine.state import ExtendedState, SlotState, put_rows
 from fastadv.engine.work import Work
 from fastadv.kernels import slots as columns

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from fastadv.attacks.auto_pgd.slots import AscentSlots
-from fastadv.attacks.call.probe import probe
+from fastadv.attacks.call.first_gradient import probe
 from fastadv.engine.state import ExtendedState, SlotState, put_rows
 from fastadv.engine.work import Work
 from fastadv.ops.apgd.l1 import apgd_l1_step_

@@ -12,7 +12,7 @@ from fastadv import diagnostics
 from fastadv.attacks.call import inputs
 from fastadv.attacks.call.accounting import cost_of
 from fastadv.attacks.call.given import Given
-from fastadv.attacks.call.prepared import prepared
+from fastadv.attacks.call.preparation import prepared
 from fastadv.attacks.call.result import AttackResult, Cost
 from fastadv.attacks.call.search import Search
 from fastadv.attacks.call.settings import Settings

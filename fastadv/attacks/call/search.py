@@ -9,7 +9,7 @@ import torch
 from fastadv import memory
 from fastadv.attacks.call import inputs
 from fastadv.attacks.call.bounds_watch import BoundsWatch, GradientLostError
-from fastadv.attacks.call.prepared import Prepared
+from fastadv.attacks.call.preparation import Prepared
 from fastadv.attacks.call.result import Cost
 from fastadv.attacks.call.settings import Settings
 from fastadv.attacks.call.verdict import joined

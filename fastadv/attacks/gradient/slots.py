@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from fastadv.attacks.call.probe import probe
+from fastadv.attacks.call.first_gradient import probe
 from fastadv.engine.state import SlotState
 from fastadv.engine.work import Work
 from fastadv.kernels import slots as columns

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastadv.attacks.call.probe import probe_bounds, probe_masked
+from fastadv.attacks.call.first_gradient import probe_bounds, probe_masked
 from fastadv.engine.state import ExtendedState, SlotState, put_rows
 from fastadv.engine.work import Work
 from fastadv.ops.fab import step as fab
