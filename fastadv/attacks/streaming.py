@@ -40,6 +40,12 @@ class StreamingAttack:
     """
 
     def __init__(self, attack: Streamable, *, seen: int = 0) -> None:
+        is_none = isinstance(attack, type | StreamingAttack)
+        if is_none or not callable(getattr(attack, "run", None)):
+            raise TypeError(
+                "attack must be an attack or an ensemble, whose streaming() makes a stream; got "
+                f"{attack!r}"
+            )
         self.attack = attack
         self.seen = seen
 

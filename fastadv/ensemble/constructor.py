@@ -10,6 +10,7 @@ import torch
 
 from fastadv import diagnostics
 from fastadv.attacks import Attack, AttackResult, fgsm
+from fastadv.attacks.argument import checked_attacks
 from fastadv.attacks.call import inputs
 from fastadv.attacks.call.call import Call
 from fastadv.attacks.call.result import Cost
@@ -199,7 +200,8 @@ def autoattack(
     DLR loss undefined (3, targeted 4) the margin loss is used, with a warning. keep:
     "first_success" stops a slot there; "authors" makes all steps and returns what the authors' code
     does, which changes no verdict. seed: of all randomness; None takes the time, as the authors'
-    default. Raises ValueError for an unknown version, or attacks that do not belong to it.
+    default. Raises ValueError for an unknown version, or attacks that do not belong to it;
+    TypeError for what is no attack.
 
     Example: `fastadv.evaluate(net, (x, y), fastadv.autoattack(fastadv.Linf(8 / 255)))`.
     Source: Croce and Hein 2020, arXiv:2003.01690; L1: 2021, arXiv:2103.01208.
@@ -211,12 +213,13 @@ def autoattack(
         raise ValueError(f"keep must be one of {get_args(Keep)}; got {keep!r}")
     if seed is not None and not isinstance(seed, int):
         raise ValueError(f"seed must be an integer or None; got {seed!r}")
-    if (version == "custom") != bool(attacks):
+    given = checked_attacks(attacks)
+    if (version == "custom") != bool(given):
         raise ValueError(
             "attacks belongs to version='custom', and that needs at least one; got "
-            f"version={version!r} and {len(attacks)} attacks"
+            f"version={version!r} and {len(given)} attacks"
         )
-    chosen = tuple(attacks) or attacks_of(version, threat, keep=keep, seed=seed or 0)
+    chosen = given or attacks_of(version, threat, keep=keep, seed=seed or 0)
     for attack in chosen:
         if attack.threat != threat:
             raise ValueError(f"every attack must have the threat {threat!r}; got {attack!r}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastadv import diagnostics
+from fastadv.attacks.argument import check_attack
 from fastadv.attacks.call.result import Cost, Stage
 from fastadv.ensemble import checks
 from fastadv.evaluation.block import SampleAttack, collected
@@ -69,7 +70,7 @@ def evaluate(
 
     Example: `fastadv.evaluate(net, (x, y), fastadv.autoattack(fastadv.Linf(8 / 255)))`.
     """
-    check_attack(attack)
+    check_one_size(attack)
     model = without_wrapper(model)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None:
@@ -94,9 +95,9 @@ def _judged_square(stages: list[dict[str, Any]], total: int) -> dict[str, int]:
     return counts()
 
 
-def check_attack(attack: SampleAttack) -> None:
-    if not callable(getattr(attack, "run", None)):
-        raise TypeError(f"attack must be an Attack; got {type(attack).__name__}")
+def check_one_size(attack: SampleAttack) -> None:
+    """Raises TypeError for what is no attack, ValueError for one with a radius a sample."""
+    check_attack(attack)
     for one in (attack, *getattr(attack, "attacks", ())):
         for owner, name in ((getattr(one, "threat", None), "eps"), (one, "step_size")):
             value = getattr(owner, name, None)

@@ -12,7 +12,7 @@ from fastadv import diagnostics
 from fastadv.attacks import Attack
 from fastadv.ensemble.constructor import AutoAttack
 from fastadv.evaluation import tables
-from fastadv.evaluation.accuracy import check_attack, generator_put_back
+from fastadv.evaluation.accuracy import check_one_size, generator_put_back
 from fastadv.evaluation.checkpoint import digest_of_model, write_atomically
 from fastadv.evaluation.clean import describe_model, device_of, without_wrapper
 from fastadv.evaluation.display import Watch, shown
@@ -179,7 +179,7 @@ def robustness_curve(
     Example: `fastadv.robustness_curve(net, (x, y), attack, eps=[k / 255 for k in (1, 2, 4, 8)])`.
     """
     radii = _checked_radii(eps)
-    check_attack(attack)
+    check_one_size(attack)
     attacks = [at_radius(attack, radius) for radius in radii]
     model = without_wrapper(model)
     execution = execution or Execution()

@@ -1,12 +1,13 @@
 """Attacks at several radii, block by block: what one radius decides, no other asks again."""
 
 from collections.abc import Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
 from fastadv.attacks import Attack, AttackResult
+from fastadv.attacks.argument import check_attack
 from fastadv.engine import looks
 from fastadv.ensemble import checks
 from fastadv.ensemble.constructor import AutoAttack
@@ -28,8 +29,7 @@ def at_radius(attack: A, eps: float) -> A:
 
     A step_size of None is a share of eps and follows it; an explicit one stays as it is.
     """
-    if not is_dataclass(attack) or not hasattr(attack, "threat"):
-        raise TypeError(f"attack must be an Attack or an ensemble; got {type(attack).__name__}")
+    check_attack(attack, "threat", "__dataclass_fields__")
     more: dict[str, Any] = {}
     if isinstance(attack, AutoAttack):
         more["attacks"] = tuple(at_radius(one, eps) for one in attack.attacks)

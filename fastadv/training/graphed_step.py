@@ -17,12 +17,8 @@ from fastadv.graphs.facts import module_facts, tensor_facts
 from fastadv.graphs.planner import StepGraphs
 from fastadv.isolation import Model, modules_behind
 from fastadv.training import arguments, draws, recordable
-from fastadv.training.free import FreeAT
 from fastadv.training.held_batch import BatchCount, HeldBatch
-from fastadv.training.step import CraftedStep
-from fastadv.training.yopo import YOPO
-
-Step = CraftedStep | FreeAT | YOPO
+from fastadv.training.methods import Step, check_step
 
 _MOST_SHAPES = 8  # batches of other shapes than these, oldest first, are recorded anew
 _RESTLESS = 32  # batches in a row that no recording fits
@@ -259,12 +255,8 @@ def _refusal_of(model: Model) -> str | None:
     return None
 
 
-def _check(step: object, optimizer: object, clip_norm: float | None) -> None:
-    if not isinstance(step, Step):
-        raise TypeError(
-            "step must be one of fastadv.training: FastAT, NFGSM, PGDAT, TRADES, MART, FreeAT, "
-            f"YOPO; got {step!r}"
-        )
+def _check(step: Step, optimizer: object, clip_norm: float | None) -> None:
+    check_step(step)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer; got {optimizer!r}")
     if step.precision == "fp16":

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterable
 
 import torch
 
@@ -47,6 +48,11 @@ class AutoAttack:
             raise NotImplementedError("fastadv attacks PyTorch models only: leave out is_tf_model")
         if version not in (*_VERSIONS, "custom"):
             raise ValueError(f"version must be one of {(*_VERSIONS, 'custom')}; got {version!r}")
+        if isinstance(attacks_to_run, str) or not isinstance(attacks_to_run, Iterable):
+            raise TypeError(
+                f"attacks_to_run must be a list of names, such as ['apgd-ce']; got "
+                f"{attacks_to_run!r}"
+            )
         if version in _VERSIONS and len(attacks_to_run) > 0:
             raise ValueError(
                 f"attacks_to_run={list(attacks_to_run)} belongs to version='custom'; version "
