@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from fastadv.kernels import slots
-from fastadv.ops import layout, registry
+from fastadv.ops import layout, registry, rounding
 from fastadv.ops.apgd import rows as apgd_rows
 from fastadv.ops.apgd import schedule as apgd_schedule
 from fastadv.ops.steps import arguments as step_arguments
@@ -58,10 +58,11 @@ def _check_reference(
     apgd_rows.put(adv, restores, best)
     apgd_rows.put(direction, restores, best_grad)
 
-    decayed = torch.minimum(torch.maximum(step_size / 1.5, ball / 10.0), ball)
+    decayed = torch.maximum(rounding.divided(step_size, 1.5), rounding.divided(ball, 10.0))
+    decayed = torch.minimum(decayed, ball)
     step = torch.where(checks, torch.where(shrunk, ball, decayed), step_size)
     step = torch.where(starts, ball, step).masked_fill_(moves_on, 0.0)
-    share = (count / size / 1.5).masked_fill_(random, 0.2)
+    share = rounding.divided(rounding.divided(count, size), 1.5).masked_fill_(random, 0.2)
     torch.where(active, step, step_size, out=step_size)
     torch.where(active, ball, phase_eps, out=phase_eps)
     updates = active & (checks | starts)

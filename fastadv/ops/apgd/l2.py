@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fastadv.ops import reduction, registry
+from fastadv.ops import reduction, registry, rounding
 from fastadv.ops.apgd import rows as apgd_rows
 from fastadv.ops.apgd import step as apgd_step
 from fastadv.ops.apgd.step import ApgdStep, Tile
@@ -15,9 +15,7 @@ _GUARD = 1e-12  # the authors': N(v) = v / (||v|| + 1e-12)
 
 
 def _norm(rows: torch.Tensor) -> torch.Tensor:
-    # torch's fp32 root is not correctly rounded on CPUs
-    square = reduction.tree_sum(rows * rows)
-    return square.double().sqrt().to(rows.dtype).unsqueeze(1)
+    return rounding.root(reduction.tree_sum(rows * rows)).unsqueeze(1)
 
 
 def _onto_ball(u: torch.Tensor, x: torch.Tensor, tile: Tile) -> torch.Tensor:

@@ -95,8 +95,7 @@ def augment(
             words = source.words(seed, index, streams.AUGMENT_FLIP, key[0], 1)
             rows = _flipped(rows, words, key[1])
     x = empty_batch(images, index, torch.float32, channels_last).copy_(rows)
-    # a tensor beyond the CPU: CUDA multiplies by the reciprocal of a host scalar
-    x.div_(255.0 if x.device.type == "cpu" else torch.full((), 255.0, device=x.device))
+    x.div_(x.new_full((), 255.0))  # a tensor of the device, as in `rounding.divided`
     if mean is not None and std is not None:
         x.sub_(layout.per_channel(mean, x)).div_(layout.per_channel(std, x))
     x = x.to(dtype)

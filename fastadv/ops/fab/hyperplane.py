@@ -2,7 +2,7 @@
 
 import torch
 
-from fastadv.ops import layout, reduction
+from fastadv.ops import layout, reduction, rounding
 
 _LEAST_WEIGHT = 1e-8  # the authors': in L2 and L1, coordinates up to it do not move
 _TOP = 1e30  # the largest level: no bound is farther; finite, because 0 * inf is not 0
@@ -21,9 +21,7 @@ def row_norms(rows: torch.Tensor, norm: str) -> torch.Tensor:
         return rows.abs().amax(1)
     if norm == "l1":
         return reduction.tree_sum(rows.abs())
-    square = reduction.tree_sum(rows * rows)
-    # torch's fp32 root is not correctly rounded on CPUs
-    return square.double().sqrt().to(rows.dtype)
+    return rounding.root(reduction.tree_sum(rows * rows))
 
 
 def projection(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from fastadv.kernels import slots as slot_columns
-from fastadv.ops import layout, reduction
+from fastadv.ops import layout, reduction, rounding
 
 _DLR_GUARD = 1e-12  # AutoAttack's: z_pi1 = z_pi3 must not divide by zero
 _SORTED_CLASSES = 16  # maxima one by one are faster above: 50 times at 1,000 classes
@@ -73,7 +73,7 @@ def _cross_entropy(rows: _Rows, smoothing: float, grad: torch.Tensor | None) -> 
     log_total, total = total.log(), total[:, None]
     loss = (top - z.gather(1, column))[:, 0].add_(log_total)
     if smoothing > 0.0:
-        spread = reduction.tree_sum(top - z) / classes
+        spread = rounding.divided(reduction.tree_sum(top - z), classes)
         loss = (1.0 - smoothing) * loss + smoothing * (log_total + spread)
     if descends:
         loss.neg_()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from fastadv.kernels.noise import streams
+from fastadv.ops import rounding
 
 _ROUNDS = 10
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -152,7 +153,6 @@ def _exponential(word: torch.Tensor) -> torch.Tensor:
 
 
 def _normal_pair(word0: torch.Tensor, word1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    # through double: torch's fp32 sqrt on CPUs is not correctly rounded
-    radius = (2.0 * _exponential(word0)).double().sqrt().float()
+    radius = rounding.root(2.0 * _exponential(word0))
     across, up = _cos_sin_turn(word1)
     return radius * across, radius * up

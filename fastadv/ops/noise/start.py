@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 from fastadv.kernels.noise import streams
-from fastadv.ops import layout, reduction, registry
+from fastadv.ops import layout, reduction, registry, rounding
 from fastadv.ops.noise import philox
 from fastadv.ops.noise.cpu import NUMPY
 from fastadv.ops.noise.reference import EAGER, Draws
@@ -58,8 +58,7 @@ def _radial(
         norm = reduction.tree_sum(v.abs())[:, None]
     else:
         v = key.normals(size + extra).to(radius.dtype)
-        # through double: torch's fp32 root is not correctly rounded on CPUs
-        norm = reduction.tree_sum(v * v)[:, None].double().sqrt().to(radius.dtype)
+        norm = rounding.root(reduction.tree_sum(v * v)[:, None])
     factor = radius / norm.clamp_min(_TINY)
     if kind == "l2_gaussian":
         factor = torch.where(norm * deviation <= radius, deviation, factor)

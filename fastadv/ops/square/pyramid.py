@@ -2,7 +2,7 @@
 
 import torch
 
-from fastadv.ops import layout, reduction
+from fastadv.ops import layout, reduction, rounding
 from fastadv.ops.square import start as square_start
 from fastadv.ops.steps import l1_projection
 
@@ -25,10 +25,6 @@ def _windows(
     other = (i >= 0) & (i < side) & (j >= 0) & (j < side)
     first, second, values = (t.flatten(1).unsqueeze(1) for t in (inside, other, pattern))
     return first, second, values
-
-
-def _root(square: torch.Tensor) -> torch.Tensor:
-    return square.double().sqrt().to(square.dtype)  # torch's fp32 root is not exact on CPUs
 
 
 def propose_lp(
@@ -64,18 +60,18 @@ def propose_lp(
         return reduction.tree_sum(size.flatten(0, 1)).view(batch, channels)
 
     def norm_of(total: torch.Tensor) -> torch.Tensor:
-        return (_root(total) if norm == "l2" else total).unsqueeze(-1)
+        return (rounding.root(total) if norm == "l2" else total).unsqueeze(-1)
 
     image = norm_of(reduction.tree_sum(channel_sums(delta)).view(batch, 1))
     window = norm_of(channel_sums(torch.where(first, delta, 0.0)))
     both = norm_of(channel_sums(torch.where(first | second, delta, 0.0)))
     new = pattern.to(dtype) * sign.to(dtype).unsqueeze(-1) + delta * (1.0 / (window + _TINY))
     if norm == "l2":
-        left = (radius * radius - image * image).clamp(min=0)
-        share = _root(left / channels + both * both)
+        part = rounding.divided((radius * radius - image * image).clamp(min=0), channels)
+        share = rounding.root(part + both * both)
     else:
-        left = (radius - image).clamp(min=0)
-        share = (left / channels + both) * channels
+        part = rounding.divided((radius - image).clamp(min=0), channels)
+        share = (part + both) * channels
     scale = share / (norm_of(channel_sums(torch.where(first, new, 0.0))) + _TINY)
     delta = torch.where(first, new * scale, torch.where(second, 0.0, delta))
     if norm == "l2":

@@ -3,7 +3,7 @@
 import torch
 
 from fastadv.kernels.noise import streams
-from fastadv.ops import layout, reduction
+from fastadv.ops import layout, reduction, rounding
 from fastadv.ops.noise import philox
 from fastadv.ops.square import accept as square_accept
 from fastadv.ops.square.table import NORMS, square_pattern
@@ -67,7 +67,7 @@ def square_start(
             delta = pyramid_grid(x.shape, norm, *_grid_draws(x, seed, ids, draw)).to(dtype)
         if norm == "l2":
             rows = delta.flatten(1)
-            size = reduction.tree_sum(rows * rows).double().sqrt().to(dtype)
+            size = rounding.root(reduction.tree_sum(rows * rows))
             delta = delta / (size.view(-1, 1, 1, 1) + _TINY) * eps_rows
         if norm == "l1":
             moved = project_l1(

@@ -29,7 +29,7 @@ def _threshold(
         first, last = torch.where(over, middle, first), torch.where(over, last, middle)
     start, stop = kinks.gather(1, first), kinks.gather(1, last)
     # between two kinks the sum is linear; its middle is where each element's side is certain
-    t = start + (stop - start) / 2
+    t = start + 0.5 * (stop - start)
     excess = magnitude - t
     slope = reduction.tree_sum(((excess > 0) & (excess < room)).double()).unsqueeze(1)
     t = t + (_mass(magnitude, room, t) - eps) / slope.clamp(min=1)

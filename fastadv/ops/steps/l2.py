@@ -2,7 +2,7 @@
 
 import torch
 
-from fastadv.ops import layout, reduction, registry
+from fastadv.ops import layout, reduction, registry, rounding
 from fastadv.ops.steps import arguments as step_arguments
 from fastadv.ops.steps import reference as step_reference
 from fastadv.ops.steps.arguments import StepCall
@@ -21,9 +21,7 @@ def _unit_scale(largest: torch.Tensor) -> torch.Tensor:
 
 
 def _norm(rows: torch.Tensor) -> torch.Tensor:
-    # torch's fp32 root is not correctly rounded on CPUs
-    square = reduction.tree_sum(rows * rows)
-    return square.double().sqrt().to(rows.dtype).unsqueeze(1)
+    return rounding.root(reduction.tree_sum(rows * rows)).unsqueeze(1)
 
 
 def _moved(call: StepCall, direction: torch.Tensor, guard: float) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import torch
 
 from fastadv.kernels import slots as slot_columns
-from fastadv.ops import layout, reduction
+from fastadv.ops import layout, reduction, rounding
 from fastadv.ops.steps.arguments import StepCall
 
 
@@ -25,7 +25,7 @@ def _updated(momentum: torch.Tensor, grad: torch.Tensor, call: StepCall) -> torc
     0/0 and inf/inf add nothing.
     """
     rows = grad.contiguous().view(len(grad), -1) if grad.numel() else grad.new_zeros(len(grad), 1)
-    mean_abs = reduction.tree_sum(rows.abs()) / rows.shape[1]
+    mean_abs = rounding.divided(reduction.tree_sum(rows.abs()), rows.shape[1])
     unit = grad / mean_abs.view(-1, *[1] * (grad.ndim - 1))
     updated = call.decay * momentum.to(grad.dtype) + unit.masked_fill(unit.isnan(), 0.0)
     if call.slots is None:

@@ -1,0 +1,18 @@
+"""Division by a host number and square root, rounded once whatever the device and its aten."""
+
+import torch
+
+
+def divided(value: torch.Tensor, number: float) -> torch.Tensor:
+    """value / number, correctly rounded.
+
+    CUDA's aten multiplies by the rounded reciprocal of a host number, or of a 0-d tensor of the
+    CPU: another result for a third of all values at 1.5. `new_full` is a fill on the device, which
+    a graph can record; `torch.tensor` would be a copy that waits.
+    """
+    return value / value.new_full((), number)
+
+
+def root(square: torch.Tensor) -> torch.Tensor:
+    """The square root, correctly rounded: torch's own in fp32 is not, on CPUs."""
+    return square.double().sqrt().to(square.dtype)
