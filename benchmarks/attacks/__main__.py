@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,16 @@ import torch
 
 import fastadv
 from benchmarks import reference
-from benchmarks.harness import environment, harness, networks, output, peers, schema, tables
+from benchmarks.harness import (
+    environment,
+    harness,
+    networks,
+    output,
+    peers,
+    schema,
+    selection,
+    tables,
+)
 from benchmarks.harness.networks import Problem
 from benchmarks.harness.peers import Attack, Settings, Unavailable
 from fastadv.attacks.gradient.attack import Keep
@@ -264,6 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads of torch; its own choice if none")
     output.add_option(parser)
     options = parser.parse_args(arguments)
+    chosen = selection.matching(options.cases, (case.name for case in CASES), option="--cases")
     if options.threads:
         torch.set_num_threads(options.threads)
     device = environment.default_device()
@@ -271,9 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
         peers.DISTRIBUTIONS, device=device, module="benchmarks.attacks", arguments=arguments
     )
     builders, built, rows = problems(options.data), {}, []
-    for case in CASES:
-        if not re.search(options.cases, case.name):
-            continue
+    for case in (case for case in CASES if case.name in chosen):
         n = min(case.n, options.samples or case.n)
         key = (case.problem, n)
         if key not in built:
@@ -283,8 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = run_case(case, built[key], where, rounds=rounds)
         harness.print_rows(found)
         rows += found
-    if rows:
-        print(f"\n{tables.first_screen(rows)}\n")
+    print(f"\n{tables.attacks_by_case(rows)}\n")
     output.record(rows, options.results)
 
 

@@ -15,7 +15,6 @@ Rows are written case by case: what was killed goes on with --case. Seed 0.
 import argparse
 import contextlib
 import copy
-import re
 import sys
 import time
 from contextlib import AbstractContextManager
@@ -38,7 +37,7 @@ from benchmarks.clamping.cases import (
 )
 from benchmarks.clamping.providers import Outcome, Provider, forms, providers, seed_generators
 from benchmarks.clamping.rules import RULES, clamp_rule, installed_rule
-from benchmarks.harness import environment, harness, networks, output, peers, schema
+from benchmarks.harness import environment, harness, networks, output, peers, schema, selection
 from benchmarks.harness.networks import Problem
 from benchmarks.harness.peers import Unavailable
 from fastadv.threat_model import contains
@@ -201,6 +200,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     output.add_option(parser)
     options = parser.parse_args(arguments)
+    names = (f"{network.name} {case.name}" for network in NETWORKS for case in network.cases())
+    chosen = selection.matching(options.case, names, option="--case")
     torch.set_num_threads(options.threads)
     takers = providers(_authors(options.authors))
     where = environment.describe(
@@ -212,8 +213,8 @@ def main(arguments: list[str] | None = None) -> None:
     where = replace(where, versions=where.versions | authors_version())
     rows = []
     for network in NETWORKS:
-        cases = [c for c in network.cases() if re.search(options.case, f"{network.name} {c.name}")]
-        if network.needs_data and options.data is None:
+        cases = [case for case in network.cases() if f"{network.name} {case.name}" in chosen]
+        if cases and network.needs_data and options.data is None:
             print(f"without {network.name}: give --data", file=sys.stderr)
             cases = []
         if not cases:
@@ -232,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
                 harness.print_rows(found)
                 rows += found
     if not rows:
-        sys.exit(f"no case matches --case {options.case!r}")
+        sys.exit(f"no case matches --case {options.case!r} without --data")
     print(clamping_tables.libraries(rows))
 
 

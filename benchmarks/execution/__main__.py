@@ -11,7 +11,6 @@ L-infinity, seed 0, 64 slots.
 """
 
 import argparse
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from benchmarks.execution import cases as execution_cases
 from benchmarks.execution import tables as execution_tables
 from benchmarks.execution.cases import ATTACKS, EXACT, FOLDABLE, AnyAttack, most_rounds
 from benchmarks.execution.runs import Search, Searcher, Verdicts, process_clock
-from benchmarks.harness import environment, harness, output, schema
+from benchmarks.harness import environment, harness, output, schema, selection
 from benchmarks.harness.networks import Problem
 from fastadv.ensemble.constructor import AutoAttack
 
@@ -155,6 +154,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="interleaved timed calls")
     output.add_option(parser)
     options = parser.parse_args(arguments)
+    names = (case for model in execution_cases.MODELS for case in model.cases)
+    wanted = selection.matching(options.only, names, option="--only")
     torch.set_num_threads(options.threads)
     where = environment.describe(
         [], device=torch.device("cpu"), module="benchmarks.execution", arguments=arguments
@@ -164,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
         chosen = [
             attack
             for attack, case in zip(model.attacks, model.cases, strict=True)
-            if re.search(options.only, case)
+            if case in wanted
         ]
         if not chosen:
             continue
@@ -183,8 +184,6 @@ def main(arguments: list[str] | None = None) -> None:
             )
             harness.print_rows(found)
             rows += found
-    if not rows:
-        sys.exit(f"no case matches --only {options.only!r}")
     output.record(rows, options.results)
     print(execution_tables.execution(rows))
     if refusals:

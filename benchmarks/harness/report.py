@@ -4,7 +4,7 @@
     python -m benchmarks.harness.report --check    # write nothing, fail on a difference
 
 A block `<!-- benchmark:NAME -->` ... `<!-- /benchmark -->` is rewritten from the newest run of its
-suites. NAME: why-switch, first-screen, attacks, attacks-chart, ops, step-cost, training, mnist,
+suites. NAME: why-switch, attacks-by-case, attacks, attacks-chart, ops, step-cost, training, mnist,
 autoattack, autoattack-attacks, autoattack-ops, execution, clamping, clamping-forms, gpu-ops,
 gpu-ops-chart, gpu-attacks, gpu-attacks-chart, gpu-autoattack, gpu-training or gpu-steps, with
 @device for one device.
@@ -47,7 +47,7 @@ _MARKER = re.compile(r"<!-- /?benchmark\b")
 # name -> (suite, or several, what writes it)
 TABLES: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
     "why-switch": (" ".join(overview.SUITES), overview.why_switch),
-    "first-screen": ("attacks", tables.first_screen),
+    "attacks-by-case": ("attacks", tables.attacks_by_case),
     "attacks": ("attacks", tables.attacks),
     "ops": ("ops", tables.ops),
     "step-cost": ("counts", tables.step_cost),

@@ -7,11 +7,11 @@ from typing import NamedTuple
 from benchmarks.harness import formatting
 from benchmarks.harness.schema import Row
 
-# ablations of the columns beside them: too wide for a first screen
+# ablations of the columns beside them: in the full table only
 _FULL_TABLE_ONLY = ("fastadv, first success, plain", "fastadv.compat.torchattacks")
 
 
-def first_screen(rows: Sequence[Row]) -> str:
+def attacks_by_case(rows: Sequence[Row]) -> str:
     """One line a case: each provider's median and speed-up, worst error, robust accuracy."""
     rows = [row for row in rows if row.provider not in _FULL_TABLE_ONLY]
     providers = formatting.distinct(row.provider for row in rows)

@@ -1,11 +1,10 @@
 """Ops against the copy bandwidth of the same run: `python -m benchmarks.ops --help`."""
 
 import argparse
-import re
 
 import torch
 
-from benchmarks.harness import environment, harness, output
+from benchmarks.harness import environment, harness, output, selection
 from benchmarks.ops import cases as op_cases
 
 SUITE = "ops"
@@ -20,13 +19,14 @@ _SHAPES = {
         [(128, 10), (1024, 1000), (256, 21000)],
     ),
 }
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
 _COPIED = {"cpu": 2**24, "cuda": 2**28}  # elements: far beyond any cache
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__)
     parser.add_argument("--ops", default="", help="run the ops whose name matches this regex")
-    parser.add_argument("--dtypes", nargs="*", default=["float32"])
+    parser.add_argument("--dtypes", nargs="+", choices=_DTYPES, default=["float32"])
     parser.add_argument("--batch", type=int, help="this batch size in place of the table's")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--copied", type=int, help="elements of the copy that measures bandwidth")
@@ -34,6 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads of torch; its own choice if none")
     output.add_option(parser)
     options = parser.parse_args(arguments)
+    known = (*op_cases.IMAGE_OPS, *op_cases.HEAD_OPS)
+    chosen = selection.matching(options.ops, known, option="--ops")
     if options.threads:
         torch.set_num_threads(options.threads)
     device = environment.default_device()
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     print(f"{where.device}: copy {copy_gb_s:.1f} GB/s")
     rows = []
-    for case in _cases(options, device):
+    for case in _cases(chosen, options, device):
         description = harness.Case(
             suite=SUITE,
             name=case.name,
@@ -72,12 +74,14 @@ def main(arguments: list[str] | None = None) -> None:
     output.record(rows, options.results)
 
 
-def _cases(options: argparse.Namespace, device: torch.device) -> list[op_cases.OpCase]:
+def _cases(
+    chosen: list[str], options: argparse.Namespace, device: torch.device
+) -> list[op_cases.OpCase]:
     images, logits = _SHAPES[device.type]
     cases = []
     for builders, shapes in ((op_cases.IMAGE_OPS, images), (op_cases.HEAD_OPS, logits)):
         for name, build in builders.items():
-            if not re.search(options.ops, name):
+            if name not in chosen:
                 continue
             for shape in shapes:
                 shape = (options.batch or shape[0], *shape[1:])

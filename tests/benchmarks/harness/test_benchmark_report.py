@@ -20,7 +20,7 @@ def results(row, with_changes, tmp_path):
 @pytest.fixture
 def readme(tmp_path):
     path = tmp_path / "README.md"
-    path.write_text(_README.format(name="first-screen"))
+    path.write_text(_README.format(name="attacks-by-case"))
     return path
 
 
@@ -45,7 +45,7 @@ _NOTE = (
 @pytest.mark.parametrize(
     "name, cell",
     [
-        ("first-screen", "| 1e-09 (2 of 8 samples beyond) |"),
+        ("attacks-by-case", "| 1e-09 (2 of 8 samples beyond) |"),
         ("attacks", "| 1e-09 (1e-06; 2 of 8 samples beyond) |"),
     ],
 )
@@ -65,7 +65,9 @@ def test_samples_beyond_the_tolerance_are_shown_and_explained(
     assert cell in readme.read_text() and _NOTE in readme.read_text()
 
 
-@pytest.mark.parametrize("name", ["first-screen", "attacks", "attacks-chart", "attacks@test-cpu"])
+@pytest.mark.parametrize(
+    "name", ["attacks-by-case", "attacks", "attacks-chart", "attacks@test-cpu"]
+)
 def test_a_written_report_passes_its_check(readme, results, name):
     readme.write_text(_README.format(name=name))
     _run(readme, results)
