@@ -59,7 +59,7 @@ else:
         return value
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_LAZY})
+        return sorted({*__all__, *_LAZY, "__version__"})
 
 
 __all__ = [

@@ -23,6 +23,12 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _INK, _FAINT = "#222222", "#8A8A8A"
 _RIGHT, _WRONG = "#00704D", "#B3261E"
 
+__all__ = ["accuracy_against_eps", "example_sheet", "restart_losses"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 def accuracy_against_eps(
     eps: Sequence[float],

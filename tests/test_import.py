@@ -1,5 +1,7 @@
 """`import fastadv` stays light: what an attack does not need is loaded when it is named."""
 
+import importlib
+import inspect
 import subprocess
 import sys
 
@@ -28,3 +30,32 @@ def test_import_fastadv_alone_gives_every_public_name():
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'pdg'"):
         fastadv.pdg  # noqa: B018
+
+
+PACKAGES = (
+    "attacks",
+    "compat.autoattack",
+    "compat.robustbench",
+    "compat.torchattacks",
+    "data",
+    "ensemble",
+    "evaluation",
+    "models",
+    "ops",
+    "plots",
+    "recipes",
+    "training",
+)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_prompt_offers_the_public_names_of_a_package_and_no_others(name):
+    package = importlib.import_module(f"fastadv.{name}")
+    assert dir(package) == sorted(package.__all__)
+    assert all(getattr(package, public) is not None for public in dir(package))
+
+
+def test_a_prompt_offers_the_public_names_of_fastadv_and_no_others():
+    assert set(dir(fastadv)) == {*fastadv.__all__, "evaluation", "__version__"}
+    modules = {name for name in dir(fastadv) if inspect.ismodule(getattr(fastadv, name))}
+    assert modules == {"evaluation", "ops", "training"}

@@ -17,3 +17,7 @@ __all__ = [
     "read_idx",
     "to_unit_interval",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

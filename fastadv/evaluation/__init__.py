@@ -7,3 +7,7 @@ from fastadv.evaluation.radii import at_radius
 from fastadv.evaluation.report import Report
 
 __all__ = ["Curve", "Report", "Status", "at_radius", "evaluate", "robustness_curve"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

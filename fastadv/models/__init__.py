@@ -23,3 +23,7 @@ __all__ = [
     "preact_resnet18",
     "wide_resnet",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -34,3 +34,7 @@ __all__ = [
     "select_rows_",
     "use_backend",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

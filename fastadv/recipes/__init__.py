@@ -6,3 +6,7 @@ from fastadv.recipes.settings import Recipe
 from fastadv.recipes.sources import training_data
 
 __all__ = ["DATASETS", "METHODS", "Recipe", "Result", "recipe", "train", "training_data"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -36,3 +36,7 @@ __all__ = [
     "graphed",
     "swa",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -25,3 +25,7 @@ what is returned are the authors'. What differs, on purpose:
 from fastadv.compat.autoattack.autoattack import AutoAttack
 
 __all__ = ["AutoAttack"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -14,3 +14,7 @@ other data sets, downloads, preprocessing and corruptions are left to it. What d
 from fastadv.compat.robustbench.eval import benchmark, clean_accuracy
 
 __all__ = ["benchmark", "clean_accuracy"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

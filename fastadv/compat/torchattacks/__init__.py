@@ -43,3 +43,7 @@ __all__ = [
     "TPGD",
     "Attack",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
