@@ -35,6 +35,8 @@ def advance_slot(
         goes_on = goes_on & (success_step < 0)
     if TRACK_BEST:
         best_loss = tl.load(best_loss_ptr + row)
+    tl.debug_barrier()  # every warp has loaded what one thread is about to store
+    if TRACK_BEST:
         improved = active & (step >= best_from) & (loss > best_loss)
         tl.store(best_loss_ptr + row, loss, mask=improved)
         tl.store(slot_ptr + _IMPROVED, improved.to(tl.int32))

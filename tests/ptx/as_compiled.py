@@ -17,8 +17,6 @@ sys.path.append(str(Path(__file__).parents[1] / "ops"))  # where the attacks lie
 
 import test_implementations as implementations  # noqa: E402
 
-from ptx.races import Race  # noqa: E402
-
 SHAPES = {"odd": (3, 5, 7), "aligned": (3, 8, 8)}  # 105 elements, and 192: a multiple of 16
 # rows above 64 elements take the kernels for long rows, in chunks of 128
 SHORT_ROWS = {
@@ -46,18 +44,12 @@ WITH_SLOTS_OR_ROWS = [
 
 
 STEPS = ("l1_step_", "l2_step_", "linf_step_")
-RACES = pytest.mark.xfail(
-    raises=Race,
-    strict=True,
-    reason="advance_slot of kernels/heads/slots.py: all lanes load the slot's scalars, and one"
-    " stores them with no barrier between; only that one lane's are ever used",
-)
 
 
 def ops_with(*arguments: str):
     """The ops with one of these arguments; without any, all ops."""
     return [
-        pytest.param(name, marks=RACES) if name == "loss_head_" else name
+        name
         for name in implementations.OPS
         if not arguments or set(arguments) & set(parameters(name))
     ]
