@@ -107,6 +107,7 @@ def square_linf_kernel(
                     window = geometry + query * 3
                     copy_window(new + k * D, best, window, C, H, W, CHANNELS_LAST, BLOCK)
                 if (accepted >= 0) & (k != taken):
+                    tl.debug_barrier()  # other threads hold the pixels that both windows share
                     window = geometry + accepted * 3
                     copy_window(new + k * D, best, window, C, H, W, CHANNELS_LAST, BLOCK)
             tl.debug_barrier()

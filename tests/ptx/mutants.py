@@ -17,7 +17,7 @@ from fastadv.kernels.fab import nearest
 from fastadv.kernels.square import linf as square_linf
 from fastadv.kernels.steps import l2, linf
 from fastadv.ops.fab.step import fab_nearest_
-from ptx import machine
+from ptx import driver, machine
 from ptx.memory import Misaligned, OutOfBounds, Unwritten
 from ptx.races import Race
 
@@ -109,11 +109,24 @@ def test_a_barrier_taken_out_of_fab_nearest(launching):
         fab_nearest()
 
 
-@pytest.mark.parametrize("nth", [0, 1])
+@pytest.mark.parametrize("nth", [0, 2])
 def test_a_barrier_taken_out_of_square_linf(launching, nth):
     launching(*SQUARE, BARRIER, "pass", nth)
     with pytest.raises(Race, match="tensor: lane .* linf_rewritten.py"):
         square_attack()
+
+
+def test_two_windows_of_square_linf_share_pixels(launching):
+    """Equal values are no race, but are counted: the barrier between the two leaves none."""
+
+    def equal_writes():
+        before = len(driver.launches)
+        square_attack()
+        return sum(launch.same_values for launch in driver.launches[before:])
+
+    assert equal_writes() == 0
+    launching(*SQUARE, BARRIER, "pass", 1)
+    assert equal_writes() > 0
 
 
 def test_a_mask_one_element_too_long(launching):
