@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from typing import NamedTuple
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --bar: #3b82c4; --warn: #b45309; }
@@ -21,47 +22,43 @@ thead th { overflow-wrap: normal; }
 """
 
 
-def html(
-    *,
-    title: str,
-    lead: str,
-    facts: dict[str, str],
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    shares: Sequence[float],
-    notes: Sequence[str],
-) -> str:
-    """A page with a title, notes, a table of rows if there are any, and a table of facts.
+class Page(NamedTuple):
+    """What a page shows: a title, notes, a table of rows if there are any, and a table of facts.
 
     shares: a number in [0, 1] for each row, drawn as a bar under its robust accuracy (column 3).
     All text is escaped; `code` in backticks is set as code.
     """
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n<p>{escape(lead)}</p>\n{_noted(notes)}"
-        f"{_table(columns, rows, shares)}{_table_of_facts(facts)}"
-        "</body>\n</html>\n"
-    )
 
+    title: str
+    lead: str
+    facts: dict[str, str]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    shares: Sequence[float]
+    notes: Sequence[str]
 
-def fragment(
-    *,
-    title: str,
-    lead: str,
-    facts: dict[str, str],
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    shares: Sequence[float],
-    notes: Sequence[str],
-) -> str:
-    """What `html` shows, to stand in another page, whose style it takes; facts folded away."""
-    return (
-        f"<div>\n<h3>{escape(title)}</h3>\n<p>{escape(lead)}</p>\n{_noted(notes)}"
-        f"{_table(columns, rows, shares)}<details>\n<summary>what defines it</summary>\n"
-        f"{_table_of_facts(facts)}</details>\n</div>\n"
-    )
+    def html(self) -> str:
+        """A file of its own."""
+        title = escape(self.title)
+        return (
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+            f"<h1>{title}</h1>\n{self._found()}{_table_of_facts(self.facts)}"
+            "</body>\n</html>\n"
+        )
+
+    def fragment(self) -> str:
+        """The same, to stand in another page, whose style it takes; facts folded away."""
+        return (
+            f"<div>\n<h3>{escape(self.title)}</h3>\n{self._found()}"
+            "<details>\n<summary>what defines it</summary>\n"
+            f"{_table_of_facts(self.facts)}</details>\n</div>\n"
+        )
+
+    def _found(self) -> str:
+        table = _table(self.columns, self.rows, self.shares)
+        return f"<p>{escape(self.lead)}</p>\n{_noted(self.notes)}{table}"
 
 
 def _noted(notes: Sequence[str]) -> str:

@@ -11,8 +11,9 @@ import torch
 
 from fastadv import diagnostics
 from fastadv.attacks.call.result import Cost, Stage
-from fastadv.evaluation import page, saved, tables
+from fastadv.evaluation import saved, tables
 from fastadv.evaluation.checkpoint import write_atomically
+from fastadv.evaluation.page import Page
 from fastadv.values import same_value
 
 _Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
@@ -143,19 +144,14 @@ class Report:
 
     def to_html(self) -> str:
         """The same as one file without external resources, for light and dark screens."""
-        return page.html(
-            title=f"{percent(self.robust_accuracy)} robust accuracy",
-            lead=f"{percent(self.clean_accuracy)} clean, {self.n:,} samples, {self.threat}",
-            facts=self._facts(),
-            columns=_STAGE_COLUMNS,
-            rows=self._stage_rows(),
-            shares=self.accuracies,
-            notes=list(self.explanations.values()),
-        )
+        return self._page().html()
 
     def _repr_html_(self) -> str:
         """For notebooks: the same, without the rules of style of a page of its own."""
-        return page.fragment(
+        return self._page().fragment()
+
+    def _page(self) -> Page:
+        return Page(
             title=f"{percent(self.robust_accuracy)} robust accuracy",
             lead=f"{percent(self.clean_accuracy)} clean, {self.n:,} samples, {self.threat}",
             facts=self._facts(),
