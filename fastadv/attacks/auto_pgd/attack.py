@@ -7,7 +7,7 @@ import torch
 
 from fastadv import losses
 from fastadv.attacks.attack import Attack, constructor
-from fastadv.attacks.auto_pgd.slots import AutoPGDSlots
+from fastadv.attacks.auto_pgd.slots import AutoPGDSlots, Course
 from fastadv.attacks.auto_pgd.slots_l1 import AutoPGDL1Slots
 from fastadv.attacks.call.settings import check_counts, check_settings
 from fastadv.engine.algorithm import SlotAlgorithm
@@ -72,29 +72,10 @@ class AutoPGD(Attack):
     def algorithm(
         self, oracle: Oracle, *, targets: int, first_step: int, room: int
     ) -> SlotAlgorithm:
+        course = Course(self.steps, self.restarts, targets, self.seed, self.keep, first_step)
         if self.threat.norm == "l1":
-            return AutoPGDL1Slots(
-                oracle,
-                self.threat,
-                steps=self.steps,
-                restarts=self.restarts,
-                targets=targets,
-                large_radii=self.large_radii,
-                seed=self.seed,
-                keep=self.keep,
-                first_step=first_step,
-            )
-        return AutoPGDSlots(
-            oracle,
-            self.threat,
-            steps=self.steps,
-            restarts=self.restarts,
-            targets=targets,
-            rho=self.rho,
-            seed=self.seed,
-            keep=self.keep,
-            first_step=first_step,
-        )
+            return AutoPGDL1Slots(oracle, self.threat, course, large_radii=self.large_radii)
+        return AutoPGDSlots(oracle, self.threat, course, rho=self.rho)
 
 
 @constructor

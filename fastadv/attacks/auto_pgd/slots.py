@@ -2,11 +2,12 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from fastadv.attacks.call.first_gradient import probe
+from fastadv.attacks.call.settings import Keep
 from fastadv.engine.state import ExtendedState, SlotState, put_rows
 from fastadv.engine.work import Work
 from fastadv.kernels import slots as columns
@@ -50,6 +51,33 @@ class AutoPGDState(ExtendedState):
         )
 
 
+class Course(NamedTuple):
+    """What APGD goes through for a sample: `targets` classes aimed at in turn, each from `restarts`
+    starts, `steps` steps from each.
+
+    targets: 0 for none, or the one of `work`. first_step: the first that may be a success.
+    """
+
+    steps: int
+    restarts: int
+    targets: int
+    seed: int
+    keep: Keep
+    first_step: int
+
+    @property
+    def items(self) -> int:
+        return max(self.targets, 1) * self.restarts
+
+    @property
+    def keeps_hits(self) -> bool:
+        return self.keep == "authors"
+
+    def rules(self, *, steps: int, first_step: int) -> Rules:
+        stops = self.keep == "first_success"
+        return Rules(steps, first_step, stops, best_from=0, any_error=self.targets > 0)
+
+
 class KeepingState(Protocol):
     """What `AscentSlots` asks of a state."""
 
@@ -58,17 +86,41 @@ class KeepingState(Protocol):
 
 
 class AscentSlots(Protocol):
-    """How APGD, in whatever norm, goes on, ends, and what it hands over."""
+    """How APGD, in whatever norm, begins, goes on, ends, and what it hands over."""
 
     oracle: Oracle
+    threat: ThreatModel
+    course: Course
     rules: Rules
-    keep: str
+    stride: int = 4
+
+    def _drawn_start(self, work: Work, items: torch.Tensor) -> torch.Tensor:
+        """The random start of the item of number `items` of each row of `work`."""
+        ...
+
+    def _move(self, state: Any, grad: torch.Tensor) -> None:
+        """The fused step along the gradient at the iterate."""
+        ...
 
     @property
     def needs_last(self) -> bool:
         return True
 
-    def step(self, state: Any) -> None: ...
+    def start(
+        self, state: KeepingState, rows: torch.Tensor | None, work: Work, items: torch.Tensor
+    ) -> None:
+        work = work.aimed(items // self.course.restarts)
+        start = self._drawn_start(work, items) if work.x_init is None else work.x_init
+        state.common.load(rows, work, start, best=start)
+        if state.x_hit is not None:
+            put_rows(state.x_hit, rows, start)
+
+    def step(self, state: KeepingState) -> None:
+        common = state.common
+        grad = self.oracle.gradient(common, self.rules)
+        if common.unprobed:
+            probe(common, grad, self.oracle)
+        self._move(state, grad)
 
     def variant(self, state: KeepingState) -> Hashable:
         return state.common.unprobed
@@ -93,78 +145,45 @@ class AscentSlots(Protocol):
     def outcome(self, state: KeepingState) -> tuple[torch.Tensor, torch.Tensor]:
         common = state.common
         assert common.x_best is not None and common.best_loss is not None
-        if self.keep == "best":
+        if self.course.keep == "best":
             return common.x_best, common.best_loss
         kept = common.x_adv.detach() if state.x_hit is None else state.x_hit
         return kept, common.best_loss
 
 
 class AutoPGDSlots(AscentSlots):
-    """Ascend by momentum steps that halve when the loss stalls; see `fastadv.apgd_ce`.
+    """Ascend by momentum steps that halve when the loss stalls; see `fastadv.apgd_ce`."""
 
-    targets: classes aimed at in turn, each from `restarts` starts; 0: none, or the one of `work`.
-    """
-
-    stride = 4
-
-    def __init__(
-        self,
-        oracle: Oracle,
-        threat: ThreatModel,
-        *,
-        steps: int,
-        restarts: int,
-        targets: int,
-        rho: float,
-        seed: int,
-        keep: str,
-        first_step: int,
-    ) -> None:
+    def __init__(self, oracle: Oracle, threat: ThreatModel, course: Course, *, rho: float) -> None:
         self.oracle = oracle
         self.threat = threat
-        self.restarts = restarts
-        self.targets = targets
-        self.seed = seed
-        self.keep = keep
+        self.course = course
         self.rho = rho
-        self.steps = steps
-        self.items: int = max(targets, 1) * restarts
-        self.rules: Rules = Rules(
-            steps, first_step, keep == "first_success", best_from=0, any_error=targets > 0
-        )
-        self._checkpoints = torch.tensor(apgd_checkpoints(steps), dtype=torch.int32)
+        self.steps: int = course.steps
+        self.items: int = course.items
+        self.rules = course.rules(steps=course.steps, first_step=course.first_step)
+        self._checkpoints = torch.tensor(apgd_checkpoints(course.steps), dtype=torch.int32)
 
     def allocate(self, work: Work, batch: int) -> AutoPGDState:
         self._checkpoints = self._checkpoints.to(work.x.device)
         return AutoPGDState.empty(
-            work, batch, width=apgd_progress.WIDTH, keep_hit=self.keep == "authors"
+            work, batch, width=apgd_progress.WIDTH, keep_hit=self.course.keeps_hits
         )
 
-    def start(
-        self, state: AutoPGDState, rows: torch.Tensor | None, work: Work, items: torch.Tensor
-    ) -> None:
-        work = work.aimed(items // self.restarts)
-        start = work.x_init
-        if start is None:
-            start = start_point(
-                self.threat,
-                work.x,
-                seed=self.seed,
-                sample_ids=work.sample_ids,
-                draw=items,
-                kind=_START_KINDS[self.threat.norm],
-                eps=work.eps,
-            )
-        state.common.load(rows, work, start, best=start)
-        if state.x_hit is not None:
-            put_rows(state.x_hit, rows, start)
+    def _drawn_start(self, work: Work, items: torch.Tensor) -> torch.Tensor:
+        return start_point(
+            self.threat,
+            work.x,
+            seed=self.course.seed,
+            sample_ids=work.sample_ids,
+            draw=items,
+            kind=_START_KINDS[self.threat.norm],
+            eps=work.eps,
+        )
 
-    def step(self, state: AutoPGDState) -> None:
+    def _move(self, state: AutoPGDState, grad: torch.Tensor) -> None:
         common = state.common
         assert common.best_loss is not None and common.x_best is not None
-        grad = self.oracle.gradient(common, self.rules)
-        if common.unprobed:
-            probe(common, grad, self.oracle)
         apgd_check_(
             state.progress,
             common.step_size,

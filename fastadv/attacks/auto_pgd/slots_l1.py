@@ -4,15 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from fastadv.attacks.auto_pgd.slots import AscentSlots
-from fastadv.attacks.call.first_gradient import probe
-from fastadv.engine.state import ExtendedState, SlotState, put_rows
+from fastadv.attacks.auto_pgd.slots import AscentSlots, Course
+from fastadv.engine.state import ExtendedState, SlotState
 from fastadv.engine.work import Work
 from fastadv.ops.apgd.l1 import apgd_l1_step_
 from fastadv.ops.apgd.schedule import GIVEN_START, RANDOM_START, apgd_l1_plan
 from fastadv.ops.noise.start import random_start
 from fastadv.oracle.gradient import Oracle
-from fastadv.oracle.objective import Rules
 from fastadv.threat_model import ThreatModel
 
 
@@ -33,43 +31,20 @@ class AutoPGDL1State(ExtendedState):
 
 
 class AutoPGDL1Slots(AscentSlots):
-    """Sparse sign steps that adapt to each slot's progress; see `fastadv.apgd_ce`.
-
-    targets: classes aimed at in turn, each from `restarts` starts; 0: none, or the one of `work`.
-    """
-
-    stride = 4
+    """Sparse sign steps that adapt to each slot's progress; see `fastadv.apgd_ce`."""
 
     def __init__(
-        self,
-        oracle: Oracle,
-        threat: ThreatModel,
-        *,
-        steps: int,
-        restarts: int,
-        targets: int,
-        large_radii: bool,
-        seed: int,
-        keep: str,
-        first_step: int,
+        self, oracle: Oracle, threat: ThreatModel, course: Course, *, large_radii: bool
     ) -> None:
         self.oracle = oracle
         self.threat = threat
-        self.restarts = restarts
-        self.seed = seed
-        self.keep = keep
-        plan, radius = apgd_l1_plan(steps, large_radii=large_radii)
+        self.course = course
+        plan, radius = apgd_l1_plan(course.steps, large_radii=large_radii)
         self.steps: int = len(plan) - 1  # moves, and projections between phases
-        self.items: int = max(targets, 1) * restarts
+        self.items: int = course.items
         self.first_radius: float = radius[0]
         last_phase = max(t for t, entry in enumerate(plan) if entry in (GIVEN_START, RANDOM_START))
-        self.rules: Rules = Rules(
-            self.steps,
-            max(first_step, last_phase),
-            keep == "first_success",
-            best_from=0,
-            any_error=targets > 0,
-        )
+        self.rules = course.rules(steps=self.steps, first_step=max(course.first_step, last_phase))
         self._plan = torch.tensor(plan, dtype=torch.int32)
         self._radius = torch.tensor(radius)
 
@@ -83,35 +58,24 @@ class AutoPGDL1Slots(AscentSlots):
             sparsity=torch.zeros_like(common.eps),
             phase_eps=torch.zeros_like(common.eps),
             support=torch.zeros_like(common.eps),
-            x_hit=torch.empty_like(common.x) if self.keep == "authors" else None,
+            x_hit=torch.empty_like(common.x) if self.course.keeps_hits else None,
         )
 
-    def start(
-        self, state: AutoPGDL1State, rows: torch.Tensor | None, work: Work, items: torch.Tensor
-    ) -> None:
-        work = work.aimed(items // self.restarts)
-        start = work.x_init
-        if start is None:
-            start = random_start(
-                work.x,
-                eps=work.eps * self.first_radius,
-                seed=self.seed,
-                sample_ids=work.sample_ids,
-                draw=items,
-                kind="l1_gaussian",
-                bounds=self.threat.bounds,
-                scale=1.0,
-            )
-        state.common.load(rows, work, start, best=start)
-        if state.x_hit is not None:
-            put_rows(state.x_hit, rows, start)
+    def _drawn_start(self, work: Work, items: torch.Tensor) -> torch.Tensor:
+        return random_start(
+            work.x,
+            eps=work.eps * self.first_radius,
+            seed=self.course.seed,
+            sample_ids=work.sample_ids,
+            draw=items,
+            kind="l1_gaussian",
+            bounds=self.threat.bounds,
+            scale=1.0,
+        )
 
-    def step(self, state: AutoPGDL1State) -> None:
+    def _move(self, state: AutoPGDL1State, grad: torch.Tensor) -> None:
         common = state.common
         assert common.best_loss is not None and common.x_best is not None
-        grad = self.oracle.gradient(common, self.rules)
-        if common.unprobed:
-            probe(common, grad, self.oracle)
         apgd_l1_step_(
             common.x_adv.detach(),
             common.x_best,

@@ -1,6 +1,6 @@
 """What a call asks of an attack's settings, and checks that they share."""
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -8,6 +8,8 @@ from fastadv import losses
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel, check_threat
+
+Keep = Literal["first_success", "authors", "last", "best"]  # an attack takes some of these
 
 
 class Settings(Protocol):
@@ -20,7 +22,7 @@ class Settings(Protocol):
     threat: ThreatModel
     steps: int
     restarts: int
-    keep: str
+    keep: Keep
     seed: int
 
     @property

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from fastadv.attacks.call.first_gradient import probe
+from fastadv.attacks.call.settings import Keep
 from fastadv.engine.state import SlotState
 from fastadv.engine.work import Work
 from fastadv.kernels import slots as columns
@@ -39,7 +40,7 @@ class ProjectedGradient:
         steps: int,
         restarts: int,
         begin: Begin,
-        keep: str,
+        keep: Keep,
         first_step: int,
         momentum_decay: float | None,
         step_options: dict[str, Any],

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from fastadv.attacks.call.first_gradient import probe_bounds, probe_masked
+from fastadv.attacks.call.settings import Keep
 from fastadv.engine.state import ExtendedState, SlotState, put_rows
 from fastadv.engine.work import Work
 from fastadv.ops.fab import step as fab
@@ -61,7 +62,7 @@ class BoundarySlots:
         targets: int,
         moves: Moves,
         seed: int,
-        keep: str,
+        keep: Keep,
     ) -> None:
         self.oracle = oracle
         self.threat = threat
