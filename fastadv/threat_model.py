@@ -1,6 +1,7 @@
 """Threat models: a norm, a radius and the pixel bounds, with all that depends on the norm."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, cast
 
@@ -20,6 +21,11 @@ _UNIT_ROUNDOFF = {
     torch.float32: 2.0**-24,
     torch.float16: 2.0**-11,
     torch.bfloat16: 2.0**-8,
+}
+_STEPS: dict[str, Callable[..., torch.Tensor]] = {
+    "linf": linf.linf_step_,
+    "l2": l2.l2_step_,
+    "l1": l1.l1_step_,
 }
 
 
@@ -65,7 +71,9 @@ class ThreatModel(Protocol):
         **more: Any,
     ) -> torch.Tensor:
         """One fused ascent step with projection and clamp, in place."""
-        ...
+        return _STEPS[self.norm](
+            x_adv, grad, x, step_size=step_size, eps=eps, bounds=self.bounds, **more
+        )
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """x_adv projected onto the eps-ball around x and bounds (L2: ball, then box)."""
@@ -182,20 +190,6 @@ class Linf(ThreatModel):
         super().__post_init__()
         check_fits(self, torch.empty(1, 1))
 
-    def step_(
-        self,
-        x_adv: torch.Tensor,
-        grad: torch.Tensor,
-        x: torch.Tensor,
-        *,
-        step_size: float | torch.Tensor,
-        eps: float | torch.Tensor,
-        **more: Any,
-    ) -> torch.Tensor:
-        return linf.linf_step_(
-            x_adv, grad, x, step_size=step_size, eps=eps, bounds=self.bounds, **more
-        )
-
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         still = torch.zeros_like(x_adv)
         return linf.linf_step(x_adv, still, x, step_size=0.0, eps=self.eps, bounds=self.bounds)
@@ -220,18 +214,6 @@ class L2(ThreatModel):
     bounds: Bounds = (0.0, 1.0)
     norm: ClassVar[str] = "l2"
 
-    def step_(
-        self,
-        x_adv: torch.Tensor,
-        grad: torch.Tensor,
-        x: torch.Tensor,
-        *,
-        step_size: float | torch.Tensor,
-        eps: float | torch.Tensor,
-        **more: Any,
-    ) -> torch.Tensor:
-        return l2.l2_step_(x_adv, grad, x, step_size=step_size, eps=eps, bounds=self.bounds, **more)
-
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         still = torch.zeros_like(x_adv)
         return l2.l2_step(x_adv, still, x, step_size=0.0, eps=self.eps, bounds=self.bounds)
@@ -254,18 +236,6 @@ class L1(ThreatModel):
     eps: float | torch.Tensor
     bounds: Bounds = (0.0, 1.0)
     norm: ClassVar[str] = "l1"
-
-    def step_(
-        self,
-        x_adv: torch.Tensor,
-        grad: torch.Tensor,
-        x: torch.Tensor,
-        *,
-        step_size: float | torch.Tensor,
-        eps: float | torch.Tensor,
-        **more: Any,
-    ) -> torch.Tensor:
-        return l1.l1_step_(x_adv, grad, x, step_size=step_size, eps=eps, bounds=self.bounds, **more)
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return l1_projection.project_l1(x_adv, x, eps=self.eps, bounds=self.bounds)
