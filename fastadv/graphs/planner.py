@@ -53,7 +53,8 @@ class StepGraphs:
     backend: None runs everything eagerly. required: raise RuntimeError where a step cannot be
     recorded, instead of one `ExecutionWarning` and eager steps for good. warmup: real steps before
     the recording, which allocate, choose algorithms and compile. most: keys held; the least
-    recently used are dropped. what: who goes on without, for the warning.
+    recently used are dropped. what: who goes on without, for the warning. causes: what else than
+    any step may do can end a recording of these, for its words.
 
     A key must name all that a recorded step has baked in: addresses, shapes, Python numbers. The
     results of a step lie in tensors made outside of it. captures, replays: how many there were.
@@ -68,6 +69,7 @@ class StepGraphs:
         warmup: int = 2,
         most: int = 8,
         what: str = "attacks",
+        causes: str = "",
     ) -> None:
         if warmup < 1:  # what is lazy would be initialised inside the recording
             raise ValueError(f"warmup must be at least 1; got {warmup}")
@@ -78,6 +80,7 @@ class StepGraphs:
         self.warmup = warmup
         self.most = most
         self.what = what
+        self.causes = causes
         self.refusal: str | None = None
         self.captures: int = 0
         self.replays: int = 0
@@ -135,7 +138,7 @@ class StepGraphs:
             replay = backend.capture(function)
             after = () if counters is None else counters.read()
         except Exception as error:
-            self._refuse(error)
+            self.refuse(self._reason(error), error)
             return False
         finally:
             if counters is not None:
@@ -145,11 +148,9 @@ class StepGraphs:
         self.captures += 1
         return True
 
-    def _refuse(self, error: Exception) -> None:
-        lines = str(error).strip().splitlines()
-        said = lines[0].rstrip(". ") if lines else type(error).__name__
-        cause = _MEMORY if is_out_of_memory(error) else _CAUSES
-        self.refusal = f"{said} ({cause})"
+    def refuse(self, reason: str, error: Exception | None = None) -> None:
+        """Record nothing any more: said once, or raised at every step where it is required."""
+        self.refusal = reason
         self.release()
         if self.required:
             raise RuntimeError(self._words()) from error
@@ -160,3 +161,9 @@ class StepGraphs:
         if self.required:
             then = ". Mend that, or leave out cuda_graph=True"
         return f"CUDA graph: not captured, because {self.refusal}{then}"
+
+    def _reason(self, error: Exception) -> str:
+        lines = str(error).strip().splitlines()
+        said = lines[0].rstrip(". ") if lines else type(error).__name__
+        causes = _MEMORY if is_out_of_memory(error) else _CAUSES + self.causes
+        return f"{said} ({causes})"

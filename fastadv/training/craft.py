@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fastadv import losses
+from fastadv.graphs.parallel import WRAPPERS
 from fastadv.isolation import Model, modules_behind, restored_generators
 from fastadv.ops.heads import loss_head as heads
 from fastadv.threat_model import ThreatModel
@@ -33,7 +33,7 @@ def directly(gradient: InputGradient, x: torch.Tensor, model: Model) -> torch.Te
 
 def inner_module(model: Model) -> Model:
     """What data parallelism wraps: calling it moves no buffer and reduces no gradient."""
-    while isinstance(model, DistributedDataParallel | DataParallel):
+    while isinstance(model, WRAPPERS):
         model = model.module
     return model
 

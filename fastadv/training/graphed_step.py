@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fastadv.diagnostics import ExecutionWarning, emit
 from fastadv.execution import CudaGraph
+from fastadv.graphs import parallel
 from fastadv.graphs.cuda import backend_for
 from fastadv.graphs.facts import module_facts, tensor_facts
 from fastadv.graphs.planner import StepGraphs
@@ -22,6 +22,13 @@ from fastadv.training.methods import Step, check_step
 
 _MOST_SHAPES = 8  # batches of other shapes than these, oldest first, are recorded anew
 _RESTLESS = 32  # batches in a row that no recording fits
+# torch accumulates a weight's gradient on the stream where its node was made, and a kept graph
+# keeps the node; torch 2.11 warns of that at an eager step on the side stream
+_CAUSES = (
+    "; in training also a loss or an output of an earlier pass that is kept without .detach(): the "
+    "gradients of its weights are added up on the stream of that pass (PyTorch 2.11 warns that "
+    "\"the AccumulateGrad node's stream does not match\")"
+)
 
 
 def graphed(
@@ -124,7 +131,11 @@ class GraphedStep:
         self.release()
         self._device = device
         self._graphs = StepGraphs(
-            backend, required=self.cuda_graph is True, most=_MOST_SHAPES, what="training steps"
+            backend,
+            required=self.cuda_graph is True,
+            most=_MOST_SHAPES,
+            what="training steps",
+            causes=_CAUSES,
         )
         self._form = None
         if backend is not None and recordable.refusal_of(self.optimizer) is None:
@@ -245,8 +256,8 @@ def _hashable(value: Any) -> Hashable:
 
 def _refusal_of(model: Model) -> str | None:
     """Why steps of a model cannot be recorded, before anything is tried."""
-    if isinstance(model, DistributedDataParallel | DataParallel) or arguments.is_distributed():
-        return "gradients are reduced over processes or devices, which is done outside of graphs"
+    if isinstance(model, parallel.WRAPPERS) or arguments.is_distributed():
+        return parallel.REDUCED
     if not isinstance(model, nn.Module):
         return (
             f"the model is a {type(model).__name__}: of an nn.Module alone is it known what a "

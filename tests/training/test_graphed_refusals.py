@@ -30,6 +30,8 @@ def test_a_model_that_waits_is_trained_eagerly_and_that_is_said_once(tape, name)
     with pytest.warns(ExecutionWarning, match=r"uses \.item\(\).*training steps go on") as said:
         pair.train(batches(8))
     assert len(said) == 1 and ".item()" in pair.run.refusal and pair.run.replays == 0
+    assert "kept without .detach()" in pair.run.refusal
+    assert "AccumulateGrad node's stream does not match" in pair.run.refusal
     if name == "FreeAT":
         assert torch.equal(pair.step.delta, pair.eager_step.delta)
 

@@ -13,6 +13,7 @@ from fastadv import memory
 from fastadv.diagnostics import ExecutionWarning, emit
 from fastadv.engine.stepping import Plans
 from fastadv.execution import Execution
+from fastadv.graphs import parallel
 from fastadv.graphs.cuda import backend_for
 from fastadv.graphs.facts import module_facts
 from fastadv.graphs.planner import StepGraphs
@@ -104,6 +105,10 @@ def prepared(
         graphs = None
         if backend is not None:
             graphs = StepGraphs(backend, required=execution.cuda_graph is True, most=_MOST_GRAPHS)
+            is_copy = search is not None and search.replica is not None
+            reason = None if is_copy else parallel.refusal_of(model)  # a copy has no wrappers
+            if reason is not None:
+                graphs.refuse(reason)
         found = Prepared(search, graphs, facts=facts)
     elif found.search is not None:
         found.search.refresh()

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from fastadv import memory
+from fastadv.graphs.parallel import WRAPPERS
 from fastadv.isolation import Model, module_of
 from fastadv.oracle.shadow.watching import watch
 
 _CONTAINERS = ("_parameters", "_buffers", "_modules")
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class Uncopyable(Exception):
@@ -107,7 +107,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     while True:
         if "_orig_mod" in module._modules:  # torch.compile's; importing its class costs seconds
             module = module.get_submodule("_orig_mod")
-        elif isinstance(module, _WRAPPERS):
+        elif isinstance(module, WRAPPERS):
             module = module.module
         else:
             return module
