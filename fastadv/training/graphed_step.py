@@ -27,7 +27,7 @@ _RESTLESS = 32  # batches in a row that no recording fits
 _CAUSES = (
     "; in training also a loss or an output of an earlier pass that is kept without .detach(): the "
     "gradients of its weights are added up on the stream of that pass (PyTorch 2.11 warns that "
-    "\"the AccumulateGrad node's stream does not match\")"
+    '"the AccumulateGrad node\'s stream does not match")'
 )
 
 
