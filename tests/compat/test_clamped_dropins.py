@@ -11,7 +11,7 @@ from fastadv.compat.autoattack import AutoAttack
 from fastadv.compat.torchattacks import BIM, FGSM, MIFGSM, PGD, PGDL2
 from fastadv.data import load_digits
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "attacks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "attacks" / "clamped"))
 
 from clamping_models import MEAN, STD, Behind, clamping, trained  # noqa: E402
 
