@@ -4,9 +4,13 @@ Plain PyTorch, one framework call for each arrow of the formula, no early stop, 
 every sample. Nothing of fastadv is used, so that agreement means something and a ratio is fair.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+Norm = Literal["linf", "l2"]
 
 
 def fgsm(
@@ -15,7 +19,7 @@ def fgsm(
     y: torch.Tensor,
     *,
     eps: float,
-    norm: str = "linf",
+    norm: Norm = "linf",
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> torch.Tensor:
     """The fast gradient sign method: clamp(x + eps * sign(grad), bounds).
@@ -36,7 +40,7 @@ def pgd(
     eps: float,
     steps: int,
     step_size: float,
-    norm: str = "linf",
+    norm: Norm = "linf",
     bounds: tuple[float, float] = (0.0, 1.0),
     restarts: int = 1,
     random_start: bool = True,
@@ -79,7 +83,7 @@ def pgd(
 
 
 def _random_offset(
-    x: torch.Tensor, eps: float, norm: str, generator: torch.Generator | None
+    x: torch.Tensor, eps: float, norm: Norm, generator: torch.Generator | None
 ) -> torch.Tensor:
     if norm == "linf":
         return torch.empty_like(x).uniform_(-eps, eps, generator=generator)
@@ -96,7 +100,7 @@ def _step(
     x: torch.Tensor,
     eps: float,
     step_size: float,
-    norm: str,
+    norm: Norm,
 ) -> torch.Tensor:
     if norm == "linf":
         x_adv = x_adv + step_size * grad.sign()

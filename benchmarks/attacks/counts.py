@@ -16,6 +16,7 @@ from benchmarks.harness import environment, networks, output, peers, schema
 from benchmarks.harness.peers import Settings, Unavailable
 from benchmarks.harness.tally import Tally
 from fastadv.ops import backend
+from fastadv.textbook import Norm
 
 SUITE = "counts"
 
@@ -92,11 +93,12 @@ def _rows(n: int, where: schema.Environment) -> list[schema.Row]:
     """One row a library: PGD in L-infinity and L2 and MI-FGSM on BatchNormNet, from x itself."""
     problem = networks.batchnorm(n, torch.device("cpu"))
     rows: list[schema.Row] = []
-    for label, kind, norm, eps in (
+    cases: tuple[tuple[str, str, Norm, float], ...] = (
         ("PGD Linf", "pgd", "linf", 8 / 255),
         ("PGD L2", "pgd", "l2", 0.5),
         ("MI-FGSM", "mifgsm", "linf", 8 / 255),
-    ):
+    )
+    for label, kind, norm, eps in cases:
         settings = Settings(kind, norm, eps, eps / 4, steps=3)
         case = attacks.AttackCase(f"{label}, one step", "BatchNormNet", n, settings)
         check = attacks.equality_check(case, problem)

@@ -14,6 +14,7 @@ from benchmarks.harness import networks
 from benchmarks.harness.networks import Problem
 from benchmarks.harness.peers import Settings
 from fastadv.ensemble.constructor import AutoAttack
+from fastadv.textbook import Norm
 from fastadv.threat_model import ThreatModel
 
 BARE = "bare"
@@ -117,7 +118,7 @@ class ClampingCase:
     name: str
     kind: str | None
     steps: int
-    norm: str = "linf"
+    norm: Norm = "linf"
     random_start: bool = False
     member: int | None = None
     is_slow: bool = False

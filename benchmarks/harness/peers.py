@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.harness.networks import Problem
+from fastadv.textbook import Norm
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Settings:
     """
 
     kind: str
-    norm: str
+    norm: Norm
     eps: float
     step_size: float
     steps: int

@@ -43,7 +43,7 @@ def pgd_first_success(
     eps: float,
     steps: int,
     step_size: float,
-    norm: str = "linf",
+    norm: textbook.Norm = "linf",
 ) -> torch.Tensor:
     """PGD from x that keeps the first iterate of each sample that fools the model, else the last.
 

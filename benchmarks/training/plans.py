@@ -11,6 +11,7 @@ from benchmarks import reference
 from benchmarks.harness import schema
 from fastadv import training
 from fastadv.models import build
+from fastadv.models.registry import ModelName
 from fastadv.ops.augment.batch import Flip
 
 
@@ -21,7 +22,7 @@ class Plan:
     held out."""
 
     dataset: str
-    model: str
+    model: ModelName
     eps: float
     epochs: int
     batch_size: int

@@ -13,9 +13,10 @@ import typer
 
 from fastadv import models
 from fastadv.cli.user_error import UserError
+from fastadv.models.registry import ModelName
 from fastadv.recipes import DATASETS, METHODS, Result, recipe, training_data
 from fastadv.recipes import train as train_recipe
-from fastadv.recipes.settings import Method, Precision
+from fastadv.recipes.settings import Dataset, Method, Precision
 from fastadv.training import Collapse, TrainingWarning
 from fastadv.training.sentinel import OnCollapse
 
@@ -67,9 +68,9 @@ def train(
     """
     with _said_in_one_line():
         chosen = recipe(
-            dataset,
-            cast(Method, method),  # which the recipe checks, as the two below
-            model=model,
+            cast(Dataset, dataset),  # which the recipe checks, as the others below
+            cast(Method, method),
+            model=cast(ModelName | None, model),
             eps=None if eps is None else _number(eps),
             epochs=epochs,
             batch_size=batch_size,
@@ -80,7 +81,7 @@ def train(
             seed=seed,
             on_collapse=cast(OnCollapse | None, on_collapse),
         )
-        samples = training_data(dataset, data)
+        samples = training_data(cast(Dataset, dataset), data)
         with _threads(threads):
             result = train_recipe(
                 chosen,

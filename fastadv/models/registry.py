@@ -1,6 +1,6 @@
 """The reference networks by name, as the command line and the benchmarks ask for them."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import nn
 
@@ -11,12 +11,14 @@ from fastadv.models.mnist_conv import mnist_conv_net
 from fastadv.models.preact_resnet import preact_resnet18
 from fastadv.models.wide_residual import wide_resnet
 
+ModelName = Literal["digits", "mnist", "mnist-conv", "preact-resnet18", "wrn-28-10", "fast-cifar"]
+
 
 class _Constructor(Protocol):
     def __call__(self, seed: int = 0, *, classes: int = 10) -> nn.Module: ...
 
 
-_CONSTRUCTORS: dict[str, _Constructor] = {
+_CONSTRUCTORS: dict[ModelName, _Constructor] = {
     "digits": digits_net,
     "mnist": mnist_net,
     "mnist-conv": mnist_conv_net,
@@ -26,7 +28,7 @@ _CONSTRUCTORS: dict[str, _Constructor] = {
 }
 
 
-def names() -> tuple[str, ...]:
+def names() -> tuple[ModelName, ...]:
     """The names that `build` knows, small networks of each data set first.
 
     >>> names()[0]
@@ -35,7 +37,7 @@ def names() -> tuple[str, ...]:
     return tuple(_CONSTRUCTORS)
 
 
-def build(name: str, *, seed: int = 0, classes: int = 10) -> nn.Module:
+def build(name: ModelName, *, seed: int = 0, classes: int = 10) -> nn.Module:
     """The reference network of that name, freshly initialised on the CPU, at default sizes.
 
     "digits": (B, 1, 8, 8); "mnist" and "mnist-conv": (B, 1, 28, 28); the others: (B, 3, 32, 32);

@@ -1,12 +1,13 @@
 """The recipes of the papers, as tables; where a paper has none for a data set, the one we use."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
-from fastadv.recipes.settings import METHODS, Knots, Method, Precision, Recipe
+from fastadv.models.registry import ModelName
+from fastadv.recipes.settings import METHODS, Dataset, Knots, Method, Precision, Recipe
 from fastadv.training.sentinel import OnCollapse
 
-DATASETS = ("digits", "mnist", "cifar10")
+DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 _ROLLBACK = ("free", "fast", "nfgsm")  # one gradient a perturbation: these collapse unannounced
 
 
@@ -120,10 +121,10 @@ _OF_METHOD: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def recipe(
-    dataset: str,
+    dataset: Dataset,
     method: Method,
     *,
-    model: str | None = None,
+    model: ModelName | None = None,
     eps: float | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,

@@ -7,14 +7,16 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from fastadv import models
+from fastadv.models.registry import ModelName
 from fastadv.ops.augment.batch import Flip
 from fastadv.threat_model import Linf
 from fastadv.training.sentinel import OnCollapse
 
 Method = Literal["free", "fast", "nfgsm", "pgd", "trades", "mart", "yopo"]
 Precision = Literal["fp32", "bf16"]
+Dataset = Literal["digits", "mnist", "cifar10"]
+Optimizer = Literal["adam", "sgd"]
 METHODS: tuple[Method, ...] = get_args(Method)
-_OPTIMIZERS = ("adam", "sgd")
 
 Knots = tuple[tuple[float, float], ...]
 
@@ -39,11 +41,11 @@ class Recipe:
 
     dataset: str
     method: Method
-    model: str
+    model: ModelName
     eps: float
     epochs: int
     batch_size: int
-    optimizer: str
+    optimizer: Optimizer
     learning_rate: Knots
     momentum: float = 0.0
     nesterov: bool = False
@@ -74,7 +76,7 @@ class Recipe:
         Linf(self.eps)  # raises for a radius in other units
         _check_choice("method", self.method, METHODS)
         _check_choice("model", self.model, models.names())
-        _check_choice("optimizer", self.optimizer, _OPTIMIZERS)
+        _check_choice("optimizer", self.optimizer, get_args(Optimizer))
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("on_collapse", self.on_collapse, get_args(OnCollapse))
         for name in ("epochs", "batch_size", "steps", "replays", "held_out", "rescue_epochs"):

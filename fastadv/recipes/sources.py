@@ -8,6 +8,7 @@ import torch
 
 from fastadv.data import load_cifar10, load_digits, load_mnist
 from fastadv.ops.augment.batch import check_images
+from fastadv.recipes.settings import Dataset
 
 CLASSES = 10  # of all three data sets
 _LOADERS: dict[str, Callable[[str | os.PathLike[str]], tuple[torch.Tensor, torch.Tensor]]] = {
@@ -26,7 +27,7 @@ class Split(NamedTuple):
 
 
 def training_data(
-    dataset: str, root: str | os.PathLike[str] | None = None
+    dataset: Dataset, root: str | os.PathLike[str] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The training split as (N, C, H, W) uint8 images and (N,) int64 labels; never the test split.
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastadv import losses
+from fastadv.execution import Precision
 from fastadv.graphs.parallel import WRAPPERS
 from fastadv.isolation import Model, modules_behind, restored_generators
 from fastadv.ops.heads import loss_head as heads
@@ -39,7 +40,7 @@ def inner_module(model: Model) -> Model:
 
 
 @contextlib.contextmanager
-def in_precision(precision: str | None, device: torch.device) -> Iterator[None]:
+def in_precision(precision: Precision | None, device: torch.device) -> Iterator[None]:
     """Autocast to `precision`, no autocast for "fp32", the surrounding one for None."""
     if precision is None:
         yield
@@ -68,7 +69,7 @@ def frozen(model: Model) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def statistics_policy(model: Model, bn: str) -> Iterator[None]:
+def statistics_policy(model: Model, bn: BNPolicy) -> Iterator[None]:
     """How layers that keep statistics behave: "batch", "eval" or "train".
 
     "eval": every submodule in eval mode. "train": modes as they are, running statistics move.
@@ -117,7 +118,7 @@ def _restored_buffers(modules: list[nn.Module]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def crafting(
-    model: Model, *, bn: str, precision: str | None, device: torch.device, seed: int
+    model: Model, *, bn: BNPolicy, precision: Precision | None, device: torch.device, seed: int
 ) -> Iterator[None]:
     """Inside: frozen weights, the `bn` policy, `precision`, own random state; then all as before.
 
@@ -140,7 +141,7 @@ class Ascent(NamedTuple):
     steps: int
     step_size: float
     eps: float
-    loss: str = "ce"
+    loss: losses.LossName = "ce"
 
 
 def ascend(

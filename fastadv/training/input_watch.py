@@ -11,7 +11,7 @@ from fastadv.isolation import Model, modules_behind, restored_generators
 from fastadv.oracle import clamping
 from fastadv.threat_model import Bounds
 from fastadv.training.arguments import is_distributed
-from fastadv.training.craft import FP16_SCALE, InputGradient, statistics_policy
+from fastadv.training.craft import FP16_SCALE, BNPolicy, InputGradient, statistics_policy
 
 _LOOKED_AT = 64  # samples of the second look
 _UNDECIDED = -1.0  # less than every inset
@@ -113,7 +113,7 @@ def probe(model: Model) -> InputGradient:
 
 
 @contextlib.contextmanager
-def _unseen(model: Model, bn: str, device: torch.device) -> Iterator[None]:
+def _unseen(model: Model, bn: BNPolicy, device: torch.device) -> Iterator[None]:
     """A pass that no buffer and no random state keeps a trace of."""
     with restored_generators(device, 0), statistics_policy(model, bn):
         yield

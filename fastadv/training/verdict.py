@@ -3,6 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
+
+Verdict = Literal["good", "suspect", "collapse", "weak", "stuck", "nan"]
 
 # What one step hides of the accuracy that PGD-10 takes, seen on MNIST at eps 0.3, 1,000 held-out
 # samples a quarter of an epoch (docs/measured.md). Early on, with little robustness to hide, it is
@@ -55,7 +58,7 @@ class Check:
     craft_loss: float
     classes: int
     is_warm: bool
-    verdict: str = "good"
+    verdict: Verdict = "good"
 
     @property
     def hidden(self) -> float:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterable
+from typing import Literal, get_args
 
 import torch
 
@@ -11,11 +12,11 @@ from fastadv.compat.autoattack.autopgd_base import APGDAttack, APGDAttack_target
 from fastadv.compat.autoattack.fab_pt import FABAttack_PT
 from fastadv.compat.autoattack.other_utils import Logger
 from fastadv.compat.autoattack.square import SquareAttack
-from fastadv.compat.autoattack.standard_run import StandardRun
-from fastadv.compat.autoattack.sub_attack import Device, SubAttack, device_for, threat_of
+from fastadv.compat.autoattack.standard_run import StandardRun, Version
+from fastadv.compat.autoattack.sub_attack import Device, Norm, SubAttack, device_for, threat_of
 from fastadv.isolation import Model, isolated
 
-_VERSIONS = ("standard", "plus", "rand")
+_VERSIONS = get_args(Version)
 
 
 class AutoAttack:
@@ -34,12 +35,12 @@ class AutoAttack:
     def __init__(
         self,
         model: Model,
-        norm: str = "Linf",
+        norm: Norm = "Linf",
         eps: float = 0.3,
         seed: float | None = None,
         verbose: bool = True,
         attacks_to_run: list[str] = [],  # noqa: B006 - the authors' signature; never changed
-        version: str = "standard",
+        version: Version | Literal["custom"] = "standard",
         is_tf_model: bool = False,
         device: Device = "cuda",
         log_path: str | os.PathLike[str] | None = None,
@@ -62,7 +63,7 @@ class AutoAttack:
         self.seed = seed
         self.verbose: bool = verbose
         self.attacks_to_run: list[str] = list(attacks_to_run)
-        self.version = version
+        self.version: Version | Literal["custom"] = version
         self.is_tf_model = is_tf_model
         self.device = device
         self.logger: Logger = Logger(log_path)
@@ -78,16 +79,17 @@ class AutoAttack:
         self.apgd_targeted: APGDAttack_targeted = APGDAttack_targeted(
             model, norm=norm, eps=eps, seed=seed, device=device, logger=self.logger
         )
-        self._norm, self._epsilon = norm, eps
+        self._norm: Norm = norm
+        self._epsilon = eps
         if version != "custom":
             self.set_version(version)
 
     @property
-    def norm(self) -> str:
+    def norm(self) -> Norm:
         return self._norm
 
     @norm.setter
-    def norm(self, norm: str) -> None:
+    def norm(self, norm: Norm) -> None:
         self._set_ball(norm, self._epsilon)
 
     @property
@@ -98,13 +100,13 @@ class AutoAttack:
     def epsilon(self, epsilon: float) -> None:
         self._set_ball(self._norm, epsilon)
 
-    def _set_ball(self, norm: str, epsilon: float) -> None:
+    def _set_ball(self, norm: Norm, epsilon: float) -> None:
         threat_of(norm, epsilon)
         self._norm, self._epsilon = norm, epsilon
         for attack in (self.apgd, self.apgd_targeted, self.fab, self.square):
             attack.norm, attack.eps = norm, epsilon
 
-    def set_version(self, version: str = "standard") -> None:
+    def set_version(self, version: Version = "standard") -> None:
         """Set the attacks and their attributes as the authors do for "standard", "plus", "rand"."""
         if version not in _VERSIONS:
             raise ValueError(f"version must be one of {_VERSIONS}; got {version!r}")
@@ -224,7 +226,7 @@ class AutoAttack:
 
     def _prepared(self, name: str) -> SubAttack:
         if name in ("apgd-ce", "apgd-dlr"):
-            self.apgd.loss = name.removeprefix("apgd-")
+            self.apgd.loss = "ce" if name == "apgd-ce" else "dlr"
             return self.apgd
         if name in ("fab", "fab-t"):
             self.fab.targeted = name == "fab-t"

@@ -1,13 +1,16 @@
 """APGD with the authors' constructor arguments and attributes."""
 
+from typing import Literal
+
 import torch
 
 import fastadv
 from fastadv.attacks.auto_pgd.attack import Keep
 from fastadv.compat.autoattack.other_utils import Logger
-from fastadv.compat.autoattack.sub_attack import Device, SubAttack, threat_of
+from fastadv.compat.autoattack.sub_attack import Device, Norm, SubAttack, threat_of
 from fastadv.isolation import Model
 
+Loss = Literal["ce", "dlr", "dlr-targeted"]  # the last is that of `APGDAttack_targeted`
 _MAKERS = {"ce": fastadv.apgd_ce, "dlr": fastadv.apgd_dlr}
 
 
@@ -33,11 +36,11 @@ class APGDAttack(SubAttack):
         self,
         predict: Model,
         n_iter: int = 100,
-        norm: str = "Linf",
+        norm: Norm = "Linf",
         n_restarts: int = 1,
         eps: float | None = None,
         seed: float | None = 0,
-        loss: str = "ce",
+        loss: Loss = "ce",
         eot_iter: int = 1,
         rho: float = 0.75,
         topk: float | None = None,
@@ -56,7 +59,7 @@ class APGDAttack(SubAttack):
         self.n_restarts = n_restarts
         self.eps = eps
         self.seed = seed
-        self.loss = loss
+        self.loss: Loss = loss
         self.eot_iter = eot_iter
         self.thr_decr: float = rho
         self.topk = topk
@@ -124,7 +127,7 @@ class APGDAttack_targeted(APGDAttack):
         self,
         predict: Model,
         n_iter: int = 100,
-        norm: str = "Linf",
+        norm: Norm = "Linf",
         n_restarts: int = 1,
         eps: float | None = None,
         seed: float | None = 0,

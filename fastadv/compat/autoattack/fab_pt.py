@@ -4,7 +4,7 @@ import torch
 
 import fastadv
 from fastadv.attacks.auto_pgd.attack import Keep
-from fastadv.compat.autoattack.sub_attack import Device, SubAttack, threat_of
+from fastadv.compat.autoattack.sub_attack import Device, Norm, SubAttack, threat_of
 from fastadv.isolation import Model
 
 _RADII = {"Linf": 0.3, "L2": 1.0, "L1": 5.0}  # the authors' where none is given
@@ -22,7 +22,7 @@ class FABAttack_PT(SubAttack):
     def __init__(
         self,
         predict: Model,
-        norm: str = "Linf",
+        norm: Norm = "Linf",
         n_restarts: int = 1,
         n_iter: int = 100,
         eps: float | None = None,

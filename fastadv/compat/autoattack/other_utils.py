@@ -4,6 +4,8 @@ import os
 
 import torch
 
+from fastadv.compat.autoattack.sub_attack import Norm
+
 
 class Logger:
     """Prints a line and, with a log_path, appends it to that file."""
@@ -36,7 +38,7 @@ def L2_norm(x: torch.Tensor, keepdim: bool = False) -> torch.Tensor:
 _LENGTHS = {"L1": L1_norm, "L2": L2_norm, "Linf": lambda x: x.abs().flatten(1).amax(1)}
 
 
-def check_imgs(adv: torch.Tensor, x: torch.Tensor, norm: str) -> str:
+def check_imgs(adv: torch.Tensor, x: torch.Tensor, norm: Norm) -> str:
     """Print and return the largest perturbation, the number of NaN and the range of adv."""
     largest = _LENGTHS[norm](adv - x).max()
     line = (

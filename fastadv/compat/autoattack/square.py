@@ -1,10 +1,12 @@
 """The Square Attack with the authors' constructor arguments and attributes."""
 
+from typing import Literal
+
 import torch
 
 import fastadv
 from fastadv.attacks.auto_pgd.attack import Keep
-from fastadv.compat.autoattack.sub_attack import Device, SubAttack, threat_of
+from fastadv.compat.autoattack.sub_attack import Device, Norm, SubAttack, threat_of
 from fastadv.isolation import Model
 
 
@@ -19,7 +21,7 @@ class SquareAttack(SubAttack):
     def __init__(
         self,
         predict: Model,
-        norm: str = "Linf",
+        norm: Norm = "Linf",
         n_queries: int = 5000,
         eps: float | None = None,
         p_init: float = 0.8,
@@ -27,7 +29,7 @@ class SquareAttack(SubAttack):
         seed: float | None = 0,
         verbose: bool = False,
         targeted: bool = False,
-        loss: str = "margin",
+        loss: Literal["margin", "ce"] = "margin",
         resc_schedule: bool = True,
         device: Device = None,
     ) -> None:
@@ -41,7 +43,7 @@ class SquareAttack(SubAttack):
         self.seed = seed
         self.verbose = verbose
         self.targeted = targeted
-        self.loss = loss
+        self.loss: Literal["margin", "ce"] = loss
         self.rescale_schedule = resc_schedule
         self.device = device
 

@@ -3,7 +3,7 @@
 import os
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -15,12 +15,13 @@ from fastadv.compat.autoattack.fab_pt import FABAttack_PT
 from fastadv.compat.autoattack.other_utils import Logger
 from fastadv.compat.autoattack.relay import relayed
 from fastadv.compat.autoattack.state import EvaluationState
-from fastadv.compat.autoattack.sub_attack import Device, device_for, threat_of
+from fastadv.compat.autoattack.sub_attack import Device, Norm, device_for, threat_of
 from fastadv.ensemble.cascade import Progress
 from fastadv.evaluation.checkpoint import DataDigest, digest_of_model
 from fastadv.isolation import Model, module_of
 from fastadv.threat_model import ThreatModel
 
+Version = Literal["standard", "plus", "rand"]  # beside "custom"
 _DESCRIBED = {  # in the order in which a difference is reported
     "version": "version of fastadv",
     "attacks": "set of attacks",
@@ -40,14 +41,14 @@ class Settings(Protocol):
     seed: float | None
     verbose: bool
     attacks_to_run: list[str]
-    version: str
+    version: Version | Literal["custom"]
     device: Device
     logger: Logger
     fab: FABAttack_PT
     apgd_targeted: APGDAttack_targeted
 
     @property
-    def norm(self) -> str: ...
+    def norm(self) -> Norm: ...
 
     @property
     def epsilon(self) -> float: ...

@@ -1,6 +1,7 @@
 """What the authors' four attack classes share: their ball, their device, and a run of one alone."""
 
 import time
+from typing import Literal
 
 import torch
 
@@ -9,11 +10,12 @@ from fastadv.attacks.auto_pgd.attack import Keep
 from fastadv.isolation import Model, module_of
 from fastadv.threat_model import ThreatModel
 
+Norm = Literal["Linf", "L2", "L1"]
 _BALLS = {"Linf": fastadv.Linf, "L2": fastadv.L2, "L1": fastadv.L1}
 Device = torch.device | str | int | None
 
 
-def threat_of(norm: str, eps: float | None) -> ThreatModel:
+def threat_of(norm: Norm, eps: float | None) -> ThreatModel:
     """The ball of the authors' name for a norm, in [0, 1]; ValueError for another, or no radius."""
     if norm not in _BALLS:
         raise ValueError(f"norm must be one of {tuple(_BALLS)}; got {norm!r}")
@@ -46,7 +48,7 @@ def whole_seed(seed: float | None) -> int:
 class SubAttack:
     """An attack with the authors' attributes, which count as they are when it is run."""
 
-    norm: str
+    norm: Norm
     eps: float | None
     seed: float | None
     device: Device

@@ -28,6 +28,7 @@ class Attack:
     the k-th image that an object attacks gets the same ones whatever the batches.
     """
 
+    eps: float  # set by the attacks
     _takes_labels: ClassVar[bool] = True
 
     def __init__(self, name: str, model: Model, *, seed: int) -> None:
@@ -49,7 +50,7 @@ class Attack:
 
     def threat(self) -> ThreatModel:
         """The ball and the bounds that the returned images lie in."""
-        return fastadv.Linf(self.eps)  # type: ignore[attr-defined]
+        return fastadv.Linf(self.eps)
 
     def _settings(self, *, batch: int, seed: int) -> fastadv.Attack:
         """The attack from the start iterates on, with its attributes as they are now."""
@@ -256,7 +257,7 @@ class Attack:
         return_verbose: bool = False,
         save_predictions: bool = False,
         save_clean_inputs: bool = False,
-        save_type: str = "float",
+        save_type: saving.SaveType = "float",
     ) -> tuple[float, float, float] | None:
         """Attack every batch of data_loader; see `saving.save`."""
         figures = saving.save(

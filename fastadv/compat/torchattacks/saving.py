@@ -4,7 +4,7 @@ import io
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -17,7 +17,8 @@ from fastadv.quantise import to_uint8
 from fastadv.threat_model import ThreatModel
 
 _WHITE = 255
-_TYPES = ("float", "int")
+SaveType = Literal["float", "int"]
+_TYPES = get_args(SaveType)
 
 
 class _Attack(Protocol):
@@ -42,7 +43,7 @@ def save(
     verbose: bool,
     predictions: bool,
     clean_inputs: bool,
-    save_type: str,
+    save_type: SaveType,
 ) -> tuple[float, float, float]:
     """Attack every (inputs, labels) of data_loader; (robust accuracy in %, L2, seconds).
 
@@ -125,7 +126,7 @@ def load(
     return DataLoader(data, batch_size=batch_size, shuffle=shuffle)
 
 
-def to_type(inputs: torch.Tensor, type: str) -> torch.Tensor:
+def to_type(inputs: torch.Tensor, type: SaveType) -> torch.Tensor:
     """Images as uint8 levels ("int", to the nearest) or as floats in [0, 1] ("float")."""
     if type not in _TYPES:
         raise ValueError(f"type must be one of {_TYPES}; got {type!r}")
