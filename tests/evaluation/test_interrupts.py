@@ -1,13 +1,10 @@
 """Ctrl-C and kill -9: nothing that was finished is lost; Ctrl-C says how to go on."""
 
-import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 
 import ensemble_runs
+import forked
 import pytest
 import torch
 from ensemble_runs import BATCH, ensemble, problem, without_times
@@ -55,8 +52,7 @@ def test_ctrl_c_leaves_the_model_as_it_was(at):
 def test_ctrl_c_keeps_the_attacks_that_are_finished(tmp_path):
     """A real SIGINT inside an attack of the second block; the rest is done here."""
     path, out = tmp_path / "c.pt", tmp_path / "report.json"
-    call = [sys.executable, ensemble_runs.__file__, str(path), str(out), "0.02"]
-    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True) as process:
+    with forked.Forked(ensemble_runs.__file__, path, out, 0.02) as process:
         deadline = time.monotonic() + 100
         saved = None
         while process.poll() is None and time.monotonic() < deadline:
@@ -65,7 +61,7 @@ def test_ctrl_c_keeps_the_attacks_that_are_finished(tmp_path):
             if saved and saved["unfinished"] and len(saved["columns"]["ids"]):
                 break
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate()
     assert process.returncode != 0 and not out.exists()
     lines = err.splitlines()
     assert lines[-2:] == [
@@ -124,23 +120,19 @@ evaluate(Net(), (x[:80], y[:80]), attack, batch_size=2, checkpoint=path or None)
 
 def test_kill_nine_and_resume_equals_uninterrupted(tmp_path):
     script = tmp_path / "evaluation.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-
-    def command(path: str, report: str, pace: str) -> list[str]:
-        return [sys.executable, str(script), path, str(tmp_path / report), pace]
-
+    script.write_text(SCRIPT)
     path = tmp_path / "progress.pt"
-    with subprocess.Popen(command(str(path), "killed.json", "slow")) as process:
+    with forked.Forked(script, path, tmp_path / "killed.json", "slow") as process:
         deadline = time.monotonic() + 100
         while not path.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
     assert process.returncode == -signal.SIGKILL and not (tmp_path / "killed.json").exists()
     saved = torch.load(path, weights_only=True)
     assert 0 < len(saved["columns"]["success"]) < 80 and saved["total"] is None
 
-    subprocess.run(command(str(path), "resumed.json", "fast"), check=True)
-    subprocess.run(command("", "whole.json", "fast"), check=True)
+    forked.run(script, path, tmp_path / "resumed.json", "fast")
+    forked.run(script, "", tmp_path / "whole.json", "fast")
     resumed, whole = (
         without_times((tmp_path / name).read_text()) for name in ("resumed.json", "whole.json")
     )

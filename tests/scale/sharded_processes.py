@@ -1,42 +1,31 @@
 """Starting the processes of sharded_runs.py, and what can be compared of what they leave."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import sharded_runs
 import torch
+from forked import Forked
 
-ROOT = Path(__file__).resolve().parents[2]
+# torchrun as forked.py runs it, with ranks that are forked from it; a script by its path follows
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--run-path", "--start-method", "fork")
 # passes count slots that wait for work, which depends on how samples share batches
 PASSES = ("forwards", "backwards", "discarded")
 
 
-def started(name: str, world: int, folder: Path, pace: float = 0.0) -> list[subprocess.Popen]:
+def started(name: str, world: int, folder: Path, pace: float = 0.0) -> list[Forked]:
     (folder / "meeting").unlink(missing_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return [
-        subprocess.Popen(
-            [sys.executable, sharded_runs.__file__, name, *map(str, (rank, world, folder, pace))],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
+    return [Forked(sharded_runs.__file__, name, rank, world, folder, pace) for rank in range(world)]
 
 
-def ended(processes: list[subprocess.Popen], folder: Path) -> list[dict]:
+def ended(processes: list[Forked], folder: Path) -> list[dict]:
     """What each rank found; all runs of a name share one start of the processes."""
     try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        outputs = [process.communicate() for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert {process.returncode for process in processes} == {0}, "\n".join(outputs)
+    assert {process.returncode for process in processes} == {0}, outputs
     return [
         torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(len(processes))
     ]

@@ -1,16 +1,12 @@
 """Two gloo processes with DistributedDataParallel against one process, for every method."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import ddp_runs
 import pytest
 import torch
+from forked import Forked
 
-ROOT = Path(__file__).resolve().parents[2]
 # the ranks sum in another order than one process; float64 leaves 1e-15 or so
 CLOSE = dict(rtol=0.0, atol=1e-9)
 
@@ -38,23 +34,13 @@ FORWARDS = {
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[dict, dict]]:
     """What each rank saw in the run of a name; all runs share one start of two processes."""
     folder = tmp_path_factory.mktemp("ddp")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, ddp_runs.__file__, str(rank), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ddp_runs.WORLD)
-    ]
+    processes = [Forked(ddp_runs.__file__, rank, folder) for rank in range(ddp_runs.WORLD)]
     try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        outputs = [process.communicate() for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert [process.returncode for process in processes] == [0, 0], outputs
     saved = [
         torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(ddp_runs.WORLD)
     ]

@@ -3,14 +3,14 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import ROOT, Forked
+from sharded_processes import TORCHRUN
 
 import fastadv
 from fastadv.data import load_digits
@@ -22,6 +22,7 @@ pytest.importorskip("rich", reason="needs rich")
 NETS = """
 import os
 import pathlib
+import signal
 import time
 
 import torch
@@ -30,6 +31,7 @@ from fastadv.models import digits_net
 def slow():
     # says which process it is in, and takes PACE seconds a call
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a forked rank has torchrun's
     pathlib.Path("pid" + os.environ.get("RANK", "")).write_text(str(os.getpid()))
     class Slow(torch.nn.Module):
         def __init__(self):
@@ -40,7 +42,6 @@ def slow():
             return self.net(x)
     return Slow()
 """
-ROOT = Path(__file__).resolve().parents[2]
 PGD = ("--attack", "pgd", "--steps", "5", "--restarts", "2", "--batch-size", "1")  # blocks of 8
 N = 24
 
@@ -70,29 +71,25 @@ def command(*more: str) -> list[str]:
     return ["evaluate", "--model", address, "--eps", "1/10", *files, *more]
 
 
-def started(processes: int, arguments: list[str], *, pace: float = 0.0) -> subprocess.Popen:
-    """`python -m fastadv`, or as many of it by torchrun."""
-    several = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
-    return subprocess.Popen(
-        [sys.executable, *(several if processes > 1 else ()), "-m", "fastadv", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PACE": str(pace)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+# how two processes are started; torchrun's command line for ranks that are new interpreters
+ALONE = ("-m", "fastadv")
+TWO_FORKED = (*TORCHRUN, "--nproc-per-node", 2, ROOT / "fastadv" / "__main__.py")
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *ALONE)
 
 
-def ended(process: subprocess.Popen) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=120)
-    finally:
-        process.kill()
+def started(how: tuple, arguments: list[str], *, pace: float = 0.0) -> Forked:
+    return Forked(*how, *arguments, variables={"PYTHONPATH": str(ROOT), "PACE": str(pace)})
+
+
+def ended(process: Forked) -> tuple[int, str, str]:
+    out, err = process.communicate()
+    assert process.returncode is not None
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_of_torchrun_share_the_samples_and_one_writes(folder, processes):
-    code, out, err = ended(started(processes, command("--attack", "bim")))
+def test_processes_of_torchrun_share_the_samples_and_one_writes(folder):
+    """Two of them: what a third one changes is shown by test_sharded_evaluation.py."""
+    code, out, err = ended(started(TWO_FORKED, command("--attack", "bim")))
     assert code == 0, out + err
     assert out.count("robust accuracy") == 1
     expected = fastadv.evaluate(digits_net(3), samples(), fastadv.bim(fastadv.Linf(0.1)))
@@ -103,10 +100,10 @@ def test_processes_of_torchrun_share_the_samples_and_one_writes(folder, processe
     assert [path.name for path in folder.glob("*c*.pt")] == ["c.pt"]
 
 
-def interrupted(folder: Path, processes: int, pid: str) -> tuple[int, str]:
+def interrupted(folder: Path, how: tuple, pid: str) -> tuple[int, str]:
     """Exit code and errors of an evaluation that Ctrl-C reaches with a block or two finished; pid:
     the file that names the process, or none for the one that was started."""
-    process = started(processes, command(*PGD), pace=0.03)
+    process = started(how, command(*PGD), pace=0.03)
     deadline = time.monotonic() + 100
     while not list(folder.glob("c*.pt")) and time.monotonic() < deadline:
         assert process.poll() is None, ended(process)
@@ -120,20 +117,22 @@ def interrupted(folder: Path, processes: int, pid: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("processes", "pid"), [(1, ""), (2, ""), (2, "pid0")], ids=["alone", "torchrun", "rank 0"]
+    ("how", "pid"),
+    [(ALONE, ""), (TWO, ""), (TWO_FORKED, "pid0")],
+    ids=["alone", "torchrun", "rank 0"],
 )
-def test_ctrl_c_ends_all_processes_and_says_where_one_goes_on(folder, processes, pid):
-    code, err = interrupted(folder, processes, pid)
-    assert code == 130 if processes == 1 else code != 0
+def test_ctrl_c_ends_all_processes_and_says_where_one_goes_on(folder, how, pid):
+    code, err = interrupted(folder, how, pid)
+    assert code == 130 if how is ALONE else code != 0
     said = [line for line in err.splitlines() if line.startswith("fastadv: ")]
     assert any(
         line.startswith("fastadv: evaluation interrupted: ") and "the checkpoint c.pt" in line
         for line in said
     ), err
-    if processes == 1:
+    if how is ALONE:
         assert len(said) == 1 and "Traceback" not in err
     # whoever is alone goes on, also from what several have left
-    assert ended(started(1, command(*PGD)))[0] == 0
+    assert ended(started(ALONE, command(*PGD)))[0] == 0
     attack = fastadv.pgd(fastadv.Linf(0.1), steps=5, restarts=2)
     expected = fastadv.evaluate(digits_net(3), samples(), attack, batch_size=1)
     read = json.loads((folder / "r.json").read_text())["samples"]

@@ -1,13 +1,13 @@
 """Processes killed with SIGKILL: what the others say, and any number of them goes on."""
 
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import sharded_runs
 import torch
+from forked import Forked
 from sharded_processes import comparable, ended, rows_in, started
 
 
@@ -17,7 +17,7 @@ def undisturbed(tmp_path_factory) -> str:
     return sharded_runs.ensemble_alone(0, 1, tmp_path_factory.mktemp("one"), 0.0)["ensemble"]
 
 
-def wait_for(folder: Path, ready, processes: list[subprocess.Popen]) -> None:
+def wait_for(folder: Path, ready, processes: list[Forked]) -> None:
     """Until `ready` of {file: (finished, begun)}, while all processes run."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -41,7 +41,7 @@ def test_a_killed_process_is_an_error_in_words_and_any_number_goes_on(undisturbe
     processes[1].kill()
     processes[1].communicate()
     survivors = [processes[0], processes[2]]
-    outputs = [process.communicate(timeout=300)[0] for process in survivors]
+    outputs = [process.communicate() for process in survivors]
     assert [process.returncode for process in survivors] == [0, 0], outputs
     for rank in (0, 2):
         text = torch.load(whole / f"rank-{rank}.pt", weights_only=True)["error"]
