@@ -1,6 +1,7 @@
 """The attacks that are put through the contracts, AutoAttack's among them, and small ensembles."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import torch
 from toy_models import Problem, mixed_problem, threat_of
@@ -9,33 +10,102 @@ import fastadv
 from fastadv.attacks import Attack
 from fastadv.ensemble.constructor import AutoAttack
 
-# radii at which some samples of `member_problem` fall at once, some late and some never
 _SCALES = {"linf": 0.6, "l2": 0.6, "l1": 0.8}
-_SQUARE_SCALES = {"linf": 2.2, "l2": 2.2, "l1": 1.4}
-# an attack that has an entry here is put through the contracts, whatever its family
-_BUDGETS = {
-    "apgd_ce": dict(steps=6, restarts=2),
-    "apgd_dlr": dict(steps=6, restarts=2),
-    "apgd_t": dict(steps=5, n_target_classes=2),
-    "fab": dict(steps=4, restarts=2),
-    "fab_t": dict(steps=4, n_target_classes=2),
-    "square": dict(queries=24, restarts=2),
+
+
+class Member(NamedTuple):
+    """What the contracts of every attack must know of one; the rest they read off its settings.
+
+    budget: a small one. scales: radii, in units of `threat_of`, at which some samples of
+    `member_problem` fall at once, some late and some never. passes: forwards and backwards of a
+    batch in a step, in calls, with 5 classes. ops: ours in a step. takes_target: whether `target=`
+    says where to go; the others choose for themselves. in_l1: more of the budget there. tolerances:
+    what the kernels of its ops may differ by from their references, where these add up.
+    """
+
+    budget: dict[str, Any]
+    passes: tuple[int, int]
+    ops: int
+    takes_target: bool
+    scales: dict[str, float] = _SCALES
+    in_l1: dict[str, Any] = {}
+    tolerances: dict[str, float] = {}
+
+
+# the one list that a new attack is entered in: what stands here is put through the contracts
+ATTACKS = {
+    "apgd_ce": Member(
+        dict(steps=6, restarts=2),
+        passes=(1, 1),
+        ops=3,
+        takes_target=True,
+        tolerances={"apgd_l2_step_": 1e-6},
+    ),
+    "apgd_dlr": Member(dict(steps=6, restarts=2), passes=(1, 1), ops=3, takes_target=True),
+    "apgd_t": Member(
+        dict(steps=5, n_target_classes=2),
+        passes=(1, 1),
+        ops=3,
+        takes_target=False,
+        in_l1=dict(large_radii=True),
+    ),
+    "fab": Member(  # a backward for each class
+        dict(steps=4, restarts=2),
+        passes=(2, 5),
+        ops=13,
+        takes_target=False,
+        tolerances={"fab_step_": 1e-4, "fab_nearest_": 1e-6},
+    ),
+    "fab_t": Member(dict(steps=4, n_target_classes=2), passes=(2, 1), ops=4, takes_target=False),
+    "square": Member(
+        dict(queries=24, restarts=2),
+        passes=(1, 0),
+        ops=2,
+        takes_target=False,
+        scales={"linf": 2.2, "l2": 2.2, "l1": 1.4},
+        tolerances={"square_lp_": 2e-6},
+    ),
 }
-MEMBERS = tuple(_BUDGETS)
-GRADIENT_MEMBERS = tuple(name for name in MEMBERS if name != "square")
+MEMBERS = tuple(ATTACKS)
+GRADIENT_MEMBERS = tuple(name for name, one in ATTACKS.items() if one.passes[1])
 # of one family, whose contracts are tested in tests/attacks/call and beside the members'
 WITH_FIXED_STEPS = ("fgsm", "rfgsm", "bim", "pgd", "mifgsm")
 
 
 def member(name: str, norm: str, *, scale: float = 1.0, threat=None, **more: object) -> Attack:
     """The attack `name` with a small budget, whose radius suits `member_problem`."""
-    if threat is None:
-        scales = _SQUARE_SCALES if name == "square" else _SCALES
-        threat = threat_of(norm, scale * scales[norm])
-    budget: dict = _BUDGETS[name] | more
-    if name == "apgd_t" and norm == "l1":
-        budget = dict(large_radii=True) | budget
-    return getattr(fastadv, name)(threat, **budget)
+    one = ATTACKS[name]
+    threat = threat or threat_of(norm, scale * one.scales[norm])
+    in_norm = one.in_l1 if norm == "l1" else {}
+    return getattr(fastadv, name)(threat, **(one.budget | in_norm | more))
+
+
+def of_steps(name: str, steps: int) -> dict[str, int]:
+    """The setting that says how many steps: Square calls them queries."""
+    return {"queries" if "queries" in ATTACKS[name].budget else "steps": steps}
+
+
+def of_one_target(name: str) -> dict[str, int]:
+    """A single restart and, for what aims at several classes in turn, a single class."""
+    aimed = "n_target_classes" in ATTACKS[name].budget
+    return dict(restarts=1) | (dict(n_target_classes=1) if aimed else {})
+
+
+def takes(name: str, **settings: object) -> bool:
+    """Whether the attack has such settings."""
+    try:
+        member(name, "linf", **settings)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def one_of_each_kind() -> list[str]:
+    """Of the attacks that share an implementation, and the passes of a step, the first."""
+    first: dict[tuple, str] = {}
+    for name in MEMBERS:
+        first.setdefault((type(member(name, "linf")), ATTACKS[name].passes), name)
+    return list(first.values())
 
 
 def member_problem(n: int = 40, shape: tuple[int, ...] = (3, 5, 6), **more) -> Problem:
@@ -60,7 +130,7 @@ def small(ensemble: AutoAttack) -> AutoAttack:
     """`ensemble` with budgets of a few steps."""
 
     def shortened(attack: Attack) -> Attack:
-        if attack.constructor == "square":
+        if "queries" in ATTACKS[attack.constructor].budget:
             return dataclasses.replace(attack, queries=20)
         more = dict(steps=4, restarts=min(attack.restarts, 2))
         if attack.most_targets:

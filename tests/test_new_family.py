@@ -1,5 +1,8 @@
-"""A new family of attacks: folders, packages in pyproject.toml, public names; all else finds it."""
+"""A new family of attacks: folders, packages, public names, an entry in tests/members.py; all else
+finds it, the tests of every attack and of every op too."""
 
+import collections
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -7,11 +10,19 @@ from pathlib import Path
 import house
 import pytest
 from import_graph import ImportGraph
+from members import MEMBERS
 from test_floors import climbing
 
 _FILES = {
     "kernels/shift/__init__.py": '"""Kernels of shift."""\n',
-    "kernels/shift/shift.py": "def aot_cases():\n    return []\n",
+    "kernels/shift/shift.py": """
+def aot_cases():
+    return []
+
+
+def launch_shift(x, by):
+    return x + by
+""",
     "fastadv/ops/shift/__init__.py": '"""The op of shift."""\n',
     "fastadv/ops/shift/shift.py": """
 from fastadv.ops import registry
@@ -24,7 +35,7 @@ def shift_reference(x, by):
 def _launch(x, by):
     from fastadv.kernels.shift import shift
 
-    return shift.launch(x, by)
+    return shift.launch_shift(x, by)
 
 
 SHIFT = registry.register(
@@ -36,17 +47,41 @@ SHIFT = registry.register(
 """,
     "fastadv/attacks/shift/__init__.py": '"""Shift."""\n',
     "fastadv/attacks/shift/attack.py": """
+import torch
+
 from fastadv.attacks.attack import constructor
 from fastadv.attacks.gradient.attack import GradientAttack
 from fastadv.ops.shift import shift as ops
 
 
+class ShiftedAttack(GradientAttack):
+    def algorithm(self, *arguments, **more):
+        ops.SHIFT(torch.zeros(2, 3), 0.5)
+        return super().algorithm(*arguments, **more)
+
+
 @constructor
-def shifted(threat, *, steps=3, seed=0):
-    assert ops.SHIFT is not None
-    return GradientAttack("shifted", threat, steps=steps, step_size=None, seed=seed)
+def shifted(threat, *, steps=3, restarts=1, keep="first_success", seed=0):
+    return ShiftedAttack(
+        "shifted",
+        threat,
+        steps=steps,
+        step_size=None,
+        restarts=restarts,
+        random_start=True,
+        keep=keep,
+        seed=seed,
+    )
 """,
 }
+_ENTRY = """
+    "shifted": Member(
+        dict(steps=5, restarts=2),
+        passes=(1, 1),
+        ops=2,
+        takes_target=True,
+        scales={"linf": 0.4, "l2": 0.4, "l1": 0.4},
+    ),"""
 _PACKAGES = {"fastadv.kernels.shift", "fastadv.ops.shift", "fastadv.attacks.shift"}
 
 _USE = """
@@ -55,6 +90,7 @@ from fastadv.attacks import shifted
 from fastadv.attacks.attack import constructors
 from fastadv.ops.shift import shift
 attack = shifted(fastadv.Linf(0.25), steps=2)
+assert attack == fastadv.shifted(fastadv.Linf(0.25), steps=2)
 assert repr(attack) == "fastadv.shifted(fastadv.Linf(0.25), steps=2)", attack
 assert "shifted" in constructors()
 x = torch.full((2, 3), 0.5)
@@ -67,13 +103,17 @@ print(fastadv.__file__)
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tree with the folders of a family and its public name, not yet in pyproject.toml."""
+    """The tree with a family, entered everywhere but in pyproject.toml."""
     tree = house.copy_of_the_tree(tmp_path_factory.mktemp("tree"))
     for name, text in _FILES.items():
         (tree / name).parent.mkdir(exist_ok=True)
         (tree / name).write_text(text)
     with (tree / "fastadv/attacks/__init__.py").open("a") as file:
         file.write("from fastadv.attacks.shift.attack import shifted as shifted\n")
+    with (tree / "fastadv/__init__.py").open("a") as file:
+        file.write("from fastadv.attacks import shifted as shifted\n")
+    members = tree / "tests/members.py"
+    members.write_text(members.read_text().replace("ATTACKS = {", "ATTACKS = {" + _ENTRY, 1))
     return tree
 
 
@@ -121,3 +161,39 @@ def test_its_files_are_in_the_wheel(listed, tmp_path):
     house.run(*command, listed, cwd=listed)
     names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
     assert {f"fastadv/{name.removeprefix('fastadv/')}" for name in _FILES} <= names
+
+
+_GENERIC = [
+    "tests/attacks",
+    "tests/ops/test_implementations.py",
+    "tests/test_no_differentiated_clamp.py",
+]
+# what is declared of it in tests/members.py, and what tells that something is missing there
+_CARRIED_OUT = (
+    "(shift and (test_members_costs or test_implementations)) or every_op_is_looked_at "
+    "or every_attack_is_put_through_the_contracts"
+)
+_PYTEST = f"""
+import sys
+import pytest
+
+class Asked:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items):
+        print(*("asked: " + item.nodeid for item in items), sep="\\n", flush=True)
+
+options = ["-x", "-s", "-p", "no:cacheprovider", "-k", {_CARRIED_OUT!r}]
+sys.exit(pytest.main([*options, *{_GENERIC!r}], plugins=[Asked()]))
+"""
+
+
+def test_what_is_asked_of_every_attack_and_of_every_op_is_asked_of_its_own(listed):
+    told = house.run(sys.executable, "-c", _PYTEST, cwd=listed).stdout
+    asked = collections.defaultdict(set)
+    for node, words in re.findall(r"^asked: (\S+?)\[(.*)\]$", told, re.MULTILINE):
+        asked[node] |= set(re.split("[- ]", words))
+    of_all = {node for node, words in asked.items() if set(MEMBERS) <= words}
+    assert len(of_all) > 20
+    assert {node for node in of_all if "shifted" not in asked[node]} == set()
+    of_ops = {node for node, words in asked.items() if "linf_step_" in words}
+    assert len(of_ops) > 1 and all("shift" in asked[node] for node in of_ops)

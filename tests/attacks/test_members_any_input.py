@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from members import GRADIENT_MEMBERS, MEMBERS, member, member_problem
+from members import GRADIENT_MEMBERS, MEMBERS, member, member_problem, of_steps
 from toy_models import NORMS, differing_fields, mixed_problem, rows_of, same_bits, threat_of
 
 import fastadv
@@ -13,7 +13,7 @@ _SIDES = [(1, 5, 5), (3, 7, 7), (1, 12, 12), (3, 19, 19), (3, 5, 9), (1, 12, 7)]
 
 
 def _few(name):
-    return dict(queries=6, restarts=1) if name == "square" else dict(steps=4, restarts=1)
+    return of_steps(name, 6 if name == "square" else 4) | dict(restarts=1)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -43,7 +43,7 @@ def test_vectors_and_other_shapes_give_the_bits_of_images(name, norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["apgd_ce", "apgd_dlr", "apgd_t", "fab", "fab_t"])
+@pytest.mark.parametrize("name", GRADIENT_MEMBERS)
 def test_samples_that_are_numbers(name, norm):
     x = torch.linspace(0.05, 0.95, 12)
     cut = torch.tensor([0.0, 0.3, 0.5, 0.8])
@@ -159,7 +159,7 @@ def test_every_number_of_classes(name, classes):
     def model(z):
         return z.flatten(1) @ weight.t()
 
-    few = dict(queries=6) if name == "square" else dict(steps=2 if classes > 4 else 4)
+    few = of_steps(name, 6 if name == "square" else 2 if classes > 4 else 4)
     attack = member(name, "linf", scale=4.0, **few, restarts=1)
     refused = classes < _DLR_CLASSES.get(name, 0)
     says = pytest.raises(ValueError, match="use loss='margin'")

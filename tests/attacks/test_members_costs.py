@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from members import GRADIENT_MEMBERS, MEMBERS, member
+from members import (
+    ATTACKS,
+    GRADIENT_MEMBERS,
+    MEMBERS,
+    member,
+    of_one_target,
+    of_steps,
+    one_of_each_kind,
+)
 from test_costs import _DATA_DEPENDENT, _all_ops, _linear, _outer_ops, _per_step
 from toy_models import NORMS, Counting, SpyLinear, mixed_problem
 
@@ -22,10 +30,8 @@ def _caller(name, norm, model=None, **more):
         y = model(x).argmax(1)
 
     def call_of(steps):
-        budget = dict(queries=steps) if name == "square" else dict(steps=steps)
-        if name in ("apgd_t", "fab_t"):
-            budget["n_target_classes"] = 1
-        attack = member(name, norm, scale=1e-4, **(budget | dict(restarts=1) | more))
+        budget = of_steps(name, steps) | of_one_target(name)
+        attack = member(name, norm, scale=1e-4, **(budget | more))
         return lambda: attack.run(model, x, y, execution=_PLAIN)
 
     return call_of
@@ -36,39 +42,19 @@ def _steps(name, norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["apgd_ce", "fab", "fab_t", "square"])
+@pytest.mark.parametrize("name", one_of_each_kind())
 def test_no_step_waits_for_the_host(name, norm):
     step = _per_step(_all_ops, _caller(name, norm, **_steps(name, norm)))
     assert any(op.startswith("fastadv::") and count >= 1 for op, count in step.items())
     assert _DATA_DEPENDENT & step.keys() == set()
 
 
-_OPS = {
-    "apgd_ce": {"linf": 3, "l2": 3, "l1": 3},
-    "apgd_dlr": {"linf": 3, "l2": 3, "l1": 3},
-    "apgd_t": {"linf": 3, "l2": 3, "l1": 3},
-    "fab_t": {"linf": 4, "l2": 4, "l1": 4},
-    "square": {"linf": 2, "l2": 2, "l1": 2},
-}
-
-
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", _OPS)
+@pytest.mark.parametrize("name", MEMBERS)
 def test_our_ops_in_a_step(name, norm):
     step = _per_step(_outer_ops, _caller(name, norm, **_steps(name, norm)))
     ours = {op: count for op, count in step.items() if op.startswith("fastadv::")}
-    assert sum(ours.values()) == _OPS[name][norm], ours
-
-
-# forwards and backwards of a batch in a step, in calls; fab: a backward for each of 5 classes
-_PASSES = {
-    "apgd_ce": (1, 1),
-    "apgd_dlr": (1, 1),
-    "apgd_t": (1, 1),
-    "fab": (2, 5),
-    "fab_t": (2, 1),
-    "square": (1, 0),
-}
+    assert sum(ours.values()) == ATTACKS[name].ops, ours
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -82,7 +68,7 @@ def test_the_passes_of_a_step(name, norm):
         call_of(steps)()
         seen.append((model.calls, model.backwards // N))
     forwards, backwards = ((b - a) / 2 for a, b in zip(*seen, strict=True))
-    assert (forwards, backwards) == _PASSES[name]
+    assert (forwards, backwards) == ATTACKS[name].passes
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from members import MEMBERS, WITH_FIXED_STEPS, member, member_problem
+from members import ATTACKS, MEMBERS, WITH_FIXED_STEPS, member, member_problem, of_steps
 from toy_models import NORMS, Counting, rows_of, same_bits, threat_of
 
 import fastadv
@@ -155,7 +155,7 @@ def test_targets_are_the_likeliest_wrong_classes_in_turn(name, norm, classes, ba
 @pytest.mark.parametrize("name", MEMBERS)
 def test_the_first_restart_that_succeeds_counts(name, norm):
     p = member_problem(40)
-    few = dict(queries=12) if name == "square" else {}
+    few = of_steps(name, 12) if name == "square" else {}
     one, three = (
         member(name, norm, restarts=restarts, **few).run(p.model, p.x, p.y) for restarts in (1, 3)
     )
@@ -189,7 +189,7 @@ def test_expectation_over_passes_counts_every_pass():
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["apgd_ce", "apgd_dlr"])
+@pytest.mark.parametrize("name", [m for m in MEMBERS if ATTACKS[m].takes_target])
 def test_a_targeted_attack_reaches_its_target(name, norm):
     p = member_problem(40)
     target = p.model(p.x).argsort(1)[:, -2]
@@ -199,7 +199,7 @@ def test_a_targeted_attack_reaches_its_target(name, norm):
     assert (result.success & (result.step > 0)).any() and not result.success.all()
 
 
-@pytest.mark.parametrize("name", ["apgd_t", "fab_t", "fab", "square"])
+@pytest.mark.parametrize("name", [m for m in MEMBERS if not ATTACKS[m].takes_target])
 def test_what_chooses_its_own_targets_takes_none(name):
     p = member_problem(6)
     with pytest.raises(ValueError, match="takes no target="):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from members import member, one_of_each_kind
 from torch.utils.data import DataLoader, TensorDataset
 from toy_models import FailingAt, differing_fields, joined, mixed_problem, same_bits, threat_of
 
@@ -10,9 +11,10 @@ import fastadv
 CONSTRUCTORS = {
     "pgd": lambda threat: fastadv.pgd(threat, steps=4, restarts=2, seed=3),
     "last": lambda threat: fastadv.pgd(threat, steps=3, keep="last"),
-    "apgd_ce": lambda threat: fastadv.apgd_ce(threat, steps=6, restarts=2),
-    "fab_t": lambda threat: fastadv.fab_t(threat, steps=4, n_target_classes=2),
-    "square": lambda threat: fastadv.square(threat, queries=12),
+    **{
+        name: lambda threat, name=name: member(name, threat.norm, threat=threat)
+        for name in one_of_each_kind()
+    },
     "autoattack": lambda threat: fastadv.autoattack(
         threat,
         "custom",
