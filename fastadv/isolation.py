@@ -3,13 +3,17 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType, MethodType
 
 import torch
 from torch import nn
 
 Model = Callable[[torch.Tensor], torch.Tensor]
+
+_CUDNN_DEVICE = (
+    "cuda"  # whose RNNs run on cuDNN; ROCm, whose MIOpen has the same rule, says cuda too
+)
 
 
 def modules_behind(model: object, depth: int = 3) -> list[nn.Module]:
@@ -49,7 +53,8 @@ def isolated(model: Model, *, device: torch.device, seed: int) -> Iterator[None]
     Inside: every submodule in eval mode, no parameter requires a gradient, no gradient mode, no
     inference mode, no autocast (success is decided in the model's own precision), and the global
     generators of the CPU and of `device` seeded with `seed`, so that what a random model draws is
-    reproducible. Of a plain function, the modules that `modules_behind` finds.
+    reproducible. Of a plain function, the modules that `modules_behind` finds. With an RNN on a GPU
+    cuDNN is off, see `differentiable_in_eval`.
     """
     roots = modules_behind(model)
     training = [m for root in roots for m in root.modules() if m.training]
@@ -63,6 +68,7 @@ def isolated(model: Model, *, device: torch.device, seed: int) -> Iterator[None]
             # no cache: the model's own autocast, inside this one, would keep the first cast of an
             # iterate that is then changed in place, and see it for ever
             stack.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
+        stack.enter_context(differentiable_in_eval(m for root in roots for m in root.modules()))
         stack.callback(_restore_flags, training, trainable)
         # the attributes, not .eval(): a module may override train() and eval()
         for m in training:
@@ -70,6 +76,27 @@ def isolated(model: Model, *, device: torch.device, seed: int) -> Iterator[None]
         for p in trainable:
             p.requires_grad_(False)
         yield
+
+
+@contextlib.contextmanager
+def differentiable_in_eval(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """cuDNN off, if one of `modules` is an RNN with parameters on a GPU; then as it was.
+
+    cuDNN's RNNs have no backward in eval mode; torch's own have. All of a model's layers then run
+    without cuDNN, and logits may differ from those with it by rounding. The flag belongs to the
+    process: it holds for other threads too, as torch's own `torch.backends.cudnn.flags` would.
+    """
+    recurrent = (m for m in modules if isinstance(m, nn.RNNBase))
+    if not any(p.device.type == _CUDNN_DEVICE for m in recurrent for p in m.parameters()):
+        yield
+        return
+    # not torch.backends.cudnn.flags, which sets benchmark, TF32 and fp32_precision as well
+    before = torch._C._get_cudnn_enabled()
+    torch._C._set_cudnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_cudnn_enabled(before)
 
 
 def _restore_flags(training: list[nn.Module], trainable: list[nn.Parameter]) -> None:

@@ -11,7 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastadv import losses
 from fastadv.execution import Precision
 from fastadv.graphs.parallel import WRAPPERS
-from fastadv.isolation import Model, modules_behind, restored_generators
+from fastadv.isolation import (
+    Model,
+    differentiable_in_eval,
+    modules_behind,
+    restored_generators,
+)
 from fastadv.ops.heads import loss_head as heads
 from fastadv.threat_model import ThreatModel
 
@@ -79,6 +84,7 @@ def statistics_policy(model: Model, bn: BNPolicy) -> Iterator[None]:
     training = [m for m in modules if m.training] if bn != "train" else []
     with contextlib.ExitStack() as stack:
         if bn == "eval":
+            stack.enter_context(differentiable_in_eval(modules))
             for m in training:
                 m.training = False
             stack.callback(_set_all, training, "training", True)
