@@ -1,18 +1,29 @@
 """Warnings: what made an attack weaker than it looks, or slower than was asked for."""
 
 import sys
+import threading
 import warnings
+from types import FrameType
 
-# whose lines a warning does not name: torch's and contextlib's stand between ours and the user's
-_NOT_THE_USERS = ("fastadv", "torch", "contextlib")
+# whose lines a warning does not name: torch's and contextlib's stand between ours and the user's,
+# the others where a thread begins or waits for one
+_NOT_THE_USERS = (
+    "fastadv",
+    "torch",
+    "contextlib",
+    "threading",
+    "concurrent",
+    "multiprocessing",
+    "asyncio",
+    "selectors",
+)
 
 
 class AttackWarning(UserWarning):
     """Something weakens an attack; `code` names it, `count` says for how many samples.
 
     Codes: "zero_gradient", "nan_gradient", "nan_logits", "probabilities", "unconfirmed",
-    "clamped_input"; of
-    ensembles also "randomised", "dynamic", "few_classes", "square_gains".
+    "clamped_input"; of ensembles also "randomised", "dynamic", "few_classes", "square_gains".
     """
 
     def __init__(self, code: str, count: int, message: str) -> None:
@@ -68,16 +79,32 @@ def words(code: str, count: int, total: int) -> str:
 
 
 def emit(warning: Warning) -> None:
-    """`warnings.warn` at the user's line: the innermost one outside of fastadv and torch."""
-    warnings.warn(warning, stacklevel=_depth_of_the_user())
+    """`warnings.warn` at the user's line: the innermost one outside of fastadv and torch.
+
+    In a thread whose target is ours, `pool.submit(attack.run, model, x, y)`, none of the lines is
+    the user's: nothing of ours runs where the thread begins. Then it is the main thread's line,
+    which as a rule waits for the result.
+    """
+    caller = sys._getframe(1)  # one's own frame would be a cycle that keeps what callers hold
+    frame = _of_the_user(caller) or _of_the_user(_of_the_main_thread()) or caller
+    warnings.warn_explicit(
+        warning,
+        type(warning),
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module=frame.f_globals.get("__name__"),
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
 
 
-def _depth_of_the_user() -> int:
-    """Frames from that of `emit`, which is 1, to the user's; 1 if no code is the user's."""
-    depth, frame = 1, sys._getframe(1).f_back
+def _of_the_user(frame: FrameType | None) -> FrameType | None:
+    """The innermost frame of the user's, from this one on outwards."""
     while frame is not None:
-        depth += 1
         if frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_THE_USERS:
-            return depth
+            return frame
         frame = frame.f_back
-    return 1
+    return None
+
+
+def _of_the_main_thread() -> FrameType | None:
+    return sys._current_frames().get(threading.main_thread().ident or 0)

@@ -1,7 +1,12 @@
 """Warnings name the user's line: of the call into fastadv, not of what lies inside of it."""
 
 import ast
+import asyncio
+import inspect
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
@@ -91,6 +96,54 @@ def test_a_warning_names_the_line_of_the_call(name):
     for warning in said:
         assert warning.filename == __file__, warning
         assert warning.lineno in lines, warning
+
+
+def in_a_pool() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(fastadv.fgsm(LINF).run, NET, X, Y).result()
+
+
+def in_a_pool_of_another_kind() -> None:
+    with ThreadPool(1) as pool:
+        pool.starmap(fastadv.fgsm(LINF), [(NET, X, Y)])
+
+
+def in_a_thread() -> None:
+    thread = threading.Thread(target=fastadv.fgsm(LINF), args=(NET, X, Y))
+    thread.start()
+    thread.join()
+
+
+def in_a_loop_of_events() -> None:
+    async def waits() -> None:
+        await asyncio.to_thread(fastadv.fgsm(LINF), NET, X, Y)
+
+    asyncio.run(waits())
+
+
+THREADS = (in_a_pool, in_a_pool_of_another_kind, in_a_thread, in_a_loop_of_events)
+
+
+@pytest.mark.parametrize("called", THREADS)
+def test_a_warning_of_a_thread_names_the_line_that_waits_for_it(called):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        called()
+    assert {type(warning.message) for warning in said} == {fastadv.AttackWarning}
+    assert {warning.filename for warning in said} == {__file__}
+    source, first = inspect.getsourcelines(called)
+    assert {warning.lineno for warning in said} <= set(range(first, first + len(source)))
+
+
+def test_a_function_of_the_users_in_a_thread_is_named_itself():
+    def attacks() -> None:
+        fastadv.fgsm(LINF)(NET, X, Y)
+
+    with warnings.catch_warnings(record=True) as said, ThreadPoolExecutor(1) as pool:
+        warnings.simplefilter("always")
+        pool.submit(attacks).result()
+    first = attacks.__code__.co_firstlineno
+    assert [(w.filename, w.lineno) for w in said] == [(__file__, first + 1)]
 
 
 def test_the_filters_of_the_users_module_apply():
