@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from fastadv.ops.fab.numpy_hyperplane import Hyperplane, row_lengths
+from fastadv.ops.fab.cpu_hyperplane import Hyperplane, row_lengths
 from fastadv.ops.fab.reference import DUAL, take_over
 from fastadv.ops.fab.verdict import FabStep, as_rows, fooled_rows, judge
 

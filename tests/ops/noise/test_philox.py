@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastadv.kernels.noise import streams
 from fastadv.ops import backend
-from fastadv.ops.noise import cpu as philox_numpy
+from fastadv.ops.noise import cpu as cpu_philox
 from fastadv.ops.noise import philox
 from fastadv.ops.noise import reference as eager_philox
 
@@ -432,24 +432,24 @@ def test_numpy_draws_the_words_of_eager_torch(batch, calls, seed):
     generator = torch.Generator().manual_seed(batch + calls)
     ids = torch.randint(-(2**63), 2**63 - 1, (batch,), generator=generator)
     stream = torch.randint(2**32, (batch,), generator=generator)
-    drawn = philox_numpy.words(seed, ids.numpy(), stream.numpy(), calls)
+    drawn = cpu_philox.words(seed, ids.numpy(), stream.numpy(), calls)
     assert drawn.shape == (batch, 4 * calls) and drawn.dtype == np.uint32
     assert np.array_equal(drawn, _torch_words(seed, ids, stream, calls).numpy())
 
 
 def test_the_size_of_a_block_changes_no_bit(monkeypatch):
     ids, stream = np.arange(5) - 2, np.full(5, 77)
-    expected = philox_numpy.words(3, ids, stream, 33)
+    expected = cpu_philox.words(3, ids, stream, 33)
     for block in (1, 2, 7, 32, 34, 100):
-        monkeypatch.setattr(philox_numpy, "_BLOCK", block)
-        assert np.array_equal(philox_numpy.words(3, ids, stream, 33), expected)
+        monkeypatch.setattr(cpu_philox, "_BLOCK", block)
+        assert np.array_equal(cpu_philox.words(3, ids, stream, 33), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_torch_and_numpy_give_the_same_draws(kind):
     ids, draws = _keys("cpu")
     drawn = []
-    for source in (eager_philox.EAGER, philox_numpy.NUMPY):
+    for source in (eager_philox.EAGER, cpu_philox.NUMPY):
         draw = getattr(source, kind)
         drawn.append([draw(-5, ids, streams.USER, draws, count) for count in (0, 1, 2, 999, 4000)])
     for one, other in zip(*drawn, strict=True):
@@ -458,7 +458,7 @@ def test_torch_and_numpy_give_the_same_draws(kind):
 
 def test_which_draws_run_is_the_registrys_choice():
     ids = torch.arange(2)
-    assert philox._draws(ids) is philox_numpy.NUMPY
+    assert philox._draws(ids) is cpu_philox.NUMPY
     assert philox._draws(ids.to("meta")) is eager_philox.EAGER
     with backend.use_backend("reference"):
         assert philox._draws(ids) is eager_philox.EAGER
