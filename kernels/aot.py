@@ -4,12 +4,11 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from .compilation import options_for
@@ -89,35 +88,27 @@ def compile_case(case: AotCase, target: str) -> Resources:
     long_products = len(re.findall(r"arith\.muli [^\n]*: i64", compiled.asm["ttir"]))
     if TARGETS[target].backend == "hip":
         return _read_amdgcn(compiled.asm["amdgcn"], long_products)
-    return _read_ptx(compiled.asm["ptx"], compiled.metadata.target.arch, long_products)
+    return _read_ptx(compiled.asm["ptx"], compiled.asm["cubin"], long_products)
 
 
-def _read_ptx(ptx: str, arch: int, long_products: int) -> Resources:
-    suffix = "a" if arch >= 90 else ""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(ptx)
-        report = subprocess.run(
-            [
-                get_ptxas(arch).path,
-                "-v",
-                f"--gpu-name=sm_{arch}{suffix}",
-                "--fmad=false",
-                str(source),
-            ],
-            cwd=folder,
+def _read_ptx(ptx: str, cubin: bytes, long_products: int) -> Resources:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as binary:
+        binary.write(cubin)
+        binary.flush()
+        usage = subprocess.run(
+            [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", binary.name],
             check=True,
             capture_output=True,
             text=True,
-        ).stderr
-    stack = sum(int(n) for n in re.findall(r"(\d+) bytes (?:stack frame|spill)", report))
-    registers = re.search(r"Used (\d+) registers", report)
-    assert registers is not None, report
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
+    assert found is not None, usage
+    registers, stack = int(found[1]), int(found[2]) + int(found[3])  # spills lie on the stack
     wide = {kind: len(re.findall(rf"{kind}\.global[^;]*\.v4\.b32", ptx)) for kind in ("ld", "st")}
     wide = {k: n + len(re.findall(rf"{k}\.global[^;]*\.v2\.b64", ptx)) for k, n in wide.items()}
     every = len(re.findall(r"(?:ld|st)\.global", ptx))
     narrow = every - wide["ld"] - wide["st"]
-    return Resources(int(registers[1]), stack, wide["ld"], wide["st"], narrow, long_products)
+    return Resources(registers, stack, wide["ld"], wide["st"], narrow, long_products)
 
 
 def _read_amdgcn(text: str, long_products: int) -> Resources:
