@@ -1,9 +1,11 @@
 """Files written atomically, and digests of what results are results of."""
 
 import hashlib
+import io
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,13 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def save_tensors(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """torch.save of the content, as `write_atomically`."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 class DataDigest:

@@ -1,6 +1,5 @@
 """Results so far, what they are results of, and the checkpoint that holds them."""
 
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -11,7 +10,7 @@ import torch
 
 from fastadv.attacks.call.result import Cost, Stage
 from fastadv.ensemble.cascade import Progress
-from fastadv.evaluation.checkpoint import write_atomically
+from fastadv.evaluation.checkpoint import save_tensors
 
 _FORMAT = 4  # raised when the fields of State, Block or Unfinished change
 COLUMNS = {
@@ -149,9 +148,7 @@ class State:
         }
         unfinished = [vars(part) for part in self.unfinished]
         more = {"format": _FORMAT, "columns": columns, "blocks": sums, "unfinished": unfinished}
-        content = io.BytesIO()
-        torch.save({**vars(self), **more}, content)
-        write_atomically(path, content.getvalue())
+        save_tensors(path, {**vars(self), **more})
 
     def restored(self, path: str | os.PathLike[str]) -> "State":
         """The state in the file `path`; ValueError if it is no checkpoint, or of something else.

@@ -10,17 +10,11 @@ import torch
 from torch import nn
 
 from fastadv.diagnostics import emit
+from fastadv.evaluation.checkpoint import save_tensors
 from fastadv.recipes.learner import Learner
 from fastadv.recipes.progress import Progress, epoch_line
 from fastadv.recipes.run_log import Row, RunLog, Scalars, read_log
-from fastadv.recipes.run_state import (
-    Identity,
-    Position,
-    check_folder,
-    load_run,
-    save_run,
-    save_tensors,
-)
+from fastadv.recipes.run_state import Identity, Position, check_folder, load_run, save_run
 from fastadv.recipes.settings import Recipe
 from fastadv.recipes.sources import check_data, split
 from fastadv.training import Check, Collapse, TrainingWarning

@@ -1,6 +1,5 @@
 """The checkpoint of a run: all that decides how it goes on, safe to load, and whose it is."""
 
-import io
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from fastadv.evaluation.checkpoint import DataDigest, write_atomically
+from fastadv.evaluation.checkpoint import DataDigest, save_tensors
 from fastadv.recipes.settings import Recipe
 from fastadv.version import __version__
 
@@ -81,13 +80,6 @@ def save_run(
     states = {name: part.state_dict() for name, part in parts.items() if part is not None}
     content = {"format": _FORMAT, **asdict(identity), "position": asdict(position), **states}
     save_tensors(path, content)
-
-
-def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
-    """torch.save, atomically: at any moment the file is the old or the new one."""
-    buffer = io.BytesIO()
-    torch.save(dict(content), buffer)
-    write_atomically(path, buffer.getvalue())
 
 
 def load_run(path: Path, identity: Identity) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """An evaluation so far, in a file that can be read again: flags, stages, adversarial examples."""
 
-import io
 import math
 import os
 from dataclasses import dataclass, field, fields
@@ -12,7 +11,7 @@ import torch
 from fastadv.attacks.call.result import Stage
 from fastadv.diagnostics import emit
 from fastadv.ensemble.cascade import Progress
-from fastadv.evaluation.checkpoint import write_atomically
+from fastadv.evaluation.checkpoint import save_tensors
 
 _FORMAT = 2  # raised when the fields of the file change
 
@@ -42,8 +41,8 @@ class EvaluationState:
         if self.path is None:
             return
         flags = self._robust_flags
-        content = io.BytesIO()
-        torch.save(
+        save_tensors(
+            self.path,
             {
                 "format": _FORMAT,
                 "attacks_to_run": sorted(self._attacks_to_run),
@@ -54,9 +53,7 @@ class EvaluationState:
                 "seed": self.seed,
                 "progress": self.progress,
             },
-            content,
         )
-        write_atomically(self.path, content.getvalue())
 
     @classmethod
     def from_disk(cls, path: str | os.PathLike[str]) -> "EvaluationState":

@@ -1,6 +1,5 @@
 """Adversarial data sets: attack a data loader into one file, and load it again."""
 
-import io
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fastadv.compat.torchattacks import normalization
 from fastadv.data.images import to_unit_interval
-from fastadv.evaluation.checkpoint import write_atomically
+from fastadv.evaluation.checkpoint import save_tensors
 from fastadv.isolation import Model
 from fastadv.quantise import to_uint8
 from fastadv.threat_model import ThreatModel
@@ -83,9 +82,7 @@ def save(
         raise ValueError("data_loader is empty: there is nothing to attack")
     if save_path is not None:
         contents: dict[str, Any] = {name: torch.cat(rows) for name, rows in columns.items()}
-        buffer = io.BytesIO()
-        torch.save({**contents, "save_type": save_type}, buffer)
-        write_atomically(save_path, buffer.getvalue())
+        save_tensors(save_path, {**contents, "save_type": save_type})
     seconds = time.perf_counter() - started
     if verbose:
         _report(tally, data_loader, seconds, end="\n")
