@@ -1,5 +1,7 @@
 """APGD with the authors' constructor arguments and attributes."""
 
+import functools
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -82,8 +84,9 @@ class APGDAttack(SubAttack):
         return self.model
 
     def settings(self, *, keep: Keep, seed: int) -> fastadv.Attack:
-        self._check_loss()
-        return _MAKERS[self.loss](
+        if self.loss not in self._losses:
+            raise ValueError(f"loss must be one of {self._losses}; got {self.loss!r}")
+        return self._maker()(
             threat_of(self.norm, self.eps),
             steps=self.n_iter,
             restarts=self.n_restarts,
@@ -94,9 +97,8 @@ class APGDAttack(SubAttack):
             seed=seed,
         )
 
-    def _check_loss(self) -> None:
-        if self.loss not in self._losses:
-            raise ValueError(f"loss must be one of {self._losses}; got {self.loss!r}")
+    def _maker(self) -> Callable[..., fastadv.Attack]:
+        return _MAKERS[self.loss]
 
     def perturb(
         self,
@@ -160,19 +162,8 @@ class APGDAttack_targeted(APGDAttack):
         )
         self.n_target_classes = n_target_classes
 
-    def settings(self, *, keep: Keep, seed: int) -> fastadv.Attack:
-        self._check_loss()
-        return fastadv.apgd_t(
-            threat_of(self.norm, self.eps),
-            steps=self.n_iter,
-            restarts=self.n_restarts,
-            n_target_classes=self.n_target_classes,
-            rho=self.thr_decr,
-            large_radii=self.use_largereps,
-            eot=self.eot_iter,
-            keep=keep,
-            seed=seed,
-        )
+    def _maker(self) -> Callable[..., fastadv.Attack]:
+        return functools.partial(fastadv.apgd_t, n_target_classes=self.n_target_classes)
 
     def perturb(  # type: ignore[override]
         self, x: torch.Tensor, y: torch.Tensor | None = None, x_init: torch.Tensor | None = None

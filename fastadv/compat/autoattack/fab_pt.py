@@ -1,5 +1,7 @@
 """FAB with the authors' constructor arguments and attributes."""
 
+import functools
+
 import torch
 
 import fastadv
@@ -58,21 +60,11 @@ class FABAttack_PT(SubAttack):
         return self.predict
 
     def settings(self, *, keep: Keep, seed: int) -> fastadv.Attack:
-        threat = threat_of(self.norm, self.eps)
+        make = fastadv.fab
         if self.targeted:
-            return fastadv.fab_t(
-                threat,
-                steps=self.n_iter,
-                restarts=self.n_restarts,
-                n_target_classes=self.n_target_classes,
-                alpha_max=self.alpha_max,
-                eta=self.eta,
-                beta=self.beta,
-                keep=keep,
-                seed=seed,
-            )
-        return fastadv.fab(
-            threat,
+            make = functools.partial(fastadv.fab_t, n_target_classes=self.n_target_classes)
+        return make(
+            threat_of(self.norm, self.eps),
             steps=self.n_iter,
             restarts=self.n_restarts,
             alpha_max=self.alpha_max,
