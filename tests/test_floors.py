@@ -144,6 +144,17 @@ def test_an_import_of_the_public_names_from_below_is_found(tmp_path):
     ]
 
 
+def test_no_module_bears_the_name_of_what_its_package_exports():
+    """`import fastadv.models.wide_resnet as module` would find the function."""
+    for init in (ROOT / "fastadv").rglob("__init__.py"):
+        package = ".".join(init.parent.relative_to(ROOT).parts)
+        imports = [n for n in ast.parse(init.read_text()).body if isinstance(n, ast.ImportFrom)]
+        exported = {
+            alias.asname or alias.name for n in imports if n.module != package for alias in n.names
+        }
+        assert not exported & {path.stem for path in init.parent.iterdir()}, init
+
+
 def test_kernels_never_import_torch():
     for path in (ROOT / "kernels").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
