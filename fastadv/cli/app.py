@@ -87,8 +87,8 @@ def info() -> None:
     devices = [torch.device("cpu")]
     devices += [torch.device("cuda", k) for k in range(torch.cuda.device_count())]
     for device in devices:
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        lines[f"backend on {device}"] = f"{_explained(device)}; {name}"
+        name = f"; {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+        lines[f"backend on {device}"] = f"{_explained(device)}{name}"
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:{width}}  {value}")
@@ -99,7 +99,8 @@ def _explained(device: torch.device) -> str:
         chosen, reason = backend.explain(device)
     except (RuntimeError, ValueError) as error:
         return f"none: {error}"
-    return f"{chosen}: {reason}"
+    told = "numpy paths, and eager references of the other ops" if chosen == "cpu" else chosen
+    return f"{told}: {reason}"
 
 
 @app.command()

@@ -65,7 +65,7 @@ def explain(device: torch.device) -> tuple[str, str]:
         return "reference", "chosen by use_backend or FASTADV_BACKEND"
     if _choice == "auto" and not on_gpu:
         runs = "cpu" if device.type == "cpu" else "reference"
-        return runs, f"no Triton device: tensors are on {device.type}"
+        return runs, f"Triton needs a GPU, and tensors are on {device.type}"
     if not triton_is_installed():
         if _choice == "auto":
             return "reference", "triton is not installed"

@@ -301,6 +301,11 @@ def test_info_says_which_backend_would_run_and_why(capsys):
     with fastadv.ops.use_backend("reference"):
         _, out, _ = run(capsys, ["info"])
     assert "reference: chosen by use_backend or FASTADV_BACKEND" in out
+    if not torch.cuda.is_available():
+        why = "Triton needs a GPU, and tensors are on cpu"
+        assert (
+            lines["backend on cpu"] == f"numpy paths, and eager references of the other ops: {why}"
+        )
 
 
 def test_info_says_why_nothing_would_run(capsys, monkeypatch):
