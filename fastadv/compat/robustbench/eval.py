@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from enum import Enum
+from typing import Any, Literal
 
 import torch
 
@@ -11,6 +12,7 @@ from fastadv.compat.autoattack.sub_attack import own_device
 from fastadv.compat.robustbench import peer, records, samples
 from fastadv.isolation import Model, isolated
 
+ThreatName = Literal["Linf", "L2", "corruptions", "corruptions_3d"]
 _ATTACKED = ("Linf", "L2")
 _CORRUPTED = ("corruptions", "corruptions_3d")
 
@@ -18,8 +20,8 @@ _CORRUPTED = ("corruptions", "corruptions_3d")
 def benchmark(
     model: Model,
     n_examples: int = 10000,
-    dataset: Any = "cifar10",
-    threat_model: Any = "Linf",
+    dataset: str | Enum | Sequence[torch.Tensor] = "cifar10",
+    threat_model: ThreatName | Enum = "Linf",
     to_disk: bool = False,
     model_name: str | None = None,
     data_dir: str = "./data",
@@ -46,7 +48,7 @@ def benchmark(
     """
     if isinstance(model, Sequence) or isinstance(device, (list, tuple)):
         raise NotImplementedError("one model on one device: call benchmark for each")
-    threat = getattr(threat_model, "value", threat_model)
+    threat: Any = getattr(threat_model, "value", threat_model)
     if threat in _CORRUPTED:
         return peer.load("eval", f"threat_model={threat!r}").benchmark(
             model,
