@@ -100,10 +100,10 @@ def takes(name: str, **settings: object) -> bool:
     return True
 
 
-def one_of_each_kind() -> list[str]:
+def one_of_each_kind(names: tuple[str, ...] = MEMBERS) -> list[str]:
     """Of the attacks that share an implementation, and the passes of a step, the first."""
     first: dict[tuple, str] = {}
-    for name in MEMBERS:
+    for name in names:
         first.setdefault((type(member(name, "linf")), ATTACKS[name].passes), name)
     return list(first.values())
 

@@ -5,7 +5,6 @@ from typing import Any, Literal, get_args
 
 from fastadv.attacks import Attack, apgd_ce, apgd_dlr, apgd_t, fab, fab_t, square
 from fastadv.attacks.auto_pgd.attack import AutoPGD
-from fastadv.attacks.square_search.attack import SquareAttack
 from fastadv.threat_model import ThreatModel
 
 Version = Literal["standard", "plus", "rand", "fast", "custom"]
@@ -68,7 +67,7 @@ def fitted(attack: Attack, classes: int) -> Attack:
 
 def effort_of(attack: Attack) -> int:
     """What an attack that breaks nothing costs a sample, in passes; one backward counts as two."""
-    a_step = 1 if isinstance(attack, SquareAttack) else 3
+    a_step = 3 if attack.takes_gradients else 1
     return attack.steps * attack.restarts * max(1, attack.most_targets) * attack.passes * a_step
 
 

@@ -69,6 +69,7 @@ def test_the_passes_of_a_step(name, norm):
         seen.append((model.calls, model.backwards // N))
     forwards, backwards = ((b - a) / 2 for a, b in zip(*seen, strict=True))
     assert (forwards, backwards) == ATTACKS[name].passes
+    assert member(name, norm).takes_gradients == (backwards > 0)
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -48,6 +48,11 @@ class Settings(Protocol):
         return 1
 
     @property
+    def takes_gradients(self) -> bool:
+        """Whether a step has a backward pass."""
+        return True
+
+    @property
     def reported_loss(self) -> losses.Loss:
         """The loss of a result."""
         return self.resolved_loss

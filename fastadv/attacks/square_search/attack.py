@@ -37,6 +37,10 @@ class SquareAttack(Attack):
         return self.queries
 
     @property
+    def takes_gradients(self) -> bool:
+        return False
+
+    @property
     def resolved_loss(self) -> losses.Loss:
         return losses.Loss("margin")
 
