@@ -1,6 +1,7 @@
 """Contract C6 for AutoAttack's members: shapes, dtypes, modes, layouts, classes, radii, bounds."""
 
 import contextlib
+import functools
 
 import pytest
 import torch
@@ -10,6 +11,22 @@ from toy_models import NORMS, differing_fields, mixed_problem, rows_of, same_bit
 import fastadv
 
 _SIDES = [(1, 5, 5), (3, 7, 7), (1, 12, 12), (3, 19, 19), (3, 5, 9), (1, 12, 7)]
+
+
+_SAMPLES = 12
+
+
+@functools.cache
+def _found(name, norm):
+    """What the same images, in whatever way they are given, must lead to."""
+    p = member_problem(_SAMPLES)
+    result = member(name, norm).run(p.model, p.x, p.y)
+    assert result.success.any() and not result.success.all()
+    return result
+
+
+def _short(name):
+    return {} if name == "apgd_t" or name == "fab_t" else dict(restarts=1)
 
 
 def _few(name):
@@ -33,11 +50,10 @@ def test_images_of_every_size(name, norm):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", GRADIENT_MEMBERS)
 def test_vectors_and_other_shapes_give_the_bits_of_images(name, norm):
-    p, attack = member_problem(12), member(name, norm)
-    expected = attack.run(p.model, p.x, p.y)
-    assert expected.success.any()
-    for shape in ((-1,), (2, 45), (3, 5, 2, 3)):
-        result = attack.run(p.model, p.x.reshape(12, *shape), p.y)
+    p, attack = member_problem(_SAMPLES), member(name, norm)
+    expected = _found(name, norm)
+    for shape in ((-1,), (2, 45) if norm == "linf" else (3, 5, 2, 3)):
+        result = attack.run(p.model, p.x.reshape(_SAMPLES, *shape), p.y)
         assert same_bits(result.x_adv.reshape(p.x.shape), expected.x_adv), shape
         assert torch.equal(result.step, expected.step)
 
@@ -77,7 +93,7 @@ def test_square_refuses_small_images_in_l2_and_l1(norm):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_every_dtype(dtype, name, norm):
     p = member_problem(16, dtype=dtype)
-    attack = member(name, norm, scale=1.5)
+    attack = member(name, norm, scale=1.5, **_short(name))
     result = attack.run(p.model, p.x, p.y)
     assert result.x_adv.dtype == dtype and result.x_adv.isfinite().all()
     assert (result.success & (result.step > 0)).any()
@@ -85,13 +101,18 @@ def test_every_dtype(dtype, name, norm):
     assert fastadv.contains(attack.threat, result.x_adv, p.x).all()
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", MEMBERS)
-@pytest.mark.parametrize("kinds", [("half", "float"), ("float", "double")], ids=str)
-def test_images_of_another_precision_than_the_logits(kinds, name, norm):
-    stored, computed = (
-        {"half": torch.bfloat16, "float": torch.float32}.get(k, torch.float64) for k in kinds
-    )
+_PRECISIONS = [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)]
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "stored", "computed"),
+    [
+        (name, norm, *_PRECISIONS[(i + k) % 2])
+        for i, name in enumerate(MEMBERS)
+        for k, norm in enumerate(NORMS)
+    ],
+)
+def test_images_of_another_precision_than_the_logits(name, norm, stored, computed):
     p = member_problem(16, dtype=computed)
     x = p.x.to(stored)
 
@@ -110,27 +131,30 @@ _MODES = {
 }
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", MEMBERS)
-def test_the_mode_around_the_call_changes_no_bit(name, norm):
-    p, attack = member_problem(9), member(name, norm)
-    expected = attack.run(p.model, p.x, p.y)
-    for mode, enter in _MODES.items():
-        with enter():
-            result = attack.run(p.model, p.x.clone(), p.y.clone())
-        assert differing_fields(result, expected) == [], mode
-        assert not result.x_adv.is_inference()
+@pytest.mark.parametrize(
+    ("name", "norm", "mode"),
+    # what is made in inference mode may not be differentiated: in every step of every norm
+    [(name, norm, "inference_mode") for name in MEMBERS for norm in NORMS]
+    + [(name, NORMS[i % 3], "no_grad") for i, name in enumerate(MEMBERS)]
+    + [(name, NORMS[(i + 1) % 3], "autocast") for i, name in enumerate(MEMBERS)],
+)
+def test_the_mode_around_the_call_changes_no_bit(name, norm, mode):
+    p, attack = member_problem(_SAMPLES), member(name, norm)
+    expected = _found(name, norm)
+    with _MODES[mode]():
+        result = attack.run(p.model, p.x.clone(), p.y.clone())
+    assert differing_fields(result, expected) == []
+    assert not result.x_adv.is_inference()
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_channels_last_gives_the_same_verdicts_and_is_kept(name, norm):
-    p, attack = member_problem(16), member(name, norm)
+    p, attack = member_problem(_SAMPLES), member(name, norm)
     way = fastadv.Execution(batch_size=8)
-    expected = attack.run(p.model, p.x, p.y, execution=way)
+    expected = _found(name, norm)
     x = p.x.contiguous(memory_format=torch.channels_last)
     result = attack.run(p.model, x, p.y, execution=way)
-    assert expected.success.any() and not expected.success.all()
     assert torch.equal(result.success, expected.success)
     assert result.x_adv.stride() == x.stride()
     if norm == "linf" and name != "fab" and name != "fab_t":  # no sum over elements
@@ -139,8 +163,8 @@ def test_channels_last_gives_the_same_verdicts_and_is_kept(name, norm):
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_strided_images_give_the_same_bits(name):
-    p, attack = member_problem(12), member(name, "linf")
-    expected = attack.run(p.model, p.x, p.y)
+    p, attack = member_problem(_SAMPLES), member(name, "linf")
+    expected = _found(name, "linf")
     strided = torch.cat([p.x, p.x], 1)[:, :3]
     assert not strided.is_contiguous()
     assert differing_fields(attack.run(p.model, strided, p.y), expected) == []
@@ -182,27 +206,34 @@ def test_the_margin_loss_aims_with_two_classes(loss):
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_labels_of_int32(name):
-    p, attack = member_problem(12), member(name, "linf")
-    expected = attack.run(p.model, p.x, p.y)
+    p, attack = member_problem(_SAMPLES), member(name, "linf")
+    expected = _found(name, "linf")
     assert differing_fields(attack.run(p.model, p.x, p.y.int()), expected) == []
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_no_sample_and_one_sample(name, norm):
-    p, attack = member_problem(6), member(name, norm)
+    p, attack = member_problem(_SAMPLES), member(name, norm)
     way = fastadv.Execution(batching="plain" if norm == "l2" else "continuous")
     none = attack.run(p.model, p.x[:0], p.y[:0], execution=way)
     assert none.x_adv.shape == (0, 3, 5, 6) and (none.forwards, none.backwards) == (0, 0)
-    whole = attack.run(p.model, p.x, p.y, execution=way)
     one = attack.run(p.model, p.x[:1], p.y[:1], execution=way)
-    assert differing_fields(one, rows_of(whole, torch.arange(1))) == []
+    assert differing_fields(one, rows_of(_found(name, norm), torch.arange(1))) == []
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", MEMBERS)
-@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 255.0), None], ids=str)
-def test_other_bounds(bounds, name, norm):
+_BOUNDS = [(-1.0, 1.0), (0.0, 255.0), None]
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "bounds"),
+    [
+        (name, norm, _BOUNDS[(i + k) % 3])
+        for i, name in enumerate(MEMBERS)
+        for k, norm in enumerate(NORMS)
+    ],
+)
+def test_other_bounds(name, norm, bounds):
     lo, hi = bounds or (-3.0, 3.0)
     p = member_problem(16)
     x = lo + (hi - lo) * p.x
@@ -222,11 +253,11 @@ def test_other_bounds(bounds, name, norm):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_per_sample_radii_equal_separate_attacks(name, norm):
-    p = member_problem(6, wrong_every=10)
-    eps = member(name, norm).threat.eps * torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 0.25])
+    p = member_problem(4, wrong_every=10)
+    eps = member(name, norm).threat.eps * torch.tensor([0.0, 0.5, 1.0, 2.0])
     kind = type(threat_of(norm))
     together = member(name, norm, threat=kind(eps)).run(p.model, p.x, p.y)
-    for i in range(6):
+    for i in range(1, 4):  # the first is classified wrongly
         alone = member(name, norm, threat=kind(float(eps[i]))).run(
             p.model, p.x[i : i + 1], p.y[i : i + 1], sample_ids=torch.tensor([i])
         )
