@@ -115,14 +115,9 @@ def _watched_launches(tally: Tally) -> Iterator[None]:
     if not backend.triton_is_installed() or not (backend.interpreting() or _has_gpu()):
         yield
         return
-    from triton.runtime import interpreter, jit
+    from triton.runtime import interpreter
 
-    def counted(original: Callable, visible: bool) -> Callable:
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with tally.launch(visible=visible):
-                return original(self, *args, **kwargs)
-
-        return call
+    from fastadv.kernels import launching
 
     def accessed(original: Callable, mask_position: int) -> Callable:
         def call(self: Any, ptrs: Any, *args: Any) -> Any:
@@ -132,15 +127,15 @@ def _watched_launches(tally: Tally) -> Iterator[None]:
 
         return call
 
-    executor, builder = interpreter.GridExecutor, interpreter.InterpreterBuilder
+    builder = interpreter.InterpreterBuilder
+    visible = backend.interpreting()
     with contextlib.ExitStack() as patches:
-        for owner, name, replacement in (
-            (executor, "__call__", counted(executor.__call__, True)),
-            (jit.JITFunction, "run", counted(jit.JITFunction.run, False)),
-            (builder, "create_masked_load", accessed(builder.create_masked_load, 1)),
-            (builder, "create_masked_store", accessed(builder.create_masked_store, 2)),
+        patches.enter_context(launching.observed(lambda kernel: tally.launch(visible=visible)))
+        for name, replacement in (
+            ("create_masked_load", accessed(builder.create_masked_load, 1)),
+            ("create_masked_store", accessed(builder.create_masked_store, 2)),
         ):
-            patches.enter_context(mock.patch.object(owner, name, replacement))
+            patches.enter_context(mock.patch.object(builder, name, replacement))
         yield
 
 

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
@@ -81,20 +80,24 @@ def explain(device: torch.device) -> tuple[str, str]:
 
 
 def runs_triton(device: torch.device) -> bool:
-    if _choice == "reference" or (_choice == "auto" and device.type not in _TRITON_DEVICES):
-        return False  # the common CPU path, kept free of string building
-    return explain(device)[0] == "triton"
+    """Whether `explain` would say "triton"; raises as it would, and builds no text otherwise."""
+    if _choice == "reference":
+        return False
+    if device.type in _TRITON_DEVICES:
+        return triton_is_installed() or explain(device)[0] == "triton"
+    return _choice != "auto" and explain(device)[0] == "triton"
 
 
 def is_reference_chosen() -> bool:
     return _choice == "reference"
 
 
-@contextlib.contextmanager
-def on_device_of(tensor: torch.Tensor) -> Iterator[None]:
+def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[None]:
     """Make the device of `tensor` current: triton launches on the current CUDA device."""
-    if tensor.device.type == "cuda" and tensor.device.index != torch.cuda.current_device():
-        with torch.cuda.device(tensor.device):
-            yield
-    else:
-        yield
+    device = tensor.device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        return torch.cuda.device(device)
+    return _HERE
+
+
+_HERE = contextlib.nullcontext()

@@ -5,9 +5,11 @@ faster one for plain tensors of the CPU, tested against the reference. The refer
 nothing: it calls no op of this library and asks for no backend (tested).
 """
 
+import functools
+import importlib
 import sys
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -35,6 +37,13 @@ _IMPLEMENTATIONS: dict[str, Implementations] = {}
 def implementations() -> Mapping[str, Implementations]:
     """What each registered op may run, by its name: what tests compare."""
     return MappingProxyType(_IMPLEMENTATIONS)
+
+
+@functools.cache
+def kernels(module: str) -> ModuleType:
+    """fastadv.kernels.<module>, imported at its first launch: triton is there on Linux only, and an
+    import inside a function takes a microsecond of every call."""
+    return importlib.import_module(f"fastadv.kernels.{module}")
 
 
 def takes_cpu_path(
@@ -95,19 +104,15 @@ def register(
                 result = cpu(*args)
             else:
                 return reference(*args)  # in torch, which bumps versions by itself
-        _bump_versions([args[i] for i in written])
+        # tell autograd of tensors that were written behind its back: by a kernel, or by numpy
+        changed = [args[i] for i in written if args[i] is not None]
+        torch.autograd.graph.increment_version([t for t in changed if not t.is_inference()])
         return result
 
     _IMPLEMENTATIONS[name] = Implementations(reference, cpu, launch)
     _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastadv::{name}", fake or _no_output, lib=_LIBRARY)
     return overload
-
-
-def _bump_versions(tensors: list[torch.Tensor | None]) -> None:
-    """Tell autograd of tensors that were written behind its back: by a kernel, or by numpy."""
-    changed = [t for t in tensors if t is not None and not t.is_inference()]
-    torch.autograd.graph.increment_version(changed)
 
 
 def _no_output(*args: Any) -> None:

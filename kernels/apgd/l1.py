@@ -5,8 +5,8 @@ import triton.language as tl
 
 from .. import slots
 from ..aot import AotCase, argument_types
-from ..compilation import launch_options
 from ..geometry import compute_dtype, row_geometry
+from ..launching import launch
 from ..rounding import divide
 from .progress_step import is_active, misclassified
 
@@ -113,11 +113,11 @@ def launch_apgd_l1_check(
     batch = x_adv.shape[0]
     size = x_adv.numel() // batch
     block, warps = _geometry(size)
-    apgd_l1_check_kernel[(batch,)](
-        x_adv, x_best, grad_best, grad, x, x_hit, step_size, sparsity, phase_eps, support, eps,
-        best_loss, slot_state, plan, radius, correct, size,
-        HIT=x_hit is not None, DTYPE=compute_dtype(x_adv), BLOCK=block, num_warps=warps,
-        **launch_options(),
+    launch(
+        apgd_l1_check_kernel, batch,
+        (x_adv, x_best, grad_best, grad, x, x_hit, step_size, sparsity, phase_eps, support, eps,
+         best_loss, slot_state, plan, radius, correct, size),
+        num_warps=warps, HIT=x_hit is not None, DTYPE=compute_dtype(x_adv), BLOCK=block,
     )  # fmt: skip
 
 

@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 from ..aot import AotCase
-from ..compilation import launch_options
 from ..geometry import LONG_ROW, compute_dtype, row_kernel
+from ..launching import launch
 from ..rounding import clamp_keeping_nan, root
 from .l2_long import apgd_l2_long_kernel, ascended_offset, ball_factor, finite_factor, with_momentum
 from .linf import step_types
@@ -72,11 +72,11 @@ def launch_apgd_l2(
     batch = x_adv.shape[0]
     size = x_adv.numel() // batch
     kernel, block, warps = _kernel(size)
-    kernel[(batch,)](
-        x_adv, x_previous, x_best, grad_best, grad, x, x_hit, step_size, eps, slot_state,
-        progress, correct, lo, hi, size,
-        HIT=x_hit is not None, DTYPE=compute_dtype(x_adv), BLOCK=block, num_warps=warps,
-        **launch_options(),
+    launch(
+        kernel, batch,
+        (x_adv, x_previous, x_best, grad_best, grad, x, x_hit, step_size, eps, slot_state,
+         progress, correct, lo, hi, size),
+        num_warps=warps, HIT=x_hit is not None, DTYPE=compute_dtype(x_adv), BLOCK=block,
     )  # fmt: skip
 
 

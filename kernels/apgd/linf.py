@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 from ..aot import AotCase, argument_types
-from ..compilation import launch_options
-from ..geometry import compute_dtype, elementwise_geometry
+from ..geometry import blocks, compute_dtype, elementwise_geometry
+from ..launching import launch
 from ..rounding import clamp_keeping_nan
 from ..steps.linf import step_and_project_linf
 from .progress_step import is_active, misclassified, turn_of
@@ -91,11 +91,11 @@ def launch_apgd_linf(
     batch = x_adv.shape[0]
     size = x_adv.numel() // batch
     block, warps = elementwise_geometry(size)
-    apgd_linf_kernel[(batch * triton.cdiv(size, block),)](
-        x_adv, x_previous, x_best, grad_best, grad, x, x_hit, step_size, eps, slot_state,
-        progress, correct, lo, hi, size,
-        HIT=x_hit is not None, DTYPE=compute_dtype(x_adv), BLOCK=block, num_warps=warps,
-        **launch_options(),
+    launch(
+        apgd_linf_kernel, batch * blocks(size, block),
+        (x_adv, x_previous, x_best, grad_best, grad, x, x_hit, step_size, eps, slot_state,
+         progress, correct, lo, hi, size),
+        num_warps=warps, HIT=x_hit is not None, DTYPE=compute_dtype(x_adv), BLOCK=block,
     )  # fmt: skip
 
 

@@ -5,8 +5,8 @@ import triton.language as tl
 
 from .. import slots
 from ..aot import AotCase, argument_types
-from ..compilation import launch_options
-from ..geometry import compute_dtype
+from ..geometry import blocks, compute_dtype
+from ..launching import launch
 from . import progress as apgd_progress
 
 _STEP = tl.constexpr(slots.STEP)
@@ -89,9 +89,10 @@ def launch_apgd_check(progress, step_size, loss, best_loss, slot_state, checkpoi
     batch = progress.shape[0]
     if batch == 0:
         return
-    apgd_check_kernel[(triton.cdiv(batch, _ROWS),)](
-        progress, step_size, loss, best_loss, slot_state, checkpoints, rho, batch,
-        DTYPE=compute_dtype(progress), BLOCK=_ROWS, num_warps=_ROWS // 32, **launch_options(),
+    launch(
+        apgd_check_kernel, blocks(batch, _ROWS),
+        (progress, step_size, loss, best_loss, slot_state, checkpoints, rho, batch),
+        num_warps=_ROWS // 32, DTYPE=compute_dtype(progress), BLOCK=_ROWS,
     )  # fmt: skip
 
 

@@ -5,8 +5,8 @@ import triton.language as tl
 
 from ..addressing import channel
 from ..aot import AotCase, argument_types
-from ..compilation import launch_options
-from ..geometry import elementwise_geometry
+from ..geometry import blocks, elementwise_geometry
+from ..launching import launch
 from ..noise import streams
 from ..noise.philox import draw_words, uniforms
 from ..noise.start import row_offset, store_start
@@ -110,12 +110,13 @@ def launch_augment(
     size = channels * height * width
     block, warps = elementwise_geometry(size)
     flip_draw, parity = (0, 0) if flip is None else flip
-    augment_kernel[(len(index) * triton.cdiv(size, block),)](
-        out, start, images, index, mean, std, seed, start_seed, samples, draw, flip_draw, parity,
-        start_draw, eps, lo, hi,
-        CHANNELS=channels, HEIGHT=height, WIDTH=width, PAD=pad, REFLECT=reflect,
+    launch(
+        augment_kernel, len(index) * blocks(size, block),
+        (out, start, images, index, mean, std, seed, start_seed, samples, draw, flip_draw, parity,
+         start_draw, eps, lo, hi),
+        num_warps=warps, CHANNELS=channels, HEIGHT=height, WIDTH=width, PAD=pad, REFLECT=reflect,
         FLIP=flip is not None, NORMALISE=mean is not None, START=start is not None,
-        CHANNELS_LAST=channels_last, BLOCK=block, num_warps=warps, **launch_options(),
+        CHANNELS_LAST=channels_last, BLOCK=block,
     )  # fmt: skip
 
 

@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 from ..aot import AotCase, argument_types
-from ..compilation import launch_options
 from ..geometry import compute_dtype, row_geometry
+from ..launching import launch
 from .long import load_pair, search_row
 from .projection import displacement, tied_share, weight_and_room
 
@@ -50,9 +50,10 @@ def launch_hyperplane_projection(out, points, w, b, *, lo, hi, norm):
         return
     batch, size = points.shape
     block, warps = row_geometry(size, _LIMIT)
-    hyperplane_kernel[(batch,)](
-        out, points, w, b, lo, hi, size, NORM=norm, DTYPE=compute_dtype(points), BLOCK=block,
-        num_warps=warps, **launch_options(),
+    launch(
+        hyperplane_kernel, batch,
+        (out, points, w, b, lo, hi, size),
+        num_warps=warps, NORM=norm, DTYPE=compute_dtype(points), BLOCK=block,
     )  # fmt: skip
 
 

@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 from ..aot import AotCase, argument_types
-from ..compilation import launch_options
 from ..geometry import ROW_BLOCK, compute_dtype, row_geometry
+from ..launching import launch
 from ..rounding import divide
 from .projection import finite_or_zero, joined, norm_of, norm_part
 
@@ -51,10 +51,10 @@ def launch_fab_nearest(
     batch = grad.shape[0]
     size = grad.numel() // batch
     block, warps = row_geometry(size, ROW_BLOCK)
-    fab_nearest_kernel[(batch,)](
-        nearest, nearest_difference, ratio, grad, difference, labels, guard, candidate, size,
-        DUAL=_DUAL[norm], DTYPE=compute_dtype(grad), BLOCK=block, num_warps=warps,
-        **launch_options(),
+    launch(
+        fab_nearest_kernel, batch,
+        (nearest, nearest_difference, ratio, grad, difference, labels, guard, candidate, size),
+        num_warps=warps, DUAL=_DUAL[norm], DTYPE=compute_dtype(grad), BLOCK=block,
     )  # fmt: skip
 
 

@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 from ..aot import AotCase, argument_types
-from ..compilation import launch_options
 from ..geometry import LONG_ROW, ROW_BLOCK, compute_dtype, row_kernel
+from ..launching import launch
 from .projection import finite_or_zero, norm_of, norm_part, project_row
 from .step_long import fab_step_long_kernel
 from .verdict import is_active, judge_distance, load_verdict, mixed, mixing, store_verdict
@@ -77,11 +77,12 @@ def launch_fab_step(
     batch = x_adv.shape[0]
     size = x_adv.numel() // batch
     kernel, block, warps = _kernel(size)
-    kernel[(batch,)](
-        x_adv, closest, grad, x, difference, prediction, labels, distance, pulled_back, slot_state,
-        eps, lo, hi, alpha_max, eta, beta, steps, size, NORM=norm, STOP_EARLY=stop_early,
-        MOVES=grad is not None, DTYPE=compute_dtype(x_adv), BLOCK=block, num_warps=warps,
-        **launch_options(),
+    launch(
+        kernel, batch,
+        (x_adv, closest, grad, x, difference, prediction, labels, distance, pulled_back, slot_state,
+         eps, lo, hi, alpha_max, eta, beta, steps, size),
+        num_warps=warps, NORM=norm, STOP_EARLY=stop_early,
+        MOVES=grad is not None, DTYPE=compute_dtype(x_adv), BLOCK=block,
     )  # fmt: skip
 
 

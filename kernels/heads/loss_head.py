@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 from ..aot import AotCase, argument_types
-from ..compilation import launch_options
-from ..geometry import compute_dtype
+from ..geometry import compute_dtype, power_of_two
+from ..launching import launch
 from ..rounding import divide
 from .ranking import following, leading, load_chunk
 from .slots import advance_slot
@@ -19,7 +19,7 @@ CHUNK = 2048  # classes a pass over a longer row takes at a time; 4096 spills on
 def head_geometry(classes, element_size):
     """(BLOCK, num_warps) for rows of `classes` logits; longer rows than BLOCK are looped over."""
     double = element_size == 8  # twice the registers an element; 4096 spill on sm_100
-    block = max(16, triton.next_power_of_2(classes))
+    block = max(16, power_of_two(classes))
     if block > (WHOLE_ROW >> 2 * double):
         return CHUNK >> double, 16 >> double
     return block, min(16, max(1, block // 256))
@@ -215,16 +215,16 @@ def launch_loss_head(
     if batch == 0:
         return
     block, warps = head_geometry(classes, logits.element_size())
-    loss_head_kernel[(batch,)](
-        logits, labels, targets, reference, loss, grad, prediction, correct, slot_state,
-        best_loss if tracks_best else None, parameter, steps, first_step, best_from, classes,
-        logits.stride(0),
-        0 if grad is None else grad.stride(0), 0 if reference is None else reference.stride(0),
-        KIND=kind, TARGETED=targets is not None,
+    launch(
+        loss_head_kernel, batch,
+        (logits, labels, targets, reference, loss, grad, prediction, correct, slot_state,
+         best_loss if tracks_best else None, parameter, steps, first_step, best_from, classes,
+         logits.stride(0), 0 if grad is None else grad.stride(0),
+         0 if reference is None else reference.stride(0)),
+        num_warps=warps, KIND=kind, TARGETED=targets is not None,
         SMOOTH=kind == "cross_entropy" and parameter > 0.0, GRADIENT=grad is not None,
         SLOTTED=slot_state is not None, TRACK_BEST=tracks_best, STOP_EARLY=stop_early,
         ANY_ERROR=any_error, LOOP=classes > block, DTYPE=compute_dtype(logits), BLOCK=block,
-        num_warps=warps, **launch_options(),
     )  # fmt: skip
 
 

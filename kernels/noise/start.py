@@ -5,8 +5,8 @@ import triton.language as tl
 
 from ..addressing import other_layout, scalar_or_row
 from ..aot import AotCase, argument_types
-from ..compilation import launch_options
-from ..geometry import compute_dtype, elementwise_geometry, row_geometry
+from ..geometry import blocks, compute_dtype, elementwise_geometry, row_geometry
+from ..launching import launch
 from ..rounding import clamp_keeping_nan, divide, root
 from ..steps.l1_projection import (
     l1_kept,
@@ -204,13 +204,13 @@ def launch_random_start(
     batch = x.shape[0]
     size = x.numel() // batch
     kernel, block, warps = _kernel(kind, size)
-    programs = batch * triton.cdiv(size, block) if kind in ELEMENTWISE else batch
-    kernel[(programs,)](
-        out, x, sample_ids, draws, eps_rows,
-        eps, lo, hi, 0.0 if scale is None else scale, seed, size, inner,
-        KIND=kind, PER_SAMPLE_EPS=eps_rows is not None, SCALE_IS_EPS=scale is None,
-        CHANNELS_LAST=channels_last, DTYPE=compute_dtype(x), BLOCK=block, num_warps=warps,
-        **launch_options(),
+    programs = batch * blocks(size, block) if kind in ELEMENTWISE else batch
+    launch(
+        kernel, programs,
+        (out, x, sample_ids, draws, eps_rows,
+         eps, lo, hi, 0.0 if scale is None else scale, seed, size, inner),
+        num_warps=warps, KIND=kind, PER_SAMPLE_EPS=eps_rows is not None, SCALE_IS_EPS=scale is None,
+        CHANNELS_LAST=channels_last, DTYPE=compute_dtype(x), BLOCK=block,
     )  # fmt: skip
 
 

@@ -5,8 +5,8 @@ import triton.language as tl
 
 from ..addressing import scalar_or_row
 from ..aot import AotCase, argument_types
-from ..compilation import launch_options
-from ..geometry import compute_dtype
+from ..geometry import compute_dtype, power_of_two
+from ..launching import launch
 from ..rounding import clamp_keeping_nan
 from .accept import accept, is_active, schedule
 
@@ -134,7 +134,7 @@ def _geometry(size):
 
     One element a thread: with more, fp64 takes a stack (sm_80); so do 512 threads (sm_90).
     """
-    block = min(256, max(128, triton.next_power_of_2(size // 16)))
+    block = min(256, max(128, power_of_two(size // 16)))
     return block, block // 32
 
 
@@ -147,12 +147,13 @@ def launch_square_linf(
         return
     batch, channels, height, width = x_best.shape
     block, warps = _geometry(channels * height * width)
-    square_linf_kernel[(batch,)](
-        x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slot_state,
-        restarts, geometry, signs, eps_rows, eps, lo, hi, queries.shape[1], query_count, channels,
-        height, width,
-        PER_SAMPLE_EPS=eps_rows is not None, CHANNELS_LAST=channels_last,
-        DTYPE=compute_dtype(x_best), BLOCK=block, num_warps=warps, **launch_options(),
+    launch(
+        square_linf_kernel, batch,
+        (x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slot_state,
+         restarts, geometry, signs, eps_rows, eps, lo, hi, queries.shape[1], query_count, channels,
+         height, width),
+        num_warps=warps, PER_SAMPLE_EPS=eps_rows is not None, CHANNELS_LAST=channels_last,
+        DTYPE=compute_dtype(x_best), BLOCK=block,
     )  # fmt: skip
 
 

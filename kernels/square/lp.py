@@ -5,8 +5,8 @@ import triton.language as tl
 
 from ..addressing import scalar_or_row
 from ..aot import AotCase, argument_types
-from ..compilation import launch_options
-from ..geometry import compute_dtype
+from ..geometry import compute_dtype, power_of_two
+from ..launching import launch
 from .accept import accept, is_active, schedule
 from .pyramid import channel_signs, tile_offset, write_proposal
 
@@ -62,8 +62,8 @@ def square_lp_kernel(
 
 def _geometry(channels, area):
     """(CHANNELS, PIXELS, num_warps) of a tile: the whole image if it is small."""
-    width = triton.next_power_of_2(channels)
-    pixels = max(16, min(triton.next_power_of_2(area), _TILE // width))
+    width = power_of_two(channels)
+    pixels = max(16, min(power_of_two(area), _TILE // width))
     return width, pixels, min(16, max(1, width * pixels // 64))
 
 
@@ -77,13 +77,14 @@ def launch_square_lp(
         return
     batch, channels, height, width = x_best.shape
     tile_channels, pixels, warps = _geometry(channels, height * width)
-    square_lp_kernel[(batch,)](
-        x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slot_state,
-        restarts, sample_ids, geometry, patterns, pattern_start, eps_rows, eps, lo, hi, seed,
-        queries.shape[1], query_count, channels, height, width,
-        NORM=norm, PER_SAMPLE_EPS=eps_rows is not None, CHANNELS_LAST=channels_last,
-        DTYPE=compute_dtype(x_best), CHANNELS=tile_channels, PIXELS=pixels, num_warps=warps,
-        **launch_options(),
+    launch(
+        square_lp_kernel, batch,
+        (x_new, x_best, x, loss, prediction, labels, best_loss, queries, wasted, slot_state,
+         restarts, sample_ids, geometry, patterns, pattern_start, eps_rows, eps, lo, hi, seed,
+         queries.shape[1], query_count, channels, height, width),
+        num_warps=warps, NORM=norm, PER_SAMPLE_EPS=eps_rows is not None,
+        CHANNELS_LAST=channels_last, DTYPE=compute_dtype(x_best), CHANNELS=tile_channels,
+        PIXELS=pixels,
     )  # fmt: skip
 
 

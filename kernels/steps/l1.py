@@ -6,8 +6,8 @@ import triton.language as tl
 from .. import slots
 from ..addressing import load_grad, scalar_or_row, store_model_input
 from ..aot import AotCase, argument_types
-from ..compilation import launch_options
 from ..geometry import LONG_ROW, ROW_BLOCK, compute_dtype, row_kernel
+from ..launching import launch
 from ..rounding import clamp_keeping_nan
 from .l1_long import l1_long_kernel
 from .l1_projection import (
@@ -92,22 +92,15 @@ def launch_l1(
     batch = x_adv.shape[0]
     size = x_adv.numel() // batch
     kernel, block, warps = _kernel(size)
-    kernel[(batch,)](
-        out, x_adv, grad, x, momentum, step_rows, eps_rows, sparsity_rows, slot_state,
-        model_input, mean, std, step_size, eps, sparsity, lo, hi, decay, size, inner,
-        ASCEND=ascends,
-        PER_SAMPLE_STEP=step_rows is not None,
-        PER_SAMPLE_EPS=eps_rows is not None,
-        PER_SAMPLE_SPARSITY=sparsity_rows is not None,
-        SLOTTED=slot_state is not None,
-        MOMENTUM=momentum is not None,
-        MODEL_INPUT=model_input is not None,
-        CROSS=cross,
-        CHANNELS_LAST=channels_last,
-        DTYPE=compute_dtype(x_adv),
-        BLOCK=block,
-        num_warps=warps,
-        **launch_options(),
+    launch(
+        kernel, batch,
+        (out, x_adv, grad, x, momentum, step_rows, eps_rows, sparsity_rows, slot_state,
+         model_input, mean, std, step_size, eps, sparsity, lo, hi, decay, size, inner),
+        num_warps=warps, ASCEND=ascends, PER_SAMPLE_STEP=step_rows is not None,
+        PER_SAMPLE_EPS=eps_rows is not None, PER_SAMPLE_SPARSITY=sparsity_rows is not None,
+        SLOTTED=slot_state is not None, MOMENTUM=momentum is not None,
+        MODEL_INPUT=model_input is not None, CROSS=cross, CHANNELS_LAST=channels_last,
+        DTYPE=compute_dtype(x_adv), BLOCK=block,
     )  # fmt: skip
 
 

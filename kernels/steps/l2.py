@@ -6,8 +6,8 @@ import triton.language as tl
 from .. import slots
 from ..addressing import load_grad, scalar_or_row, store_model_input
 from ..aot import AotCase, argument_types
-from ..compilation import launch_options
-from ..geometry import compute_dtype, held_row_geometry, row_geometry
+from ..geometry import blocks, compute_dtype, held_row_geometry, row_geometry
+from ..launching import launch
 from ..rounding import root
 from .l2_long import CHUNK, PARTS, l2_abs_kernel, l2_apply_kernel, l2_partials_kernel
 from .l2_projection import move_and_project_l2, step_factor, unit_scale
@@ -25,8 +25,8 @@ def l2_step_kernel(
     input_ptr, mean_ptr, std_ptr,
     step_size: "fp64", eps: "fp64", lo: "fp64", hi: "fp64",  # noqa: F821
     decay: "fp64", guard: "fp64", D, INNER,  # noqa: F821
-    PER_SAMPLE_STEP: tl.constexpr, PER_SAMPLE_EPS: tl.constexpr, SLOTTED: tl.constexpr,
-    MOMENTUM: tl.constexpr, MODEL_INPUT: tl.constexpr, CROSS: tl.constexpr,
+    PER_SAMPLE_STEP: tl.constexpr, PER_SAMPLE_EPS: tl.constexpr, MOMENTUM: tl.constexpr,
+    SLOTTED: tl.constexpr, MODEL_INPUT: tl.constexpr, CROSS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One sample a program, its row in registers: every tensor is read once."""
@@ -91,36 +91,38 @@ def launch_l2_step(
     batch = x_adv.shape[0]
     size = x_adv.numel() // batch
     layout = dict(
-        SLOTTED=slot_state is not None,
-        MODEL_INPUT=model_input is not None,
-        CROSS=cross,
-        CHANNELS_LAST=channels_last,
-        DTYPE=compute_dtype(x_adv),
-        **launch_options(),
-    )
-    options = layout | dict(
-        PER_SAMPLE_STEP=step_rows is not None,
-        PER_SAMPLE_EPS=eps_rows is not None,
-        MOMENTUM=momentum is not None,
-    )
+        SLOTTED=slot_state is not None, MODEL_INPUT=model_input is not None, CROSS=cross,
+        CHANNELS_LAST=channels_last, DTYPE=compute_dtype(x_adv),
+    )  # fmt: skip
+    momentum_too = dict(MOMENTUM=momentum is not None, **layout)
+    rows = dict(PER_SAMPLE_STEP=step_rows is not None, PER_SAMPLE_EPS=eps_rows is not None)
     pointers = (
         x_adv, grad, x, momentum, step_rows, eps_rows, slot_state, model_input, mean, std
     )  # fmt: skip
     scalars = (step_size, eps, lo, hi, decay, guard, size, inner)
     if workspace is None:
         block, warps = _geometry(size)
-        l2_step_kernel[(batch,)](*pointers, *scalars, BLOCK=block, num_warps=warps, **options)
+        launch(
+            l2_step_kernel, batch, (*pointers, *scalars),
+            num_warps=warps, **rows, **momentum_too, BLOCK=block,
+        )  # fmt: skip
         return
     block, warps = row_geometry(CHUNK, CHUNK)
-    tile = dict(BLOCK=block, num_warps=warps)
-    grid = (batch * triton.cdiv(size, block),)
+    programs = batch * blocks(size, block)
     if momentum is not None:
-        l2_abs_kernel[grid](grad, slot_state, std, workspace, size, inner, **tile, **layout)
-    l2_partials_kernel[grid](
-        x_adv, grad, x, momentum, slot_state, std, workspace, decay, size, inner,
-        MOMENTUM=momentum is not None, **tile, **layout,
+        launch(
+            l2_abs_kernel, programs, (grad, slot_state, std, workspace, size, inner),
+            num_warps=warps, **layout, BLOCK=block,
+        )  # fmt: skip
+    launch(
+        l2_partials_kernel, programs,
+        (x_adv, grad, x, momentum, slot_state, std, workspace, decay, size, inner),
+        num_warps=warps, **momentum_too, BLOCK=block,
     )  # fmt: skip
-    l2_apply_kernel[grid](*pointers, workspace, *scalars, **tile, **options)
+    launch(
+        l2_apply_kernel, programs, (*pointers, workspace, *scalars),
+        num_warps=warps, **rows, **momentum_too, BLOCK=block,
+    )  # fmt: skip
 
 
 def aot_cases():

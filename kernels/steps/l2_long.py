@@ -59,7 +59,7 @@ def sum_of_partials(partials_ptr, chunks, DTYPE: tl.constexpr):
 def l2_partials_kernel(
     x_adv_ptr, grad_ptr, x_ptr, momentum_ptr, slots_ptr, std_ptr, workspace_ptr,
     decay: "fp64", D, INNER,  # noqa: F821
-    SLOTTED: tl.constexpr, MOMENTUM: tl.constexpr, MODEL_INPUT: tl.constexpr,
+    MOMENTUM: tl.constexpr, SLOTTED: tl.constexpr, MODEL_INPUT: tl.constexpr,
     CROSS: tl.constexpr, CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Long rows: every sum that the norms of the gradient and of the moved delta need."""
@@ -134,8 +134,8 @@ def l2_apply_kernel(
     input_ptr, mean_ptr, std_ptr, workspace_ptr,
     step_size: "fp64", eps: "fp64", lo: "fp64", hi: "fp64",  # noqa: F821
     decay: "fp64", guard: "fp64", D, INNER,  # noqa: F821
-    PER_SAMPLE_STEP: tl.constexpr, PER_SAMPLE_EPS: tl.constexpr, SLOTTED: tl.constexpr,
-    MOMENTUM: tl.constexpr, MODEL_INPUT: tl.constexpr, CROSS: tl.constexpr,
+    PER_SAMPLE_STEP: tl.constexpr, PER_SAMPLE_EPS: tl.constexpr, MOMENTUM: tl.constexpr,
+    SLOTTED: tl.constexpr, MODEL_INPUT: tl.constexpr, CROSS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Long rows, last launch: add the row's partial sums in their order and move one chunk."""

@@ -6,8 +6,8 @@ import triton.language as tl
 from .. import slots
 from ..addressing import load_grad, scalar_or_row, store_model_input
 from ..aot import AotCase, argument_types
-from ..compilation import launch_options
-from ..geometry import compute_dtype, elementwise_geometry, row_geometry
+from ..geometry import blocks, compute_dtype, elementwise_geometry, row_geometry
+from ..launching import launch
 from ..rounding import clamp_keeping_nan
 from .momentum import updated_momentum
 
@@ -142,31 +142,28 @@ def launch_linf_step(
         return
     batch = x_adv.shape[0]
     size = x_adv.numel() // batch
-    options = dict(
-        PER_SAMPLE_STEP=step_rows is not None,
-        PER_SAMPLE_EPS=eps_rows is not None,
-        SLOTTED=slot_state is not None,
-        MODEL_INPUT=model_input is not None,
-        CROSS=cross,
-        CHANNELS_LAST=channels_last,
-        DTYPE=compute_dtype(x_adv),
-        **launch_options(),
-    )
+    constants = dict(
+        PER_SAMPLE_STEP=step_rows is not None, PER_SAMPLE_EPS=eps_rows is not None,
+        SLOTTED=slot_state is not None, MODEL_INPUT=model_input is not None, CROSS=cross,
+        CHANNELS_LAST=channels_last, DTYPE=compute_dtype(x_adv),
+    )  # fmt: skip
     if momentum is not None:
         block, warps = row_geometry(size)
-        linf_momentum_kernel[(batch,)](
-            out, grad, x, momentum, step_rows, eps_rows, slot_state, model_input, mean, std,
-            step_size, eps, lo, hi, decay, size, inner,
-            BLOCK=block, num_warps=warps, **options,
+        launch(
+            linf_momentum_kernel, batch,
+            (out, grad, x, momentum, step_rows, eps_rows, slot_state, model_input, mean, std,
+              step_size, eps, lo, hi, decay, size, inner),
+            num_warps=warps, **constants, BLOCK=block,
         )  # fmt: skip
         return
     if step_rows is None and eps_rows is None and slot_state is None and model_input is None:
         batch, size = 1, x_adv.numel()  # nothing per sample: one long row, one masked tail
     block, warps = elementwise_geometry(size)
-    linf_step_kernel[(batch * triton.cdiv(size, block),)](
-        out, x_adv, grad, x, step_rows, eps_rows, slot_state, model_input, mean, std,
-        step_size, eps, lo, hi, size, inner,
-        BLOCK=block, num_warps=warps, **options,
+    launch(
+        linf_step_kernel, batch * blocks(size, block),
+        (out, x_adv, grad, x, step_rows, eps_rows, slot_state, model_input, mean, std,
+          step_size, eps, lo, hi, size, inner),
+        num_warps=warps, **constants, BLOCK=block,
     )  # fmt: skip
 
 

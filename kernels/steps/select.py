@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 from ..aot import AotCase, argument_types
-from ..compilation import launch_options
-from ..geometry import elementwise_geometry
+from ..geometry import blocks, elementwise_geometry
+from ..launching import launch
 
 
 @triton.jit
@@ -36,9 +36,10 @@ def launch_select_rows(destination, source, flags):
     batch = destination.shape[0]
     size = destination.numel() // batch
     block, warps = elementwise_geometry(size)
-    select_rows_kernel[(batch * triton.cdiv(size, block),)](
-        destination, source, flags, size, flags.stride(0), BLOCK=block, num_warps=warps,
-        **launch_options(),
+    launch(
+        select_rows_kernel, batch * blocks(size, block),
+        (destination, source, flags, size, flags.stride(0)),
+        num_warps=warps, BLOCK=block,
     )  # fmt: skip
 
 

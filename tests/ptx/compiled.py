@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import arithmetic, bitwise, collective  # noqa: F401  (bitwise adds its rules)
+from .collective import WARP
 from .memory import Misaligned
 from .numbers import BITS, TYPES, Type, immediate
 from .parser import Address, Instruction, Program, UnknownPtx
@@ -21,13 +22,16 @@ _SPECIAL = {"%tid.x": "tid", "%ctaid.x": "ctaid", "%laneid": "laneid"}
 def compiled(program: Program) -> list[Step | None]:
     """A step for each instruction; None for those that move program counters."""
     known = _Compiler(program)
-    return [None if _is_control(i) else known.step(i) for i in program.code]
+    return [None if _is_control(i, program.threads) else known.step(i) for i in program.code]
 
 
-def _is_control(instruction: Instruction) -> bool:
+def _is_control(instruction: Instruction, threads: int) -> bool:
     if instruction.opcode[0] not in _CONTROL:
         return False
-    barrier = (instruction.opcode, instruction.operands) == (("bar", "sync"), ("0",))
+    called = instruction.opcode, instruction.operands
+    barrier = called == (("bar", "sync"), ("0",))
+    if threads == WARP:  # the barrier of a warp is that of the CTA
+        barrier = barrier or called == (("bar", "warp", "sync"), ("-1",))
     if not barrier and instruction.opcode not in (("bra",), ("bra", "uni"), ("ret",)):
         raise UnknownPtx(str(instruction))
     return True

@@ -121,6 +121,15 @@ $L__end:
         run(body, threads=64, order=order)
 
 
+def test_the_barrier_of_a_warp_is_known_where_it_is_that_of_the_cta():
+    body = _REVERSE.replace("bar.sync 0", "bar.warp.sync -1").replace("63,", "31,")
+    result = np.zeros(32, U32)
+    run(body, result, threads=32, shared=128)
+    assert result.tolist() == list(range(31, -1, -1))
+    with pytest.raises(UnknownPtx, match="bar.warp.sync"):
+        run(body, np.zeros(64, U32), threads=64, shared=256)
+
+
 def test_lanes_of_a_guarded_barrier_are_a_part_too():
     with pytest.raises(EmulationError, match="part of a CTA"):
         run("setp.lt.u32 %p1, %r0, 5; @%p1 bar.sync 0;")

@@ -35,18 +35,12 @@ def _check_reference(progress, step_size, loss, best_loss, slot_state, checkpoin
     torch.where(halves.logical_and_(active), step_size * 0.5, step_size, out=step_size)
 
 
-def _launch_check(*arguments) -> None:
-    from fastadv.kernels.apgd.progress_step import launch_apgd_check
-
-    launch_apgd_check(*arguments)
-
-
 _CHECK = registry.register(
     "apgd_check_(Tensor(a!) progress, Tensor(b!) step_size, Tensor loss, Tensor best_loss, "
     "Tensor slots, Tensor checkpoints, float rho) -> ()",
     reference=_check_reference,
     cpu=apgd_cpu.check,
-    launch=_launch_check,
+    launch=lambda *arguments: registry.kernels("apgd.progress_step").launch_apgd_check(*arguments),
 )
 
 

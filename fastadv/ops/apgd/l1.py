@@ -71,19 +71,13 @@ def _check_reference(
     best_loss.masked_fill_(active & moves_on, float("-inf"))
 
 
-def _launch_check(*arguments) -> None:
-    from fastadv.kernels.apgd.l1 import launch_apgd_l1_check
-
-    launch_apgd_l1_check(*arguments)
-
-
 _CHECK = registry.register(
     "apgd_l1_check_(Tensor(a!) x_adv, Tensor(b!) x_best, Tensor(c!) grad_best, Tensor(d!) grad, "
     "Tensor x, Tensor(e!) step_size, Tensor(f!) sparsity, Tensor(g!) phase_eps, "
     "Tensor(h!) support, Tensor eps, Tensor(i!) best_loss, Tensor slots, Tensor plan, "
     "Tensor radius, Tensor? correct, Tensor(j!)? x_hit) -> ()",
     reference=_check_reference,
-    launch=_launch_check,
+    launch=lambda *arguments: registry.kernels("apgd.l1").launch_apgd_l1_check(*arguments),
 )
 
 

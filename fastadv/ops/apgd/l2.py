@@ -43,14 +43,10 @@ def _reference(*arguments) -> None:
     apgd_step.reference_step(ApgdStep(*arguments), _moved, elements=_TILE, split_rows=False)
 
 
-def _launch(*arguments) -> None:
-    from fastadv.kernels.apgd.l2 import launch_apgd_l2
-
-    launch_apgd_l2(*arguments)
-
-
 _STEP = registry.register(
-    f"apgd_l2_step_({apgd_step.SCHEMA}) -> ()", reference=_reference, launch=_launch
+    f"apgd_l2_step_({apgd_step.SCHEMA}) -> ()",
+    reference=_reference,
+    launch=lambda *arguments: registry.kernels("apgd.l2").launch_apgd_l2(*arguments),
 )
 
 

@@ -31,17 +31,11 @@ def _reference(*arguments) -> None:
     apgd_step.reference_step(ApgdStep(*arguments), _moved, elements=_TILE, split_rows=True)
 
 
-def _launch(*arguments) -> None:
-    from fastadv.kernels.apgd.linf import launch_apgd_linf
-
-    launch_apgd_linf(*arguments)
-
-
 _STEP = registry.register(
     f"apgd_linf_step_({apgd_step.SCHEMA}) -> ()",
     reference=_reference,
     cpu=apgd_cpu.linf_step,
-    launch=_launch,
+    launch=lambda *arguments: registry.kernels("apgd.linf").launch_apgd_linf(*arguments),
 )
 
 

@@ -75,11 +75,9 @@ def _launch_augment(
     start_seed,
     start_draw,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from fastadv.kernels.augment.augment import launch_augment
-
     x = empty_batch(images, index, dtype, channels_last)
     x_start = None if start_eps is None else torch.empty_like(x)
-    launch_augment(
+    registry.kernels("augment.augment").launch_augment(
         x,
         x_start,
         images,

@@ -12,10 +12,10 @@ NORMS = ("linf", "l2", "l1")
 
 
 def _launch(points, w, b, lo, hi, norm) -> torch.Tensor:
-    from fastadv.kernels.fab.hyperplane import launch_hyperplane_projection
-
     d = torch.empty_like(points)
-    launch_hyperplane_projection(d, points, w, b, lo=lo, hi=hi, norm=norm)
+    registry.kernels("fab.hyperplane").launch_hyperplane_projection(
+        d, points, w, b, lo=lo, hi=hi, norm=norm
+    )
     return d
 
 

@@ -5,6 +5,7 @@ Every round of the engine evaluates x_adv (forward, loss head "difference", back
 """
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 
@@ -18,16 +19,16 @@ from fastadv.ops.steps import arguments as step_arguments
 
 
 def _launch_step(*arguments) -> None:
-    from fastadv.kernels.fab.step import launch_fab_step
+    pulled_back = arguments[_PULLED_BACK].view(torch.uint8)
+    before, after = arguments[:_PULLED_BACK], arguments[_PULLED_BACK + 1 :]
+    registry.kernels("fab.step").launch_fab_step(*before, pulled_back, *after)
 
-    step = FabStep(*arguments)
-    launch_fab_step(*step._replace(pulled_back=step.pulled_back.view(torch.uint8)))
+
+_PULLED_BACK = FabStep._fields.index("pulled_back")
 
 
 def _launch_nearest(*arguments) -> None:
-    from fastadv.kernels.fab.nearest import launch_fab_nearest
-
-    launch_fab_nearest(*arguments, guard=fab_reference.GUARD)
+    registry.kernels("fab.nearest").launch_fab_nearest(*arguments, guard=fab_reference.GUARD)
 
 
 _STEP = registry.register(
@@ -51,26 +52,31 @@ _NEAREST = registry.register(
 def _dense_as(first: torch.Tensor, name: str, **others: torch.Tensor) -> torch.memory_format:
     """The dense layout that `first` and all others, which are written, have in common."""
     memory_format = layout.dense_format(first)
-    for other_name, other in {name: first, **others}.items():
-        if (other.shape, other.dtype, other.device) != (first.shape, first.dtype, first.device):
+    if memory_format is None:
+        _refuse_layout(name, first, name)
+    expected = first.shape, first.dtype, first.device
+    for other_name, other in others.items():
+        if (other.shape, other.dtype, other.device) != expected:
             raise ValueError(
                 f"{other_name} must match {name}: {tuple(first.shape)} {first.dtype} on "
                 f"{first.device}; got {tuple(other.shape)} {other.dtype} on {other.device}"
             )
-        if memory_format is None or not layout.is_dense_as(other, memory_format):
-            raise ValueError(
-                f"{other_name} must be dense in the layout of {name}; got shape "
-                f"{tuple(other.shape)} with strides {other.stride()}"
-            )
-    assert memory_format is not None, "checked above"
+        if not layout.is_dense_as(other, memory_format):
+            _refuse_layout(other_name, other, name)
     return memory_format
 
 
+def _refuse_layout(name: str, tensor: torch.Tensor, like: str) -> NoReturn:
+    raise ValueError(
+        f"{name} must be dense in the layout of {like}; got shape {tuple(tensor.shape)} with "
+        f"strides {tensor.stride()}"
+    )
+
+
 def _check_rows(x_adv: torch.Tensor, **rows: tuple[torch.Tensor, tuple[torch.dtype, ...]]) -> None:
+    expected = x_adv.shape[:1], x_adv.device
     for name, (value, dtypes) in rows.items():
-        if (value.shape, value.device) != (x_adv.shape[:1], x_adv.device) or (
-            value.dtype not in dtypes
-        ):
+        if (value.shape, value.device) != expected or value.dtype not in dtypes:
             raise ValueError(
                 f"{name} must be ({len(x_adv)},) {dtypes[0]} on {x_adv.device}; got "
                 f"{tuple(value.shape)} {value.dtype} on {value.device}"
@@ -147,11 +153,8 @@ def fab_step_(
         pulled_back=(pulled_back, (torch.bool,)),
         eps=(eps, _FLOATS),
     )
-    if (slots.shape, slots.dtype, slots.is_contiguous()) != (
-        (len(x_adv), slot_columns.WIDTH),
-        torch.int32,
-        True,
-    ):
+    expected = (x_adv.shape[0], slot_columns.WIDTH), torch.int32
+    if (slots.shape, slots.dtype) != expected or not slots.is_contiguous():
         raise ValueError(
             f"slots must be ({len(x_adv)}, {slot_columns.WIDTH}) int32 and contiguous; got "
             f"{tuple(slots.shape)} {slots.dtype} with strides {slots.stride()}"

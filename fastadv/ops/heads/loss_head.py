@@ -12,12 +12,6 @@ _NO_SLOTS = None, None  # and no best loss
 _ONE_LOOK = 0, 0, False, 0, False  # the rules of slots, where there are none
 
 
-def _launch(*arguments) -> None:
-    from fastadv.kernels.heads.loss_head import launch_loss_head
-
-    launch_loss_head(*arguments)
-
-
 _LOSS_HEAD = registry.register(
     "loss_head_(Tensor logits, Tensor labels, Tensor? targets, Tensor? reference, "
     "Tensor(a!) loss, Tensor(b!)? grad, Tensor(c!) prediction, Tensor(d!) correct, "
@@ -25,7 +19,7 @@ _LOSS_HEAD = registry.register(
     "int first_step, bool stop_early, int best_from, "
     "bool any_error) -> ()",
     reference=head_reference.loss_head_in_place,
-    launch=_launch,
+    launch=lambda *arguments: registry.kernels("heads.loss_head").launch_loss_head(*arguments),
 )
 
 

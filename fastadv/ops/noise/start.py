@@ -105,10 +105,8 @@ def _is_stored_as(moved: torch.Tensor, x: torch.Tensor) -> bool:
 
 
 def _launch_start(x, *arguments) -> torch.Tensor:
-    from fastadv.kernels.noise.start import launch_random_start
-
     out = torch.empty_like(x)
-    launch_random_start(
+    registry.kernels("noise.start").launch_random_start(
         out,
         x,
         *arguments,

@@ -107,10 +107,10 @@ def _linf_reference(*arguments) -> None:
 
 
 def _linf_launch(*arguments) -> None:
-    from fastadv.kernels.square.linf import launch_square_linf
-
     x_best = arguments[1]
-    launch_square_linf(*arguments, channels_last=not x_best.is_contiguous())
+    registry.kernels("square.linf").launch_square_linf(
+        *arguments, channels_last=not x_best.is_contiguous()
+    )
 
 
 _LINF = registry.register(

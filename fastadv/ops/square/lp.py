@@ -51,10 +51,10 @@ def _drawn_step(source: Draws, *arguments) -> None:
 
 
 def _lp_launch(*arguments) -> None:
-    from fastadv.kernels.square.lp import launch_square_lp
-
     x_best = arguments[1]
-    launch_square_lp(*arguments, channels_last=not x_best.is_contiguous())
+    registry.kernels("square.lp").launch_square_lp(
+        *arguments, channels_last=not x_best.is_contiguous()
+    )
 
 
 _LP = registry.register(

@@ -73,8 +73,9 @@ def reach(
 
 
 def check_step_tensors(x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor) -> None:
+    kind = x_adv.shape, x_adv.dtype, x_adv.device
     for name, other in (("grad", grad), ("x", x)):
-        if (other.shape, other.dtype, other.device) != (x_adv.shape, x_adv.dtype, x_adv.device):
+        if (other.shape, other.dtype, other.device) != kind:
             raise ValueError(
                 f"{name} must match x_adv: {tuple(x_adv.shape)} {x_adv.dtype} on {x_adv.device}; "
                 f"got {tuple(other.shape)} {other.dtype} on {other.device}"
@@ -100,14 +101,22 @@ def dense_copy(x_adv: torch.Tensor) -> torch.Tensor:
     return x_adv.detach().clone(memory_format=memory_format)
 
 
+_NO_MODEL_INPUT: dict[str, object] = dict(inner=1, cross=False, channels_last=False)
+
+
 def launch_layout(call: StepCall) -> dict[str, object]:
-    """Layout arguments of a launch: inner extent, and whether model_input has the other layout."""
+    """Layout arguments of a launch: inner extent, and whether model_input has the other layout.
+
+    Only the model input has channels: without one, kernels look at none of them.
+    """
+    model_input = call.model_input
+    if model_input is None:
+        return _NO_MODEL_INPUT
     memory_format = layout.dense_format(call.x_adv)
     assert memory_format is not None, "the public wrappers make every step tensor dense"
-    model_input = call.model_input
     return dict(
         inner=layout.inner_extent(call.x_adv, memory_format),
-        cross=model_input is not None and not layout.is_dense_as(model_input, memory_format),
+        cross=not layout.is_dense_as(model_input, memory_format),
         channels_last=memory_format is not torch.contiguous_format,
     )
 

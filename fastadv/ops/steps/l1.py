@@ -40,11 +40,9 @@ def _step_inplace_reference(*arguments) -> None:
 
 
 def _launch_step_inplace(*arguments) -> None:
-    from fastadv.kernels.steps.l1 import launch_l1
-
     *shared, sparsity, sparsity_rows = arguments
     call = StepCall(*shared)
-    launch_l1(
+    registry.kernels("steps.l1").launch_l1(
         call.x_adv,
         *call,
         sparsity,

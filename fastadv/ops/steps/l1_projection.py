@@ -71,11 +71,11 @@ def _project_reference(x_adv, x, eps, eps_rows, lo, hi) -> torch.Tensor:
 
 
 def _launch_project(x_adv, x, eps, eps_rows, lo, hi) -> torch.Tensor:
-    from fastadv.kernels.steps.l1 import launch_l1
-
     out = torch.empty_like(x_adv)
     call = StepCall(x_adv, x_adv, x, 0.0, None, eps, eps_rows, lo, hi)
-    launch_l1(out, *call, 1.0, None, ascends=False, inner=1, cross=False, channels_last=False)
+    registry.kernels("steps.l1").launch_l1(
+        out, *call, 1.0, None, ascends=False, inner=1, cross=False, channels_last=False
+    )
     return out
 
 

@@ -50,16 +50,18 @@ def _step_inplace_reference(*arguments) -> None:
 
 
 def _launch_step_inplace(*arguments) -> None:
-    from fastadv.kernels.steps.l2 import launch_l2_step, workspace_shape
-
     *shared, guard = arguments
     call = StepCall(*shared)
     x_adv = call.x_adv
-    partials = workspace_shape(len(x_adv), x_adv[0].numel() if len(x_adv) else 0)
+    partials = registry.kernels("steps.l2").workspace_shape(
+        len(x_adv), x_adv[0].numel() if len(x_adv) else 0
+    )
     workspace = None
     if partials is not None:
         workspace = torch.empty(partials, dtype=layout.compute_dtype(x_adv), device=x_adv.device)
-    launch_l2_step(*call, guard, workspace=workspace, **step_arguments.launch_layout(call))
+    registry.kernels("steps.l2").launch_l2_step(
+        *call, guard, workspace=workspace, **step_arguments.launch_layout(call)
+    )
 
 
 _STEP_INPLACE = registry.register(

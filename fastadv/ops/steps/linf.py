@@ -40,19 +40,19 @@ def _step_inplace_reference(*arguments) -> None:
 
 
 def _launch_step(*arguments) -> torch.Tensor:
-    from fastadv.kernels.steps.linf import launch_linf_step
-
     call = StepCall(*arguments)
     out = torch.empty_like(call.x_adv)
-    launch_linf_step(out, *call, inner=1, cross=False, channels_last=False)
+    registry.kernels("steps.linf").launch_linf_step(
+        out, *call, inner=1, cross=False, channels_last=False
+    )
     return out
 
 
 def _launch_step_inplace(*arguments) -> None:
-    from fastadv.kernels.steps.linf import launch_linf_step
-
     call = StepCall(*arguments)
-    launch_linf_step(call.x_adv, *call, **step_arguments.launch_layout(call))
+    registry.kernels("steps.linf").launch_linf_step(
+        call.x_adv, *call, **step_arguments.launch_layout(call)
+    )
 
 
 _STEP = registry.register(

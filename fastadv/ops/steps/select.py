@@ -10,16 +10,10 @@ def _select_reference(destination: torch.Tensor, source: torch.Tensor, flags: to
     destination.copy_(torch.where(rows, source, destination))
 
 
-def _launch_select(destination: torch.Tensor, source: torch.Tensor, flags: torch.Tensor) -> None:
-    from fastadv.kernels.steps.select import launch_select_rows
-
-    launch_select_rows(destination, source, flags)
-
-
 _SELECT = registry.register(
     "select_rows_(Tensor(a!) destination, Tensor source, Tensor flags) -> ()",
     reference=_select_reference,
-    launch=_launch_select,
+    launch=lambda *arguments: registry.kernels("steps.select").launch_select_rows(*arguments),
 )
 
 
