@@ -4,8 +4,8 @@
     python -m benchmarks.harness.report --check    # write nothing, fail on a difference
 
 A block `<!-- benchmark:NAME -->` ... `<!-- /benchmark -->` is rewritten from the newest run of its
-suites. NAME: why-switch, attacks-by-case, attacks, attacks-chart, ops, step-cost, training, mnist,
-autoattack, autoattack-attacks, autoattack-ops, execution, clamping, clamping-forms, gpu-ops,
+suites. NAME: why-switch, attacks-by-case, attacks, attacks-chart, ops, step-cost, host, training,
+mnist, autoattack, autoattack-attacks, autoattack-ops, execution, clamping, clamping-forms, gpu-ops,
 gpu-ops-chart, gpu-attacks, gpu-attacks-chart, gpu-autoattack, gpu-training or gpu-steps, with
 @device for one device.
 """
@@ -51,6 +51,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
     "attacks": ("attacks", tables.attacks),
     "ops": ("ops", tables.ops),
     "step-cost": ("counts", tables.step_cost),
+    "host": ("host", tables.host),
     "training": ("training", training_tables.training),
     "mnist": ("mnist", training_tables.mnist),
     "autoattack": ("autoattack", autoattack_tables.totals),

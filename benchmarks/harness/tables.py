@@ -131,6 +131,27 @@ def step_cost(rows: Sequence[Row]) -> str:
     return formatting.table(heads, lines) + f"\n\n{note}\n\n{formatting.provenance(rows)}"
 
 
+def host(rows: Sequence[Row]) -> str:
+    """One line a call: the host's time with what launches remember, and without."""
+    heads = ["call", "us a call", f"us {rows[0].baseline}", "speed-up"]
+    own = [row for row in rows if row.provider != row.baseline]
+    other = {row.case: row for row in rows if row.provider == row.baseline}
+    lines = [
+        [
+            row.case,
+            formatting.quantiles(row),
+            formatting.quantiles(other[row.case]),
+            formatting.ratio(row),
+        ]
+        for row in own
+    ]
+    note = (
+        f"Batch of {formatting.shape(rows[0].shape)}. Median (q20 to q80) of {rows[0].rounds} "
+        f"interleaved rounds; timed: {rows[0].timed}. Not timed: {rows[0].not_timed}."
+    )
+    return formatting.table(heads, lines) + f"\n\n{note}\n\n{formatting.provenance(rows)}"
+
+
 def attacks_chart(rows: Sequence[Row]) -> str:
     """Horizontal bars of the speed-up over the baseline, a group a case, as an SVG document."""
     where = rows[0].environment
