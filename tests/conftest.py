@@ -18,7 +18,7 @@ if _ROOT not in sys.path:
 from benchmarks.clamping.rules import RULES, clamp_rule  # noqa: E402
 
 # "sm_90", or "sm_90:7" for warps in a random order: kernels of CPU tensors are compiled for that
-# architecture and their PTX is executed
+# architecture and their PTX is executed; more after a "+": ptx/reporting.py
 EMULATED = os.environ.get("FASTADV_EMULATE")
 if EMULATED and os.environ.get("TRITON_INTERPRET", "0") != "0":
     raise pytest.UsageError("set FASTADV_EMULATE or TRITON_INTERPRET, not both")
@@ -36,7 +36,7 @@ if os.environ.get("TRITON_INTERPRET") == "1" and backend.triton_is_installed():
 if EMULATED:
     from ptx import driver
 
-    driver.install(EMULATED)
+    driver.install(EMULATED.split("+")[0])
 
 DEVICE = "cuda" if torch.cuda.is_available() and not EMULATED else "cpu"
 
@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if EMULATED:
         from ptx import reporting
 
-        config.pluginmanager.register(reporting)
+        config.pluginmanager.register(reporting.Reporting(EMULATED.split("+")[1:]))
 
 
 @pytest.fixture

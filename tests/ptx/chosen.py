@@ -18,6 +18,9 @@ LINF_UPDATES = [
     *[f"ops/square/test_square_linf.py::test_dtypes[triton-dtype{i}]" for i in range(3)],
 ]
 
+# what also runs on other architectures and with warps in a random order: beginnings of names
+AGAIN = ("ptx/as_compiled.py::test_in_mid_attack", *LINF_UPDATES)
+
 CHOSEN = [
     *LINF_UPDATES,
     "ops/steps/test_linf.py::test_in_place_equals_the_textbook_expression[triton-(1023,)]",

@@ -4,9 +4,10 @@ Specialisation on alignment, on ones and on None, the compiler's passes and the 
 Triton's own; only ptxas and the device are missing.
 """
 
+import contextlib
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +30,11 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 class Launch:
     """What one launch was and took.
 
-    constants, divisible: the arguments that the kernel was specialised on, as their values or as
-    multiples of 16.
+    emulated: the choice that it ran under. constants, divisible: the arguments that the kernel was
+    specialised on, as their values or as multiples of 16.
     """
 
+    emulated: str
     kernel: str
     constants: Mapping[str, Any]
     divisible: tuple[str, ...]
@@ -43,21 +45,43 @@ class Launch:
 
 
 launches: list[Launch] = []  # of this process, in order
-_order: int | None = None
+
+
+class _Emulated:
+    """What launches are executed as: the choice, its architecture, its order of warps."""
+
+    choice: str
+    arch: int
+    order: int | None
 
 
 def install(choice: str) -> None:
     """Execute every launch of this process. choice: "sm_90", or "sm_90:7": warps in the random
     order of seed 7. Raises ValueError for another architecture."""
-    global _order
+    _choose(choice)
+    CUDABackend.add_stages = _stages_up_to_ptx
+    CUDABackend.hash = lambda self: f"executed-{self.target.arch}"  # a cache entry holds no cubin
+    driver.set_active(EmulatedDriver())
+    backend.interpreting = lambda: True  # CPU tensors may go to kernels
+
+
+@contextlib.contextmanager
+def emulating(choice: str) -> Iterator[None]:
+    """Execute launches as another choice says, after `install`."""
+    before = _Emulated.choice
+    _choose(choice)
+    try:
+        yield
+    finally:
+        _choose(before)
+
+
+def _choose(choice: str) -> None:
     name, _, seed = choice.partition(":")
     if name not in ARCHITECTURES:
         raise ValueError(f"an architecture must be one of {ARCHITECTURES}; got {choice!r}")
-    _order = int(seed) if seed else None
-    CUDABackend.add_stages = _stages_up_to_ptx
-    CUDABackend.hash = lambda self: f"executed-{self.target.arch}"  # a cache entry holds no cubin
-    driver.set_active(EmulatedDriver(int(name.removeprefix("sm_"))))
-    backend.interpreting = lambda: True  # CPU tensors may go to kernels
+    _Emulated.choice, _Emulated.arch = choice, int(name.removeprefix("sm_"))
+    _Emulated.order = int(seed) if seed else None
 
 
 _add_stages = CUDABackend.add_stages
@@ -70,19 +94,18 @@ def _stages_up_to_ptx(self, stages, options, *language) -> None:
 
 
 class EmulatedDriver(GPUDriver):
-    """One device of an architecture, whose binaries are PTX."""
+    """One device an architecture, whose number it bears; its binaries are PTX."""
 
-    def __init__(self, arch: int) -> None:
-        self.arch = arch
+    def __init__(self) -> None:
         self.utils = _Utilities
         self.launcher_cls = _Launcher
-        self.get_current_device = lambda: 0
+        self.get_current_device = lambda: _Emulated.arch
         self.set_current_device = lambda device: None
         self.get_current_stream = lambda device: 0
-        self.get_device_capability = lambda device: (arch // 10, arch % 10)
+        self.get_device_capability = lambda device: divmod(_Emulated.arch, 10)
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.arch, 32)
+        return GPUTarget("cuda", _Emulated.arch, 32)
 
     def get_active_torch_device(self) -> torch.device:
         return torch.device("cpu")
@@ -150,12 +173,13 @@ class _Launcher:
             dict(zip(names, given, strict=True)),
             memory,
             shared_bytes=self.shared_bytes,
-            order=_order,
+            order=_Emulated.order,
         )
         if leave is not None:
             leave(description)
         launches.append(
             Launch(
+                _Emulated.choice,
                 self.kernel,
                 self.constants,
                 self.divisible,

@@ -146,8 +146,8 @@ class Machine:
         """The lanes that run on, all at the lowest program counter, and where others wait."""
         ready = np.flatnonzero(~self.waiting & (self.pc < self.end))
         if self.rng is not None and len(ready):
-            warps = np.unique(ready // WARP)
-            ready = ready[ready // WARP == self.rng.choice(warps)]
+            warp = ready % self.threads // WARP  # one of each CTA: they have no order among them
+            ready = ready[warp == self.rng.choice(np.unique(warp))]
         if not len(ready):
             return ready, self.end
         counters = self.pc[ready]
