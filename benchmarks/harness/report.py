@@ -123,7 +123,10 @@ def _rows(name: str, suite: str, results: Path, device: str | None) -> list[sche
 
 def stale(page: Path, results: Path) -> dict[Path, str]:
     """The files whose content is not what the rows say, with what it should be."""
-    text, wanted = render(page.read_text(), results, page.parent)
+    before = page.read_text()
+    if not _MARKER.search(before):
+        raise ValueError(f"{page.name} has no block `<!-- benchmark:NAME -->`: nothing is written")
+    text, wanted = render(before, results, page.parent)
     wanted[page] = text
     return {
         path: content
@@ -145,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     pages = PAGES if options.readme is None else (options.readme,)
     try:
         files = {k: v for page in pages for k, v in stale(page, options.results).items()}
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"benchmarks.harness.report: {error}")
     for path, content in files.items():
         if options.check:

@@ -139,12 +139,20 @@ def _first_flag(rows: tuple[Mapping[str, Any], ...]) -> float:
     return -1.0
 
 
+_RUNS = ("single-step", "fast", "collapse", "pgd", "best")
+
+
 def _run(text: str) -> list[tuple[str, int]]:
     """Of "pgd:0,1": [("pgd", 0), ("pgd", 1)]."""
     name, _, seeds = text.partition(":")
-    if name not in ("single-step", "fast", "collapse", "pgd", "best"):
-        raise argparse.ArgumentTypeError(f"no run is called {name!r}")
-    return [(name, int(seed)) for seed in (seeds or "0").split(",")]
+    if name not in _RUNS:
+        raise argparse.ArgumentTypeError(
+            f"no run is called {name!r}; there are: {', '.join(_RUNS)}"
+        )
+    try:
+        return [(name, int(seed)) for seed in (seeds or "0").split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"seeds must be integers; got {seeds!r}") from None
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,8 +5,9 @@ import pytest
 from benchmarks.attacks import __main__ as attacks
 from benchmarks.clamping import __main__ as clamping
 from benchmarks.execution import __main__ as execution
-from benchmarks.harness import selection
+from benchmarks.harness import report, selection
 from benchmarks.ops import __main__ as ops
+from benchmarks.training import mnist
 
 COMMANDS = {
     "attacks": (attacks.main, ["--cases"], "PGD-10 BatchNormNet"),
@@ -41,3 +42,19 @@ def test_cases_are_matched_anywhere_in_their_name_each_once():
     names = ["PGD-10 a", "PGD-10 b", "PGD-100 a", "PGD-10 a"]
     assert selection.matching("10 a|100", names, option="--cases") == ["PGD-10 a", "PGD-100 a"]
     assert selection.matching("", names, option="--cases") == names[:3]
+
+
+@pytest.mark.parametrize(
+    ("run", "words"), [("nosuch:0", "there are: single-step, "), ("fast:x", "must be integers")]
+)
+def test_a_run_of_mnist_that_there_is_not(run: str, words: str, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        mnist.main(["--run", run, f"--data={tmp_path}", f"--out={tmp_path}"])
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", ["no_block.md", "no_page.md"])
+def test_a_page_without_a_table_is_an_error(page: str, tmp_path):
+    (tmp_path / "no_block.md").write_text("nothing\n")
+    with pytest.raises(SystemExit, match=page):
+        report.main(["--check", f"--readme={tmp_path / page}"])
