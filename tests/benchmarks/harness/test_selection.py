@@ -53,8 +53,6 @@ def test_a_run_of_mnist_that_there_is_not(run: str, words: str, tmp_path, capsys
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("page", ["no_block.md", "no_page.md"])
-def test_a_page_without_a_table_is_an_error(page: str, tmp_path):
-    (tmp_path / "no_block.md").write_text("nothing\n")
-    with pytest.raises(SystemExit, match=page):
-        report.main(["--check", f"--readme={tmp_path / page}"])
+def test_a_page_that_there_is_not(tmp_path):
+    with pytest.raises(SystemExit, match=r"benchmarks.harness.report: .*no_page\.md"):
+        report.main(["--check", f"--readme={tmp_path / 'no_page.md'}"])
