@@ -59,13 +59,13 @@ def test_the_wheel_of_the_sdist_works_and_leaves_other_kernels_alone(built, tmp_
     (hugging_face.parent / "setup.py").write_text(
         "import setuptools; setuptools.setup(name='kernels', version='1', packages=['kernels'])"
     )
-    _install(python, hugging_face.parent, cwd=tmp_path)
-    _install(python, wheel, cwd=tmp_path)
-    where = house.run(python, "-c", _USE, cwd=tmp_path).stdout
-    assert str(tmp_path / "venv") in where
+    _install(python, hugging_face.parent, wheel, cwd=tmp_path)
     kernels = [f"fastadv.kernels.{name}" for name in house.kernel_modules(house.ROOT)]
-    house.run(python, "-c", f"import {', '.join(kernels)}", cwd=tmp_path)
-    house.run(python, "-c", "import kernels; assert kernels.owner == 'Hugging Face'", cwd=tmp_path)
+    code = (
+        f"import kernels; assert kernels.owner == 'Hugging Face'\n{_USE}\n"
+        f"import {', '.join(kernels)}"
+    )
+    assert str(tmp_path / "venv") in house.run(python, "-c", code, cwd=tmp_path).stdout
 
 
 def test_the_wheel_carries_its_data(built):

@@ -29,7 +29,7 @@ TESTS = (
     "tests/attacks/test_members_results.py",
     "tests/attacks/test_members_verified.py",
 )
-_TINY = ("tests/ops/steps/test_select.py",)
+_TINY = ("tests/test_quantise.py",)
 _WORKERS = 8
 _OUTCOME = re.compile(r"(?:^|\s)(PASSED|FAILED|ERROR|SKIPPED)(?:\s|$)")
 

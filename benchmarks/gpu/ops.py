@@ -93,12 +93,7 @@ def _measure(session: Session, case: OpCase, copied: float, compiled: bool) -> N
             description,
             runs,
             case.check,
-            harness.Timing(
-                rounds=2 if session.tiny else 40,
-                warmup=3,
-                seconds=0.05 if session.tiny else 0.4,
-                flush=session.on_gpu,
-            ),
+            harness.Timing(rounds=40, warmup=3, seconds=0.4, flush=session.on_gpu),
             copy_gb_s=copied,
         )
     )
@@ -137,7 +132,7 @@ def _host_times(session: Session) -> None:
                 description,
                 runs,
                 case.check,
-                harness.Timing(2 if session.tiny else 11, clock=clock),
+                harness.Timing(11, clock=clock),
             )
         )
 

@@ -69,6 +69,6 @@ def test_a_run_is_warned_of_once_and_resumed_with_the_same_bits(name, tmp_path, 
     assert ('"event": "rollback"' in (whole / "log.jsonl").read_text()) == (name == "rescue")
     insets = [torch.load(s / "last.pt", weights_only=True)["step"]["inset"] for s in snapshots]
     assert len(insets) >= 4 and len(set(insets)) == 1 and insets[0] > 0
-    for killed in snapshots[:: 5 if name == "rescue" else 2]:
+    for killed in snapshots[:: 8 if name == "rescue" else 3]:
         assert _clamp_warnings(RUNS[name], killed, resume=True) == 0
         assert_same_run(killed, whole)

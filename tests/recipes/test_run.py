@@ -42,13 +42,13 @@ def same(state: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool
 
 
 def test_the_digits_recipe_makes_a_robust_network(tmp_path):
-    chosen = recipe("digits", "pgd", epochs=12, steps=3)
+    chosen = recipe("digits", "pgd", epochs=6, steps=3)
     result = train(chosen, training_data("digits"), tmp_path, progress=False)
     x, y = load_digits("test")
     attack = fastadv.pgd(fastadv.Linf(chosen.eps), steps=20, step_size=0.045)
     standard = models.build("digits", seed=0).state_dict()
     report = fastadv.evaluate(result.model, (x, y), attack, progress=False)
-    # seeds 0 to 3 gave 58 to 63 %; guessing gives 10 %, a network trained on clean digits 0 %
+    # seeds 0 to 3 gave 50 to 56 %; guessing gives 10 %, a network trained on clean digits 0 %
     assert report.robust_accuracy > 0.4 and not same(standard, result.model.state_dict())
     assert abs(result.epochs[-1]["robust"] - report.robust_accuracy) < 0.15
 

@@ -2,15 +2,11 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = ROOT / "examples"
+EXAMPLES = forked.ROOT / "examples"
 
 # PGD-20-2 at 0.1 after 2 epochs leaves 62.8 to 71.4 % (Fast-AT), 71.1 to 77.5 % (Free-AT, 4
 # replays) and 46.9 to 59.7 % (standard) of the 360 test digits, seeds 0 to 4
@@ -42,13 +38,14 @@ for method, line, replacement in runs:
     exec(compile(source, path, "exec"), {"__name__": "__main__", "F": F})
 """
 
+# the part of Lightning's process that follows, which spares its import
 _CHECKPOINT = """
-import runpy, sys
+import runpy
 import lightning, torch
 from torch.utils.data import DataLoader, TensorDataset
 from fastadv.data import load_digits
 
-FreeModule = runpy.run_path(sys.argv[1])["FreeModule"]
+FreeModule = runpy.run_path(path)["FreeModule"]
 loader = DataLoader(TensorDataset(*(part[:96] for part in load_digits())), batch_size=32)
 
 def fitted(epochs, **more):
@@ -60,32 +57,16 @@ def fitted(epochs, **more):
     trainer.fit(module, loader, **more)
     return trainer, module
 
-fitted(1)[0].save_checkpoint(sys.argv[2])
+fitted(1)[0].save_checkpoint("last.ckpt")
 _, whole = fitted(2)
-_, resumed = fitted(2, ckpt_path=sys.argv[2], weights_only=True)
+_, resumed = fitted(2, ckpt_path="last.ckpt", weights_only=True)
 assert resumed.step.batches == whole.step.batches == 24, resumed.step.batches
 assert whole.step.delta.abs().amax() > 0.09
 assert torch.equal(resumed.step.delta, whole.step.delta)
 for own, other in zip(resumed.parameters(), whole.parameters(), strict=True):
     assert torch.equal(own, other)
+print("kept and resumed")
 """
-
-
-def _run(code: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    # one process whatever machine runs this; PYTHONPATH: examples are no part of the package
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def _needs(package: str) -> None:
@@ -94,17 +75,27 @@ def _needs(package: str) -> None:
 
 
 @pytest.fixture(scope="module", params=["accelerate", "lightning"])
-def trained(request: pytest.FixtureRequest, tmp_path_factory) -> tuple[dict[str, float], str]:
-    """Robust accuracy of an example's methods, and of its loss line replaced; stderr."""
+def process(request: pytest.FixtureRequest, tmp_path_factory) -> tuple[str, str]:
+    """stdout and stderr of an example's process."""
     _needs(request.param)
     line, standard = LINES[request.param]
     runs = [("fast", line, line), ("free", line, line), ("fast", line, standard)]
     path = EXAMPLES / f"{request.param}_training.py"
-    done = _run(_RUNS, path, json.dumps(runs), cwd=tmp_path_factory.mktemp("example"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    printed = [text for text in done.stdout.splitlines() if text.startswith("clean ")]
+    folder = tmp_path_factory.mktemp("example")
+    script = folder / "runs.py"
+    script.write_text(_RUNS + (_CHECKPOINT if request.param == "lightning" else ""))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        one_device = {"CUDA_VISIBLE_DEVICES": ""}  # whatever machine runs this
+        return forked.run(script, path, json.dumps(runs), variables=one_device)
+
+
+@pytest.fixture(scope="module")
+def trained(process) -> dict[str, float]:
+    """Robust accuracy of an example's methods, and of its loss line replaced."""
+    printed = [text for text in process[0].splitlines() if text.startswith("clean ")]
     accuracies = [float(text.rpartition(" ")[2]) for text in printed]
-    return dict(zip(("fast", "free", "standard"), accuracies, strict=True)), done.stderr
+    return dict(zip(("fast", "free", "standard"), accuracies, strict=True))
 
 
 @pytest.mark.parametrize("package", LINES)
@@ -118,22 +109,17 @@ def test_an_example_has_one_loss_line_and_names_it(package):
 
 @pytest.mark.parametrize("method", FLOORS)
 def test_an_example_trains_robustly(trained, method):
-    robust, _ = trained
-    assert robust[method] >= FLOORS[method]
+    assert trained[method] >= FLOORS[method]
 
 
 def test_the_loss_line_is_what_makes_an_example_robust(trained):
-    robust, _ = trained
-    assert robust["fast"] > robust["standard"] + MARGIN
+    assert trained["fast"] > trained["standard"] + MARGIN
 
 
-def test_an_example_phones_nobody(trained):
-    _, messages = trained
-    assert "connects to" not in messages
+def test_an_example_phones_nobody(process):
+    assert "connects to" not in process[1]
 
 
-def test_a_lightning_checkpoint_keeps_the_free_perturbation(tmp_path):
-    _needs("lightning")
-    path = EXAMPLES / "lightning_training.py"
-    done = _run(_CHECKPOINT, path, tmp_path / "last.ckpt", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("process", ["lightning"], indirect=True)
+def test_a_lightning_checkpoint_keeps_the_free_perturbation(process):
+    assert process[0].splitlines()[-1] == "kept and resumed"

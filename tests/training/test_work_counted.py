@@ -188,27 +188,25 @@ def test_no_compiled_craft_pass_computes_a_weight_gradient(compiled, name):
 
 
 @pytest.mark.parametrize("name", [*CRAFTED, "FreeAT"])
-def test_a_compiled_model_is_compiled_no_more_after_two_steps(compiled, name):
+def test_a_compiled_model_trains_as_the_eager_one_and_is_compiled_no_more_after_two_steps(
+    compiled, name
+):
     model, runs = compiled
-    step, optimizer = METHODS[name](THREAT), sgd(model)
-    data = batches(5)
-    for x, y in data[:2]:
-        train_batch(step, model, optimizer, x, y)
+    eager = copy.deepcopy(model._orig_mod)
+
+    def trained(net, step, optimizer, data):
+        for x, y in data:
+            more = {"x_init": x + uniform(x, 0.1, seed=0)} if name in CRAFTED else {}
+            train_batch(step, net, optimizer, x, y, **more)
+
+    first, last = batches(3)[:2], batches(3)[2:]
+    state = METHODS[name](THREAT), sgd(model)
+    trained(model, *state, first)
     runs.clear()
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for x, y in data[2:]:
-            train_batch(step, model, optimizer, x, y)
+        trained(model, *state, last)
     assert runs.forwards > 0  # graphs ran: nothing fell back to eager
-
-
-@pytest.mark.parametrize("name", CRAFTED)
-def test_a_compiled_model_trains_to_the_weights_of_the_eager_one(compiled, name):
-    model, _ = compiled
-    eager = copy.deepcopy(model._orig_mod)
-    for net in (model, eager):
-        step, optimizer = METHODS[name](THREAT), sgd(net)
-        for x, y in batches(3):
-            train_batch(step, net, optimizer, x, y, x_init=x + uniform(x, 0.1, seed=0))
+    trained(eager, METHODS[name](THREAT), sgd(eager), first + last)
     for ours, theirs in zip(model.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
