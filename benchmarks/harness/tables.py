@@ -132,22 +132,24 @@ def step_cost(rows: Sequence[Row]) -> str:
 
 
 def host(rows: Sequence[Row]) -> str:
-    """One line a call: the host's time with what launches remember, and without."""
-    heads = ["call", "us a call", f"us {rows[0].baseline}", "speed-up"]
+    """One line a call: the host's time, and without what makes it fast."""
+    heads = ["call", "batch", "us a call", "us without", "speed-up", "without: the same call"]
     own = [row for row in rows if row.provider != row.baseline]
     other = {row.case: row for row in rows if row.provider == row.baseline}
     lines = [
         [
             row.case,
+            formatting.shape(row.shape),
             formatting.quantiles(row),
             formatting.quantiles(other[row.case]),
             formatting.ratio(row),
+            row.baseline,
         ]
         for row in own
     ]
     note = (
-        f"Batch of {formatting.shape(rows[0].shape)}. Median (q20 to q80) of {rows[0].rounds} "
-        f"interleaved rounds; timed: {rows[0].timed}. Not timed: {rows[0].not_timed}."
+        f"Median (q20 to q80) of {rows[0].rounds} interleaved rounds; timed: {rows[0].timed}. "
+        f"Not timed: {rows[0].not_timed}."
     )
     return formatting.table(heads, lines) + f"\n\n{note}\n\n{formatting.provenance(rows)}"
 

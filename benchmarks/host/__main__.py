@@ -1,11 +1,13 @@
 """The host's microseconds a call, without a GPU: `python -m benchmarks.host`.
 
-Every call goes the whole way to the driver: checks, dispatcher, keys of the launch and Triton's
-launcher, compiled for sm_90. The driver is a stub, so that nothing runs and nothing waits. Beside
-it, in turn, the same call through Triton's own binder.
+Ops go the whole way to the driver: checks, dispatcher, keys of the launch and Triton's launcher,
+compiled for sm_90. The driver is a stub, so that nothing runs and nothing waits. Beside each call,
+in turn, the same without what makes it fast: launches through Triton's own binder; for a graphed
+training step, whose replay does nothing here, all facts read at every step.
 """
 
 import argparse
+import contextlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,39 +18,29 @@ from benchmarks.harness import environment, harness, output, selection
 from benchmarks.harness.schema import Equality
 
 if TYPE_CHECKING:
-    from benchmarks.host.driver import StubDriver
+    from benchmarks.host.cases import HostCase
 
 SUITE = "host"
 _CALLS = 50  # of one timing
-_BASELINE = "through Triton's binder"
-_TIMED = f"process time of a call, the mean of {_CALLS}, over a driver that does nothing"
+_TIMED = f"process time of a call, the mean of {_CALLS}"
 _NOT_TIMED = "the device, which there is none of; compilation"
-_METRIC = "which function, how many programs, threads and bytes of shared memory the driver is told"
 
 
-def burst(call: Callable[[], object], stub: "StubDriver", cached: bool) -> harness.Run:
-    """Many calls, with or without what launches remember; what the driver was told last."""
-    from fastadv.kernels import launching
-
-    is_altered = launching._is_altered if cached else lambda kernel: True
+def burst(case: "HostCase", without: bool) -> harness.Run:
+    """Many calls, and what they came to."""
 
     def run() -> torch.Tensor:
-        before, launching._is_altered = launching._is_altered, is_altered
-        try:
+        with case.without() if without else contextlib.nullcontext():
             for _ in range(_CALLS):
-                call()
-        finally:
-            launching._is_altered = before
-        return torch.tensor(stub.last_launch())
+                case.call()
+        return case.outcome()
 
     return run
 
 
-def same_launch(expected: torch.Tensor) -> harness.Check:
-    """The same function, programs, threads and shared memory as Triton's own call."""
-
-    def check(name: str, launch: torch.Tensor) -> Equality:
-        return Equality(harness.max_difference(launch, expected), 0.0, _METRIC, _BASELINE)
+def same_outcome(case: "HostCase", expected: torch.Tensor) -> harness.Check:
+    def check(name: str, outcome: torch.Tensor) -> Equality:
+        return Equality(harness.max_difference(outcome, expected), 0.0, case.metric, case.baseline)
 
     return check
 
@@ -63,35 +55,35 @@ def _clock(run: Callable[[], object]) -> float:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host", description=__doc__)
     parser.add_argument("--ops", default="", help="time the calls whose name matches this regex")
-    parser.add_argument("--rounds", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=200)
     output.add_option(parser)
     options = parser.parse_args(arguments)
-    from benchmarks.host import calls, driver
+    from benchmarks.host import cases, driver
 
-    stub = driver.install()
     torch.set_num_threads(1)
     where = environment.describe(
         [], device=torch.device("cpu"), module="benchmarks.host", arguments=arguments
     )
-    known = calls.calls()
+    known = cases.cases(driver.install())
     rows = []
     for name in selection.matching(options.ops, known, option="--ops"):
-        call = known[name]
+        case = known[name]
         description = harness.Case(
             suite=SUITE,
             name=name,
-            shape=calls.SHAPE,
+            shape=case.shape,
             dtype="float32",
-            n=calls.SHAPE[0],
+            n=case.shape[0],
             timed=_TIMED,
             not_timed=_NOT_TIMED,
-            baseline=_BASELINE,
+            baseline=case.baseline,
             unit="us",
         )
-        runs = {name: burst(call, stub, name == "fastadv") for name in ("fastadv", _BASELINE)}
+        runs = {cases.OWN: burst(case, without=False), case.baseline: burst(case, without=True)}
+        check = same_outcome(case, runs[case.baseline]())
         timing = harness.Timing(options.rounds, warmup=3, clock=_clock)
         print(name)
-        found = harness.measure(description, runs, same_launch(runs[_BASELINE]()), where, timing)
+        found = harness.measure(description, runs, check, where, timing)
         harness.print_rows(found)
         rows += found
     output.record(rows, options.results)

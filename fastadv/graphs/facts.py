@@ -26,19 +26,26 @@ def _facts(module: nn.Module, seen: set[int]) -> Iterator[Fact]:
         yield (path, "type"), type(part)
         for name, value in vars(part).items():
             if name != "_modules":  # visited on their own
-                yield (path, name), _baked(value, seen, _DEPTH)
+                yield (path, name), baked(value, seen, _DEPTH)
 
 
-def optimizer_facts(
-    optimizer: torch.optim.Optimizer, *, settings: Set[str]
+def optimizer_settings(
+    optimizer: torch.optim.Optimizer, *, names: Set[str]
 ) -> tuple[Hashable, ...]:
-    """The named settings of the groups, and where parameters and their state lie."""
+    """The named settings of each group of parameters."""
+    ordered = sorted(names)
+    groups = optimizer.param_groups
+    return tuple(tuple((n, baked(g[n])) for n in ordered if n in g) for g in groups)
+
+
+def optimizer_places(optimizer: torch.optim.Optimizer) -> tuple[Hashable, ...]:
+    """Where the parameters of each group, and their state, lie."""
     facts: list[Hashable] = []
     for group in optimizer.param_groups:
-        facts.extend((name, _baked(group[name])) for name in sorted(settings) if name in group)
         for p in group["params"]:
             facts.append(tensor_facts(p))
-            facts.extend(_baked(value) for value in optimizer.state.get(p, {}).values())
+            facts.extend(baked(value) for value in optimizer.state.get(p, {}).values())
+        facts.append(None)
     return tuple(facts)
 
 
@@ -46,20 +53,24 @@ def tensor_facts(tensor: torch.Tensor | None) -> Hashable:
     """Where a tensor lies, and in which form."""
     if tensor is None:
         return None
-    if tensor.layout != torch.strided or tensor.is_nested:  # it has no address
+    if not has_address(tensor):
         return id(tensor), tensor.layout, tensor.dtype, tensor.requires_grad
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad
 
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, np.generic)
+def has_address(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_nested
 
 
-def _baked(value: Any, seen: set[int] | None = None, depth: int = _DEPTH) -> Hashable:
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, np.generic)
+
+
+def baked(value: Any, seen: set[int] | None = None, depth: int = _DEPTH) -> Hashable:
     """Plain values as they are, what they lie in recursively, anything else by its identity."""
     seen = set() if seen is None else seen
     if isinstance(value, torch.Tensor):
         return tensor_facts(value)
-    if isinstance(value, _PLAIN):
+    if isinstance(value, PLAIN):
         return type(value), repr(value)  # 1 is not True, and NaN is NaN
     if isinstance(value, np.ndarray):
         return value.shape, value.tobytes() if value.nbytes <= _SMALL else id(value)
@@ -84,7 +95,7 @@ def _baked(value: Any, seen: set[int] | None = None, depth: int = _DEPTH) -> Has
         inside = [id(value), *vars(value).items()]
     else:
         return type(value), id(value)
-    return type(value), *(_baked(one, seen, depth - 1) for one in inside)
+    return type(value), *(baked(one, seen, depth - 1) for one in inside)
 
 
 def _content(cell: Any) -> Any:

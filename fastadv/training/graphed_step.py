@@ -15,6 +15,7 @@ from fastadv.graphs import parallel
 from fastadv.graphs.cuda import backend_for
 from fastadv.graphs.facts import module_facts, tensor_facts
 from fastadv.graphs.planner import StepGraphs
+from fastadv.graphs.watched import Numbered
 from fastadv.isolation import Model, modules_behind
 from fastadv.training import arguments, draws, recordable
 from fastadv.training.held_batch import BatchCount, HeldBatch
@@ -84,6 +85,7 @@ class GraphedStep:
         self._form: recordable.RecordableOptimizer | None = None
         self._held: dict[Hashable, HeldBatch] = {}
         self._unfit = 0
+        self._watched: dict[nn.Module, Numbered] = {}
 
     def __repr__(self) -> str:
         recorded = "not recorded" if self.refusal is None else f"not recorded: {self.refusal}"
@@ -117,6 +119,7 @@ class GraphedStep:
         """Free the memory of the recordings; the next batches are recorded anew."""
         self._graphs.release()
         self._held.clear()
+        self._watched.clear()
 
     @property
     def replays(self) -> int:
@@ -211,9 +214,16 @@ class GraphedStep:
             tensor_facts(delta),
             step._watch.inset,
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-            module_facts(model),
+            self._facts_of(model).number(),
             self._form.facts(),
         )
+
+    def _facts_of(self, model: nn.Module) -> Numbered:
+        watched = self._watched.pop(model, None)
+        self._watched[model] = watched or Numbered(lambda: module_facts(model), lambda: [model])
+        if len(self._watched) > _MOST_SHAPES:
+            del self._watched[next(iter(self._watched))]
+        return self._watched[model]
 
     def _advance(
         self, model: Any, x: torch.Tensor, y: torch.Tensor, sample_ids: torch.Tensor | None

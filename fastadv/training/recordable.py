@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from fastadv.graphs.facts import optimizer_facts
+from fastadv.graphs.facts import optimizer_places, optimizer_settings
+from fastadv.graphs.watched import Numbered
 
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 _FORM = {"fused": True, "foreach": False, "capturable": True}
@@ -38,6 +39,10 @@ class RecordableOptimizer:
         self.device = device
         self._rates: list[torch.Tensor] = []
         self._filled: list[float | None] = []
+        self._places = Numbered(
+            lambda: optimizer_places(optimizer),
+            lambda: [optimizer.state, *(group["params"] for group in optimizer.param_groups)],
+        )
 
     def fill(self) -> None:
         """Bring learning rates and older state to where a recorded step reads them."""
@@ -65,10 +70,10 @@ class RecordableOptimizer:
             self.optimizer.step()
 
     def facts(self) -> tuple[Hashable, ...]:
-        """What a recorded step has baked in: settings that the optimizer itself reads, addresses
-        of parameters and state."""
+        """What a recorded step has baked in: settings that the optimizer itself reads, and a number
+        for where parameters and state lie."""
         read = self.optimizer.defaults.keys() - {"lr"}
-        return optimizer_facts(self.optimizer, settings=read)
+        return optimizer_settings(self.optimizer, names=read), self._places.number()
 
     @contextlib.contextmanager
     def _form(self) -> Iterator[None]:

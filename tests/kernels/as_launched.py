@@ -172,19 +172,26 @@ def test_what_was_compiled_for_aligned_tensors_is_not_run_on_others(by_triton):
 def test_launch_hooks_still_run(by_triton):
     step()
     by_triton.clear()
-    entered, left = [], []
-    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    enter.add(entered.append)
-    leave.add(left.append)
+    called = []
+
+    def entered(metadata):
+        called.append("in")
+
+    def left(metadata):
+        called.append("out")
+
+    runtime = knobs.runtime
+    runtime.launch_enter_hook.add(entered)
+    runtime.launch_exit_hook.add(left)
     try:
         step()
     finally:
-        enter.remove(entered.append)
-        leave.remove(left.append)
-    assert (len(entered), len(left)) == (1, 1)
+        runtime.launch_enter_hook.remove(entered)
+        runtime.launch_exit_hook.remove(left)
+    assert called == ["in", "out"]
     assert by_triton == ["linf_step_kernel"]
     step()
-    assert (len(entered), by_triton) == (1, ["linf_step_kernel"])
+    assert (len(called), by_triton) == (2, ["linf_step_kernel"])
 
 
 def test_hooks_before_a_run_still_run(by_triton, monkeypatch):

@@ -45,7 +45,12 @@ def test_every_call_is_timed_with_and_without_what_launches_remember(rows):
     assert len(set(found)) == len(found)
     cases = {case for case, _ in found}
     assert {"linf_step_", "apgd_linf_step_", "loss head, tracked"} <= cases
-    assert {provider for _, provider in found} == {"fastadv", "through Triton's binder"}
+    assert "graphed training step, PreActResNet-18" in cases
+    assert {provider for _, provider in found} == {
+        "fastadv",
+        "through Triton's binder",
+        "all facts read at every step",
+    }
     assert all(row.unit == "us" and row.equality.tolerance == 0 for row in rows)
 
 

@@ -1,0 +1,57 @@
+"""A graphed training step whose replay does nothing: the host's time that is spent beside it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+
+import fastadv
+from fastadv.graphs.watched import Numbered
+from fastadv.models import preact_resnet18
+from fastadv.training import graphed_step
+
+NAME = "graphed training step, PreActResNet-18"
+SHAPE = (2, 3, 8, 8)
+
+
+class NoGraphs:
+    """A backend of graphs that makes steps while it records, and nothing when it replays."""
+
+    recorded = 0
+
+    def warm(self, function: Callable[[], None]) -> None:
+        function()
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        function()
+        self.recorded += 1
+        return lambda: None
+
+    def release(self) -> None:
+        pass
+
+
+class RecordedStep:
+    """One more replay at each call."""
+
+    def __init__(self) -> None:
+        self.net = preact_resnet18().train()
+        optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+        self.batch = torch.rand(SHAPE), torch.tensor([0, 1])
+        step = fastadv.training.FastAT(fastadv.Linf(8 / 255))
+        self.backend = NoGraphs()
+        with mock.patch.object(graphed_step, "backend_for", lambda *_: self.backend):
+            self.run = fastadv.training.graphed(step, optimizer)
+            while not self.backend.recorded:
+                self()
+
+    def __call__(self) -> None:
+        self.run(self.net, *self.batch)
+
+
+@contextmanager
+def read_every_time() -> Iterator[None]:
+    """Facts of module and optimizer are read at every step, whatever has changed."""
+    with mock.patch.object(Numbered, "number", lambda self: self._facts()):
+        yield
