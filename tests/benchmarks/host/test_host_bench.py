@@ -27,7 +27,7 @@ def rows(tmp_path_factory):
         "--rounds",
         "2",
         "--ops",
-        "linf_step_$|head",
+        "linf_step_$|head|graphed",
     ]
     done = subprocess.run(
         [*command, "--results", str(folder)],
