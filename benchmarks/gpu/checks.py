@@ -24,10 +24,12 @@ TESTS = (
     "tests/attacks/call/test_verified.py",
     "tests/attacks/call/test_results.py",
     "tests/attacks/call/test_targets_and_losses.py",
+    "tests/attacks/test_draws.py",
     "tests/attacks/test_invariance.py",
     "tests/attacks/test_isolation.py",
     "tests/attacks/test_members_results.py",
     "tests/attacks/test_members_verified.py",
+    "tests/attacks/test_threads.py",
 )
 _TINY = ("tests/test_quantise.py",)
 _WORKERS = 8

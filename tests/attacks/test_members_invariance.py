@@ -1,7 +1,6 @@
-"""Contract C2 for AutoAttack's members: batch, order, schedule, lookahead and threads."""
+"""Contract C2 for AutoAttack's members: batch, order, schedule and lookahead."""
 
 import functools
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,9 +9,6 @@ from members import (
     assert_varied,
     member,
     member_problem,
-    of_one_target,
-    of_steps,
-    one_of_each_kind,
     takes,
 )
 from toy_models import NORMS, differing_fields, joined, rows_of, same_bits
@@ -32,16 +28,6 @@ _SHORT = {
 
 def _way(batching, batch_size):
     return fastadv.Execution(batching=batching, batch_size=batch_size)
-
-
-@contextmanager
-def _threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @functools.cache
@@ -92,22 +78,6 @@ def test_another_seed_changes_the_examples(name, norm):
     p = member_problem(SAMPLES)
     other = member(name, norm, seed=1).run(p.model, p.x, p.y)
     assert not same_bits(_found(name, norm).x_adv, other.x_adv)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", one_of_each_kind())
-def test_the_number_of_threads_changes_no_bit(name, norm):
-    # 33,792 elements: torch splits above 32,768
-    p = member_problem(11, (3, 32, 32), classes=4, wrong_every=20, curvature=0.5)
-    budget = of_steps(name, 4 if name == "square" else 2) | of_one_target(name)
-    scale = {"linf": 0.1, "l2": 1.0, "l1": 4.0}[norm]
-    attack = member(name, norm, scale=scale, **budget)
-    results = []
-    for threads in (1, 2):
-        with _threads(threads):
-            results.append(attack.run(p.model, p.x, p.y))
-    assert differing_fields(results[1], results[0]) == []
-    assert results[0].success.any() and not results[0].success.all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
