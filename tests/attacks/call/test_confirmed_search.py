@@ -46,9 +46,17 @@ def _assert_honest(result, model, problem, threat):
     assert bool(fastadv.contains(threat, result.x_adv, problem.x).all())
 
 
-@pytest.mark.parametrize("batching", ["continuous", "plain"])
-@pytest.mark.parametrize("precision", HALVES)
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("norm", "precision", "batching"),
+    [
+        ("linf", "bf16", "continuous"),
+        ("l2", "bf16", "plain"),
+        ("l1", "bf16", "continuous"),
+        ("linf", "fp16", "plain"),
+        ("l2", "fp16", "continuous"),
+        ("l1", "fp16", "plain"),
+    ],
+)
 def test_denied_successes_are_attacked_further(norm, precision, batching):
     """As far as float32 gets, from a search that lies about the last third of the way."""
     problem = mixed_problem(40)
@@ -64,9 +72,11 @@ def test_denied_successes_are_attacked_further(norm, precision, batching):
     assert bool((result.step >= exact.step)[exact.success].all())
 
 
-@pytest.mark.parametrize("batching", ["continuous", "plain"])
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize(
+    ("name", "norm", "batching"),
+    [(name, norm, "continuous") for name in MEMBERS for norm in NORMS]
+    + [(name, NORMS[i % 3], "plain") for i, name in enumerate(MEMBERS)],
+)
 def test_no_attack_reports_a_success_that_is_none(name, norm, batching):
     problem = member_problem(40)
     attack = member(name, norm)
@@ -107,7 +117,7 @@ def test_the_schedule_changes_no_bit(precision):
     attack = fastadv.pgd(threat_of("linf"), steps=12, restarts=2)
     model = Lying(problem.model, 0.05)
     first = _run(attack, model, problem, precision=precision)
-    for size, batching in ((40, "continuous"), (4, "continuous"), (7, "plain"), (40, "plain")):
+    for size, batching in ((40, "continuous"), (4, "continuous"), (7, "plain")):
         again = _run(
             attack, model, problem, precision=precision, batch_size=size, batching=batching
         )
@@ -265,10 +275,10 @@ def test_third_party_models_are_as_robust_in_bf16_to_one_sample(name):
     sys.path.insert(0, str(MODELS))
     from load_models import load
 
-    model, x, y = load(name, n=150)
+    model, x, y = load(name, n=60)
     attack = fastadv.pgd(fastadv.Linf(EPS[name]), steps=20)
     exact, half = (
-        attack.run(model, x, y, execution=fastadv.Execution(precision=precision, batch_size=75))
+        attack.run(model, x, y, execution=fastadv.Execution(precision=precision, batch_size=30))
         for precision in ("fp32", "bf16")
     )
     with torch.no_grad():
