@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 import torch
+from op_counts import DATA_DEPENDENT, all_ops, linear, outer_ops, per_step
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from toy_models import NORMS, Counting, SpyLinear, assert_mixed, mixed_problem, threat_of
 
 import fastadv
@@ -124,66 +124,6 @@ def test_no_weight_gradient_through_a_normalised_model_or_a_loss_of_the_user(los
     assert set(layer.asked) == {(True, False, False)}
 
 
-_DATA_DEPENDENT = {
-    f"aten::{name}"
-    for name in (
-        "_local_scalar_dense",
-        "item",
-        "nonzero",
-        "masked_select",
-        "is_nonzero",
-        "equal",
-        "_unique",
-        "_unique2",
-        "unique_consecutive",
-        "bincount",
-        "repeat_interleave",
-    )
-}
-
-
-class _OuterOps(TorchDispatchMode):
-    """Names of the ops of the outermost floor: what an op does inside is not seen."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.name().split(".")[0])
-        return func(*args, **(kwargs or {}))
-
-
-def _outer_ops(call) -> Counter:
-    with _OuterOps() as ops:
-        call()
-    return Counter(ops.names)
-
-
-def _all_ops(call) -> Counter:
-    """Every op of every floor, those inside ops and inside C++ too."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
-        call()
-    return Counter(event.name for event in profiler.events() if "::" in event.name)
-
-
-def _per_step(count, call_of) -> dict[str, float]:
-    """What two steps more add, by name, halved: the step itself, without start and end."""
-    more, fewer = count(call_of(5)), count(call_of(3))
-    names = more.keys() | fewer.keys()
-    return {n: (more[n] - fewer[n]) / 2 for n in names if more[n] != fewer[n]}
-
-
-def _linear() -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    layer = nn.Linear(48, 5)
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator))
-    return nn.Sequential(nn.Flatten(), layer)
-
-
 def _caller(model, norm, keep="last", execution=None, **more):
     """steps -> the call of an attack with as many, at a radius too small to fool the model."""
     x = mixed_problem(N).x
@@ -213,9 +153,9 @@ _KINDS = {
 @pytest.mark.parametrize("kind", _KINDS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_no_step_of_the_plain_loop_depends_on_data(norm, kind):
-    step = _per_step(_all_ops, _caller(_linear(), norm, **_KINDS[kind]))
+    step = per_step(all_ops, _caller(linear(), norm, **_KINDS[kind]))
     assert step["fastadv::loss_head_"] >= 1 and step[f"fastadv::{norm}_step_"] == 1
-    assert _DATA_DEPENDENT & step.keys() == set()
+    assert DATA_DEPENDENT & step.keys() == set()
 
 
 @pytest.mark.parametrize(
@@ -230,13 +170,13 @@ def test_no_step_of_the_plain_loop_depends_on_data(norm, kind):
 )
 def test_the_count_of_data_dependent_ops_can_fail(look):
     """A model that looks at its data is seen."""
-    net = _linear()
+    net = linear()
 
     def looking(x):
         look(x.detach())
         return net(x)
 
-    assert _DATA_DEPENDENT & _per_step(_all_ops, _caller(looking, "linf")).keys()
+    assert DATA_DEPENDENT & per_step(all_ops, _caller(looking, "linf")).keys()
 
 
 _VIEWS = {f"aten::{n}" for n in ("view", "t", "detach", "select", "slice", "alias", "_unsafe_view")}
@@ -246,11 +186,11 @@ _VIEWS = {f"aten::{n}" for n in ("view", "t", "detach", "select", "slice", "alia
 @pytest.mark.parametrize("keep", ["last", "first_success", "best"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_step_is_two_ops_beside_the_model(norm, keep, normalised):
-    net = model = _linear()
+    net = model = linear()
     if normalised:
         model = fastadv.Normalized(net, mean=(0.5,) * 3, std=(0.25,) * 3)
     plain = fastadv.Execution(batching="plain")
-    step = _per_step(_outer_ops, _caller(model, norm, keep, plain))
+    step = per_step(outer_ops, _caller(model, norm, keep, plain))
     expected = Counter({"fastadv::loss_head_": 1, f"fastadv::{norm}_step_": 1})
     if keep == "best":  # contract C5: one launch more
         expected["fastadv::select_rows_"] = 1
@@ -258,7 +198,7 @@ def test_a_step_is_two_ops_beside_the_model(norm, keep, normalised):
     for p in net.parameters():
         p.requires_grad_(False)
     leaf, grad = torch.rand(N, 3, 4, 4, requires_grad=True), torch.rand(N, 5)
-    expected += _outer_ops(lambda: torch.autograd.grad(net(leaf), leaf, grad))
+    expected += outer_ops(lambda: torch.autograd.grad(net(leaf), leaf, grad))
     assert {n: c for n, c in step.items() if n not in _VIEWS} == {
         n: c for n, c in expected.items() if n not in _VIEWS
     }
@@ -282,7 +222,7 @@ def test_continuous_batching_reads_back_once_every_few_steps(monkeypatch, steps)
 
 def test_continuous_batching_depends_on_data_nowhere_else():
     """Between two reads nothing asks the device: flags come back in one copy."""
-    call_of = _caller(_linear(), "linf", "first_success")
-    step = _per_step(_all_ops, lambda steps: call_of(8 * steps))
+    call_of = _caller(linear(), "linf", "first_success")
+    step = per_step(all_ops, lambda steps: call_of(8 * steps))
     assert step["fastadv::linf_step_"] == 8
-    assert _DATA_DEPENDENT & step.keys() == set()
+    assert DATA_DEPENDENT & step.keys() == set()

@@ -11,7 +11,7 @@ from members import (
     of_steps,
     one_of_each_kind,
 )
-from test_costs import _DATA_DEPENDENT, _all_ops, _linear, _outer_ops, _per_step
+from op_counts import DATA_DEPENDENT, all_ops, linear, outer_ops, per_step
 from toy_models import NORMS, Counting, SpyLinear, mixed_problem
 
 import fastadv
@@ -22,7 +22,7 @@ _PLAIN = fastadv.Execution(batching="plain")
 
 def _caller(name, norm, model=None, **more):
     """steps -> the call of an attack with as many, at a radius too small to fool the model."""
-    model = model or _linear()
+    model = model or linear()
     x = mixed_problem(N, (3, 4, 4)).x
     if name == "square" and norm != "linf":
         x = mixed_problem(N, (1, 6, 8)).x
@@ -44,15 +44,15 @@ def _steps(name, norm):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", one_of_each_kind())
 def test_no_step_waits_for_the_host(name, norm):
-    step = _per_step(_all_ops, _caller(name, norm, **_steps(name, norm)))
+    step = per_step(all_ops, _caller(name, norm, **_steps(name, norm)))
     assert any(op.startswith("fastadv::") and count >= 1 for op, count in step.items())
-    assert _DATA_DEPENDENT & step.keys() == set()
+    assert DATA_DEPENDENT & step.keys() == set()
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_our_ops_in_a_step(name, norm):
-    step = _per_step(_outer_ops, _caller(name, norm, **_steps(name, norm)))
+    step = per_step(outer_ops, _caller(name, norm, **_steps(name, norm)))
     ours = {op: count for op, count in step.items() if op.startswith("fastadv::")}
     assert sum(ours.values()) == ATTACKS[name].ops, ours
 
@@ -60,7 +60,7 @@ def test_our_ops_in_a_step(name, norm):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_the_passes_of_a_step(name, norm):
-    model = Counting(_linear())
+    model = Counting(linear())
     call_of = _caller(name, norm, model, **_steps(name, norm))
     seen = []
     for steps in (3, 5):
