@@ -5,14 +5,12 @@ import functools
 
 import pytest
 import torch
-from members import GRADIENT_MEMBERS, MEMBERS, member, member_problem, of_steps
+from members import GRADIENT_MEMBERS, MEMBERS, member, member_problem, of_one_target, of_steps
 from toy_models import NORMS, differing_fields, mixed_problem, rows_of, same_bits, threat_of
 
 import fastadv
 
 _SIDES = [(1, 5, 5), (3, 7, 7), (1, 12, 12), (3, 19, 19), (3, 5, 9), (1, 12, 7)]
-
-
 _SAMPLES = 12
 
 
@@ -23,10 +21,6 @@ def _found(name, norm):
     result = member(name, norm).run(p.model, p.x, p.y)
     assert result.success.any() and not result.success.all()
     return result
-
-
-def _short(name):
-    return {} if name == "apgd_t" or name == "fab_t" else dict(restarts=1)
 
 
 def _few(name):
@@ -93,7 +87,7 @@ def test_square_refuses_small_images_in_l2_and_l1(norm):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_every_dtype(dtype, name, norm):
     p = member_problem(16, dtype=dtype)
-    attack = member(name, norm, scale=1.5, **_short(name))
+    attack = member(name, norm, scale=1.5, **of_one_target(name))
     result = attack.run(p.model, p.x, p.y)
     assert result.x_adv.dtype == dtype and result.x_adv.isfinite().all()
     assert (result.success & (result.step > 0)).any()

@@ -9,6 +9,7 @@ from members import (
     assert_varied,
     member,
     member_problem,
+    of_one_target,
     takes,
 )
 from toy_models import NORMS, differing_fields, joined, rows_of, same_bits
@@ -18,12 +19,6 @@ from fastadv.attacks.square_search import slots as square_slots
 
 SAMPLES = 39
 LIKE_THE_AUTHORS = [m for m in MEMBERS if takes(m, keep="authors")]
-# one restart of fewer steps, where those of `member` show nothing more
-_SHORT = {
-    "fab": dict(restarts=1),
-    "fab_t": dict(n_target_classes=1),
-    "square": dict(restarts=1),
-}
 
 
 def _way(batching, batch_size):
@@ -84,7 +79,7 @@ def test_another_seed_changes_the_examples(name, norm):
 @pytest.mark.parametrize("name", MEMBERS)
 def test_bf16_is_invariant(name, norm):
     p = member_problem(SAMPLES, dtype=torch.bfloat16)
-    attack = member(name, norm, **_SHORT.get(name, {}))
+    attack = member(name, norm, **of_one_target(name))
     expected = attack.run(p.model, p.x, p.y, execution=_way("plain", None))
     assert expected.success.any() and not expected.success.all()
     got = attack.run(p.model, p.x, p.y, execution=_way("continuous", 7))
