@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from command_line import run as run_command
 
 from fastadv import models
 from fastadv.data import load_digits
@@ -21,13 +22,6 @@ from fastadv.training import TrainingWarning  # noqa: E402
 
 def command(*more: str, out="run", method="fast") -> list[str]:
     return ["train", "--method", method, "--out", str(out), *more]
-
-
-def run_command(capsys, arguments) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as end:
-        cli.main(arguments)
-    captured = capsys.readouterr()
-    return end.value.code, captured.out, captured.err  # type: ignore[return-value]
 
 
 @pytest.fixture(autouse=True)

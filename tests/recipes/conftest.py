@@ -1,10 +1,13 @@
-"""Small data sets in the published formats."""
+"""Small data sets in the published formats; runs whose training warnings are not of interest."""
 
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from fastadv.training import TrainingWarning
 
 
 def _pixels(n: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -31,3 +34,11 @@ def folders(tmp_path_factory) -> dict[str, Path | None]:
     for k, batch in enumerate(records, 1):
         (root / f"data_batch_{k}.bin").write_bytes(batch.tobytes())
     return {"digits": None, "mnist": root, "cifar10": root}
+
+
+@pytest.fixture
+def unwarned():
+    """A tiny run looks stuck now and then; tests of warnings ask for them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrainingWarning)
+        yield

@@ -22,6 +22,10 @@ def small_recipe(method: str = "fast", **changes: Any) -> Recipe:
     return dataclasses.replace(chosen, **changes)
 
 
+def loaded(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
+
+
 def rows_without_times(out: Path) -> list[dict]:
     rows = read_log(out / "log.jsonl")
     for row in rows:
@@ -32,7 +36,7 @@ def rows_without_times(out: Path) -> list[dict]:
 def assert_same_run(out: Path, other: Path) -> None:
     """The same bits: final weights, best weights and log, times aside."""
     for name in ("model.pt", "best.pt"):
-        mine, theirs = (torch.load(f / name, weights_only=True) for f in (out, other))
+        mine, theirs = (loaded(f / name) for f in (out, other))
         assert mine.keys() == theirs.keys()
         for key in mine:
             assert torch.equal(mine[key], theirs[key]), (name, key)

@@ -4,7 +4,6 @@ import random
 import shutil
 import signal
 import time
-import warnings
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from small_runs import assert_same_run, rows_without_times, small_data, small_re
 
 from fastadv.recipes import run, train
 from fastadv.recipes.run_log import RunLog, read_log
-from fastadv.training import TrainingWarning
 
 RUNS = {
     "fast": small_recipe(ema=0.9),
@@ -33,14 +31,6 @@ RUNS = {
         seed=1,
     ),
 }
-
-
-@pytest.fixture
-def unwarned():
-    """A tiny run looks stuck now and then; what is warned of is tested in test_run.py."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TrainingWarning)
-        yield
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -1,40 +1,21 @@
-"""A run: what it writes, what it chooses, what it says, and what it refuses."""
+"""A run: what it writes, what it chooses, and what it refuses."""
 
 import dataclasses
-import io
 import math
-import sys
-import types
-import warnings
 
 import pytest
 import torch
-from small_runs import rows_without_times, small_data, small_recipe
+from small_runs import loaded, rows_without_times, small_data, small_recipe
 
 import fastadv
 from fastadv import models
 from fastadv.data import load_digits
-from fastadv.recipes import progress, recipe, run_log, train, training_data
+from fastadv.recipes import recipe, train, training_data
 from fastadv.recipes.held_out import HeldOut
-from fastadv.recipes.run_log import read_log
 from fastadv.recipes.sources import split
-from fastadv.training import Collapse, TrainingWarning
+from fastadv.training import TrainingWarning
 
-# the fifth update is the first too large: the sentinel, after every fourth batch, saw good weights
-EXPLODES = ((0.0, 1e-2), (1.5, 1e-2), (1.5, 1e30), (3.0, 1e30))
-ASLEEP = ((0.0, 1e-9), (3.0, 1e-9))
-
-
-@pytest.fixture(autouse=True)
-def unwarned():
-    """A tiny run looks stuck now and then; tests of warnings ask for them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TrainingWarning)
-        yield
-
-
-def loaded(path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)
+pytestmark = pytest.mark.usefixtures("unwarned")
 
 
 def same(state: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -153,71 +134,6 @@ def test_bf16_and_channels_last_train_in_these_and_save_fp32(tmp_path):
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
-def test_a_stuck_run_is_stopped_by_name_with_the_last_good_weights(tmp_path):
-    chosen = small_recipe(learning_rate=ASLEEP, on_collapse="stop")
-    with pytest.raises(Collapse, match="stuck: the network answers one class after batch 4"):
-        train(chosen, small_data(), tmp_path, progress=False)
-    (last,) = rows_without_times(tmp_path)[-1:]
-    assert (last["event"], last["code"]) == ("stopped", "stuck") and "ln(C)" in last["message"]
-    assert not (tmp_path / "model.pt").exists() and (tmp_path / "good.pt").exists()
-    with pytest.raises(Collapse, match="stuck"):  # as an uninterrupted run
-        train(chosen, small_data(), tmp_path, progress=False, resume=True)
-
-
-def test_a_stuck_run_that_only_warns_goes_on_to_its_end(tmp_path):
-    with pytest.warns(TrainingWarning, match="stuck: the network answers one class"):
-        train(small_recipe(learning_rate=ASLEEP), small_data(), tmp_path, progress=False)
-    assert (tmp_path / "model.pt").exists()
-
-
-def test_nan_is_named_and_the_last_good_weights_are_kept(tmp_path):
-    chosen = small_recipe(learning_rate=EXPLODES, sentinel_every=1.4, on_collapse="stop")
-    with pytest.raises(Collapse, match="nan: the training loss is not finite"):
-        train(chosen, small_data(), tmp_path, progress=False)
-    for name in ("good.pt", "best.pt"):
-        assert all(bool(value.isfinite().all()) for value in loaded(tmp_path / name).values())
-
-
-def test_nan_is_rolled_back_and_the_run_ends_with_finite_weights(tmp_path):
-    chosen = small_recipe(
-        learning_rate=EXPLODES,
-        sentinel_every=1.4,
-        on_collapse="rollback",
-        rescue_epochs=2,
-        rescue_learning_rate=2e-2,
-    )
-    with pytest.warns(TrainingWarning, match="nan: the training loss is not finite"):
-        result = train(chosen, small_data(), tmp_path, progress=False)
-    assert any(row["event"] == "rollback" for row in result.rows)
-    weights = loaded(tmp_path / "model.pt")
-    assert all(bool(value.isfinite().all()) for value in weights.values())
-    assert math.isfinite(float(result.epochs[-1]["loss"]))
-
-
-def test_a_weak_network_is_trained_on_after_the_last_epoch(tmp_path):
-    chosen = small_recipe(on_collapse="rollback", floor=0.99, rescue_epochs=2, sentinel_every=9.0)
-    with pytest.warns(TrainingWarning, match="weak: .* below the floor of 99.0%"):
-        result = train(chosen, small_data(), tmp_path, progress=False)
-    assert [row["epoch"] for row in result.epochs] == [1, 2, 3, 4, 5]
-    assert ["PGDAT" in row["step"] for row in result.epochs] == [False] * 3 + [True] * 2
-    events = [row["event"] for row in result.rows]
-    assert events[events.index("rollback") - 1] == "check" and events[-1] == "finished"
-
-
-def test_a_run_that_ends_in_nan_is_no_success_and_keeps_the_last_good_weights(tmp_path):
-    chosen = small_recipe(learning_rate=EXPLODES, sentinel_every=1.4)
-    with (
-        pytest.warns(TrainingWarning, match="nan: the training loss is not finite"),
-        pytest.raises(Collapse, match="final weights are not finite: good.pt has the last good"),
-    ):
-        train(chosen, small_data(), tmp_path, progress=False)
-    epochs = [row for row in read_log(tmp_path / "log.jsonl") if row["event"] == "epoch"]
-    assert (epochs[-1]["clean"], epochs[-1]["robust"]) == (0.0, 0.0)
-    assert epochs[-1]["loss"] == "nan" and not (tmp_path / "model.pt").exists()
-    for name in ("good.pt", "best.pt"):  # best.pt: of the first epoch, not of one of NaN
-        assert all(bool(value.isfinite().all()) for value in loaded(tmp_path / name).values())
-
-
 DATA = small_data()
 
 
@@ -255,74 +171,6 @@ def test_bad_settings_of_a_run_are_named(tmp_path):
         training_data("mnist")
     with pytest.raises(ValueError, match="dataset must be digits, mnist or cifar10; got 'svhn'"):
         training_data("svhn")
-
-
-def test_progress_is_one_line_an_epoch(tmp_path, capsys):
-    train(small_recipe(), DATA, tmp_path / "a")
-    header, *lines = capsys.readouterr().out.splitlines()
-    assert header.startswith("digits by fastadv.training.FastAT(fastadv.Linf(0.18)")
-    assert "96 samples of digits (24 held out), 3 epochs of 3 batches, seed 0" in header
-    assert len(lines) == 3 and lines[2].startswith("epoch 3/3  ")
-    for part in (" s  lr 0  eps 0.18  loss ", " %  PGD-10 ", " %  (n 24, eps 0.18)  sentinel: "):
-        assert part in lines[2]
-    train(small_recipe(), DATA, tmp_path / "b", progress=False)
-    assert capsys.readouterr().out == ""
-
-
-def test_the_bar_counts_batches_and_redraws_twice_a_second_at_most(monkeypatch):
-    rich_progress = pytest.importorskip("rich.progress", reason="needs rich")
-    made = []
-
-    class Spy(rich_progress.Progress):
-        def __init__(self, *arguments, **more):
-            super().__init__(*arguments, **more)
-            made.append(self)
-
-    monkeypatch.setattr(rich_progress, "Progress", Spy)
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with progress.Progress(wanted=True).bar("epoch 1/3", done=4, total=10) as advance:
-        advance()
-        (bar,) = made
-        assert (bar.tasks[0].completed, bar.tasks[0].total) == (5, 10)
-        assert bar.live.refresh_per_second == 2
-    with progress.Progress(wanted=False).bar("", done=0, total=1) as advance:
-        advance()
-    assert len(made) == 1
-
-
-def test_tensorboard_gets_the_curves_and_forgets_what_is_done_again(tmp_path, monkeypatch):
-    written, opened = [], []
-
-    class Writer:
-        def __init__(self, folder, purge_step):
-            opened.append((folder, purge_step))
-
-        def add_scalar(self, *scalar):
-            written.append(scalar)
-
-        def flush(self):
-            pass
-
-        close = flush
-
-    module = types.SimpleNamespace(SummaryWriter=Writer)
-    monkeypatch.setattr(run_log.importlib, "import_module", lambda name: module)
-    result = train(small_recipe(), DATA, tmp_path, progress=False, tensorboard=True)
-    assert opened == [(str(tmp_path / "tensorboard"), 1)]
-    robust = [(value, epoch) for name, value, epoch in written if name == "robust"]
-    assert robust == [(row["robust"], row["epoch"]) for row in result.epochs]
-    assert {name for name, *_ in written} == {"loss", "learning_rate", "eps", "clean", "robust"}
-
-
-def test_missing_tensorboard_says_what_to_install(tmp_path, monkeypatch):
-    def missing(name):
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr(run_log.importlib, "import_module", missing)
-    with pytest.raises(ModuleNotFoundError, match='pip install "tensorboard>=2.16"'):
-        train(small_recipe(), DATA, tmp_path, progress=False, tensorboard=True)
 
 
 def test_what_an_earlier_run_left_is_not_taken_for_this_ones(tmp_path):

@@ -2,12 +2,11 @@
 
 import math
 import re
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from halves import EPS, LEVELS, Halves, problem_of
 from torch import nn
 
 import fastadv
@@ -16,13 +15,13 @@ from benchmarks.execution import cases as execution_cases
 from benchmarks.execution import tables as execution_tables
 from benchmarks.execution.cases import EXACT, EXECUTIONS, FOLDABLE, MODELS
 from benchmarks.execution.network import small_preact_resnet
-from benchmarks.execution.runs import Search, Searcher, Verdicts
+from benchmarks.execution.runs import Searcher
 from benchmarks.harness import report, schema
 from benchmarks.harness.networks import Problem
 
-EPS = 0.1
-PAGE = Path(__file__).parents[3] / "docs" / "execution.md"
 pytestmark = pytest.mark.filterwarnings("ignore::fastadv.AttackWarning")
+PAGE = Path(__file__).parents[3] / "docs" / "execution.md"
+
 
 # four classes by the first pixel, the nearest of 0, 1/3, 2/3, 1: who falls follows from eps; of
 # mnist_wong_0.3 the gradient is zero in half precision
@@ -55,24 +54,6 @@ def models(tmp_path) -> Path:
     folder.mkdir()
     (folder / "load_models.py").write_text(_LOADER)
     return folder
-
-
-class Halves(nn.Module):
-    """Two classes by the first pixel, apart at 0.5; in half precision what `half` makes of it."""
-
-    def __init__(self, half=lambda logits: logits):
-        super().__init__()
-        self.half = half
-
-    def forward(self, x):
-        level = x[:, 0, 0, 0]
-        logits = 10 * torch.stack([0.5 - level, level - 0.5], 1)
-        return self.half(logits) if torch.is_autocast_enabled("cpu") else logits
-
-
-def _problem(model: nn.Module, levels: list[float]) -> Problem:
-    x = torch.tensor(levels).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
-    return Problem("halves", "levels", model, x, (x[:, 0, 0, 0] > 0.5).long())
 
 
 def _run(problem: Problem, environment, *names: str) -> tuple[list[schema.Row], list[str]]:
@@ -173,14 +154,10 @@ def test_a_command_that_matches_nothing_says_so(tmp_path, models):
     assert list(tmp_path.glob("*/*.jsonl")) == []
 
 
-# at eps 0.1 the middle four fall
-LEVELS = [0.1, 0.41, 0.45, 0.55, 0.59, 0.9]
-
-
 def test_successes_that_the_fp32_model_denies_are_counted(environment):
     """In half precision the class changes 0.05 early: the search claims, fp32 denies."""
     model = Halves(lambda logits: logits - torch.tensor([0.5, -0.5]))
-    rows, refusals = _run(_problem(model, LEVELS), environment, "bf16")
+    rows, refusals = _run(problem_of(model, LEVELS), environment, "bf16")
     assert refusals == [] and [row.provider for row in rows] == [EXACT, "bf16"]
     assert rows[0].extra["denied"] == 0 and rows[1].extra["denied"] > 0
     assert rows[1].robustness.robust_accuracy == pytest.approx(2 / 6)
@@ -189,7 +166,7 @@ def test_successes_that_the_fp32_model_denies_are_counted(environment):
 
 def test_a_search_that_finds_nothing_has_no_row(environment):
     model = Halves(lambda logits: logits.detach() + 0 * logits)
-    rows, refusals = _run(_problem(model, [0.401, 0.402, 0.598, 0.599]), environment, "bf16")
+    rows, refusals = _run(problem_of(model, [0.401, 0.402, 0.598, 0.599]), environment, "bf16")
     assert [row.provider for row in rows] == [EXACT]
     missed = rows[0].extra["bf16: missed"]
     assert missed >= 2 and rows[0].extra["bf16: no row"] == 1
@@ -202,7 +179,7 @@ def test_a_search_that_finds_nothing_has_no_row(environment):
     ids=["nothing to fold", "unfit for bf16"],
 )
 def test_what_the_library_left_out_is_not_timed_under_its_name(environment, name, half):
-    rows, refusals = _run(_problem(Halves(half), LEVELS), environment, name, "channels_last")
+    rows, refusals = _run(problem_of(Halves(half), LEVELS), environment, name, "channels_last")
     assert [row.provider for row in rows] == [EXACT, "channels_last"]
     assert len(refusals) == 1 and re.match(f"{name}: .* was left out", refusals[0])
     assert rows[0].extra[f"{name}: no row"] == 1 and f"{name}: missed" not in rows[0].extra
@@ -214,104 +191,7 @@ def test_a_failing_fp32_fails_the_run(environment):
             raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        _run(_problem(Broken(), LEVELS), environment, "bf16")
-
-
-def _planted(problem: Problem, moved: dict[str, list[float]]) -> Verdicts:
-    """Verdicts on results that moved the samples by so much."""
-    searches = {
-        name: SimpleNamespace(
-            first=SimpleNamespace(x_adv=problem.x + torch.tensor(by).reshape(-1, 1, 1, 1))
-        )
-        for name, by in moved.items()
-    }
-    return Verdicts(problem, EPS, searches)  # type: ignore[arg-type]
-
-
-UP, DOWN, STAY = 0.099, -0.099, 0.0
-
-
-@pytest.mark.parametrize(
-    ("moved", "error"),
-    [
-        ([STAY, UP, UP, DOWN, DOWN, STAY], 0),
-        ([STAY, STAY, UP, DOWN, DOWN, STAY], 1),
-        ([STAY, STAY, UP, DOWN, STAY, STAY], None),
-    ],
-    ids=["equal", "one missed", "two missed"],
-)
-def test_one_verdict_may_differ(moved, error):
-    problem = _problem(Halves(), LEVELS)
-    verdicts = _planted(problem, {EXACT: [STAY, UP, UP, DOWN, DOWN, STAY], "bf16": moved})
-    fallen = torch.tensor([step != STAY for step in moved])
-    assert verdicts.check(EXACT, torch.tensor([False, *[True] * 4, False])).error == 0
-    if error is None:
-        with pytest.raises(ValueError, match="error 2 against fp32 must lie in .0, 1.*no time"):
-            verdicts.check("bf16", fallen)
-        assert verdicts.differences("bf16") == (2, 0)
-    else:
-        assert verdicts.check("bf16", fallen).error == error
-
-
-def test_a_miss_is_not_made_up_for_by_what_is_broken_beyond():
-    """Unlike in the AutoAttack comparison, where counts are net."""
-    problem = _problem(Halves(), LEVELS)
-    verdicts = _planted(problem, {EXACT: [0, UP, 0, 0, 0, 0], "bf16": [0, 0, UP, 0, 0, 0]})
-    verdicts.check(EXACT, torch.tensor([False, True, False, False, False, False]))
-    with pytest.raises(ValueError, match="error 2 against fp32"):
-        verdicts.check("bf16", torch.tensor([False, False, True, False, False, False]))
-    assert verdicts.differences("bf16") == (1, 1)
-
-
-@pytest.mark.parametrize(
-    "moved",
-    [[0, 0.05, UP, DOWN, DOWN, 0], [0.45, UP, UP, DOWN, DOWN, 0]],
-    ids=["not fooled", "outside eps"],
-)
-def test_a_success_that_is_none_on_the_fp32_model_is_refused(moved):
-    problem = _problem(Halves(), LEVELS)
-    verdicts = _planted(problem, {EXACT: [0, UP, UP, DOWN, DOWN, 0], "bf16": moved})
-    verdicts.check(EXACT, torch.tensor([False, True, True, True, True, False]))
-    with pytest.raises(ValueError, match="1 successes are not confirmed"):
-        verdicts.check("bf16", torch.tensor([step != 0 for step in moved]))
-    assert "bf16" not in verdicts.masks
-
-
-def test_the_summary_counts_what_has_no_row_too(row, with_changes):
-    extra = {
-        "missed": 0,
-        "beyond": 0,
-        "denied": 0,
-        "forwards": 9,
-        "backwards": 8,
-        "preparation": 0.1,
-        "model_share": 0.5,
-        "share_of_limit": 0.4,
-    }
-    base = dict(suite="execution", baseline=EXACT, ratio=1.0)
-    exact = with_changes(provider=EXACT, case="PGD-20 a", extra=extra, **base)
-    fast = replace(exact, provider="bf16", ratio=2.0, extra=extra | {"missed": 1, "denied": 3})
-    off = extra | {"bf16: no row": 1, "bf16: missed": 2, "bf16: beyond": 5}
-    failed = extra | {"bf16: no row": 1}
-    rows = [exact, fast, replace(exact, case="PGD-20 b", extra=off)]
-    rows.append(replace(exact, case="PGD-20 c", extra=failed))
-    text = execution_tables.execution(rows)
-    # of 8 samples a case, in the cases with a verdict
-    assert "| bf16 | 1 | 2.00x (2.00x to 2.00x) | 3 / 5 | 16 | 3 | 50 % | 40 % | 2 |" in text
-    assert "| fp32 | 3 | 1.00x (1.00x to 1.00x) | 0 / 0 | 24 | 0 | 50 % | 40 % | 0 |" in text
-    assert text.count("| bf16 | no row | – | – | 2 / 5 | – |") == 1
-    assert text.count("| bf16 | no row | – | – | – | – |") == 1
-
-
-def test_the_first_call_alone_measures_its_limit():
-    problem = _problem(Halves(), LEVELS)
-    search = Search(Searcher(problem, EXECUTIONS["bf16"]), fastadv.pgd(fastadv.Linf(EPS), steps=3))
-    assert search.searcher.preparation is None
-    first = search()
-    kept = search.first
-    assert kept is not None and kept.cost.share_of_limit is not None
-    assert search.searcher.preparation is not None
-    assert torch.equal(search(), first) and search.first is kept
+        _run(problem_of(Broken(), LEVELS), environment, "bf16")
 
 
 def test_the_small_network_is_the_same_each_time_and_folds(models):

@@ -22,20 +22,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def session(environment, tmp_path):
-    plan = gpu_session.Plan(
-        section="ops",
-        device="cpu",
-        tiny=True,
-        seconds=60,
-        out=str(tmp_path),
-        begun=str(tmp_path / "begun"),
-        environment=dataclasses.asdict(environment),
-    )
-    return gpu_session.Session(plan)
-
-
-@pytest.fixture
 def problem():
     return gpu_networks.problem("preact_resnet18", 4, CPU, tiny=True)
 

@@ -1,6 +1,5 @@
 """What the GPU command is made of: time shares, processes, bars, refusals, tables."""
 
-import dataclasses
 import json
 import sys
 import time
@@ -28,20 +27,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.fixture
-def session(environment, tmp_path):
-    plan = gpu_session.Plan(
-        section="ops",
-        device="cpu",
-        tiny=True,
-        seconds=60,
-        out=str(tmp_path),
-        begun=str(tmp_path / "begun"),
-        environment=dataclasses.asdict(environment),
-    )
-    return gpu_session.Session(plan)
 
 
 def test_time_that_is_not_used_goes_to_the_next_section_and_overruns_are_paid_by_it():
