@@ -1,13 +1,16 @@
-"""Triton's interpreter in tests: bf16 rounds as hardware does, and a call costs what it must.
+"""Triton's interpreter in tests: bf16 rounds as hardware does, and operations cost what they must.
 
 `mend` changes triton.runtime.interpreter once a process, before any kernel runs.
 """
 
+import dataclasses
 import functools
 import inspect
+import math
 
 import numpy as np
 import triton.language as tl
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 _convert = interpreter._convert_float
@@ -15,6 +18,8 @@ _set_attr = interpreter._LangPatchScope.set_attr
 _np_dtype = functools.cache(interpreter._get_np_dtype)
 _restore = interpreter._LangPatchScope.restore
 _patch_lang = interpreter._patch_lang
+_broadcast = TritonSemantic.broadcast_impl_value
+_make_block_type = tl.block_type.__init__
 
 _builtins: dict[object, list[tuple[str, object]]] = {}
 _patched: set[object] = set()  # the language modules that the launch under way has patched
@@ -28,6 +33,12 @@ def mend() -> None:
     interpreter._patch_lang = _patch_lang_once
     interpreter._LangPatchScope.set_attr = _set_scalar_index
     interpreter._LangPatchScope.restore = _restore_all
+    # integers were added up in 64 bits too, for an assertion that no interpreter makes: debug=False
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    tl.block_type.__init__ = _init_block_type
+    tl.tensor.__init__ = _init_tensor
+    TritonSemantic.broadcast_impl_value = _broadcast_unless_equal
 
 
 def _convert_rounding_to_bf16(value, from_type, to_type, rounding_mode):
@@ -82,3 +93,43 @@ def _restore_all(scope):
     """The end of a launch: what device functions patched in it is patched again in the next."""
     _patched.clear()
     _restore(scope)
+
+
+class _Shape:
+    """What all tensors of one shape share: a tensor and its type made their own at every operation,
+    which was more than half of the interpreter's time."""
+
+    def __init__(self, lengths: tuple[int, ...]) -> None:
+        known = tl.block_type.__new__(tl.block_type)
+        _make_block_type(known, tl.float32, list(lengths))  # refuses what is no shape
+        self.lengths, self.numel, self.text = known.shape, known.numel, str(known.shape)
+        self.constants = tl.tuple([tl.constexpr(length) for length in lengths])
+        self.size = tl.constexpr(math.prod(lengths))
+        _known[id(self.lengths)] = self
+
+
+_known: dict[int, _Shape] = {}  # by the tuple that types of this shape hold: it lives as long
+_shape_of = functools.cache(_Shape)
+_NO_SHAPE = tl.tuple([])
+_ONE = tl.constexpr(1)
+
+
+def _init_block_type(block_type, element_ty, shape):
+    known = _known.get(id(shape)) or _shape_of(tuple(tl.core._unwrap_shape(shape)))
+    block_type.element_ty, block_type.known = element_ty, known
+    block_type.shape, block_type.numel = known.lengths, known.numel
+    block_type.name = f"<{known.text}, {element_ty}>"
+
+
+def _init_tensor(tensor, handle, type):
+    tensor.handle, tensor.type, tensor.dtype = handle, type, type.scalar
+    if type.is_block():
+        tensor.shape, tensor.numel = type.known.constants, type.known.size
+    else:
+        tensor.shape, tensor.numel = _NO_SHAPE, _ONE
+
+
+def _broadcast_unless_equal(semantic, lhs, rhs):
+    if lhs.type.is_block() and rhs.type.is_block() and lhs.type.shape is rhs.type.shape:
+        return lhs, rhs
+    return _broadcast(semantic, lhs, rhs)
