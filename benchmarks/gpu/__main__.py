@@ -1,6 +1,6 @@
 """All measurements of a GPU machine: `python -m benchmarks.gpu --minutes 8 --out DIR`.
 
-Sections, in this order, each with a share of the minutes: tests (kernels, graphs, attacks), ops
+Sections, in this order, each with a share of the minutes: tests (what needs a GPU), ops
 (roofline), attacks (PGD from end to end), autoattack, training, steps (launches, synchronisations),
 sanitizer. What one leaves over the next may use; one that is late is interrupted, one that breaks
 is reported, and the next runs. Needs no network; survives without torchattacks, foolbox, the

@@ -62,10 +62,12 @@ def over(
     def measure(rows: Sequence[Row], numbers: Mapping[str, float]) -> Iterator[Measured]:
         for case in formatting.cases([row for row in rows if choose(row)]):
             base = next((row for row in case if row.provider == theirs), None)
+            # each over its own baseline, beside which it was timed: not always in the same rounds
             found = [
-                (place(row), row.ratio if row.baseline == theirs else base.q50 / row.q50)
+                (place(row), row.ratio / base.ratio)
                 for row in case
                 if base
+                and row.baseline == base.baseline
                 and row.provider.startswith("fastadv")
                 and (ours is None or ours(row.provider))
             ]

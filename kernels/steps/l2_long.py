@@ -24,15 +24,15 @@ _PARTS = tl.constexpr(PARTS)
 _PARTIALS = tl.constexpr(128)  # partial sums of a row that are read at once
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def l2_abs_kernel(
-    grad_ptr, slots_ptr, std_ptr, workspace_ptr, D, INNER,
+    grad_ptr, slots_ptr, std_ptr, workspace_ptr, D, INNER, first,
     SLOTTED: tl.constexpr, MODEL_INPUT: tl.constexpr, CROSS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Long rows with momentum, first launch: sum|grad| of one chunk of one row."""
     chunks = tl.cdiv(D, BLOCK)
-    row = (tl.program_id(0) // chunks).to(tl.int64)
+    row = (first + tl.program_id(0) // chunks).to(tl.int64)
     chunk = tl.program_id(0) % chunks
     active = True
     if SLOTTED:
@@ -55,16 +55,16 @@ def sum_of_partials(partials_ptr, chunks, DTYPE: tl.constexpr):
     return tl.sum(total, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def l2_partials_kernel(
     x_adv_ptr, grad_ptr, x_ptr, momentum_ptr, slots_ptr, std_ptr, workspace_ptr,
-    decay: "fp64", D, INNER,  # noqa: F821
+    decay: "fp64", D, INNER, first,  # noqa: F821
     MOMENTUM: tl.constexpr, SLOTTED: tl.constexpr, MODEL_INPUT: tl.constexpr,
     CROSS: tl.constexpr, CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Long rows: every sum that the norms of the gradient and of the moved delta need."""
     chunks = tl.cdiv(D, BLOCK)
-    row = (tl.program_id(0) // chunks).to(tl.int64)
+    row = (first + tl.program_id(0) // chunks).to(tl.int64)
     chunk = tl.program_id(0) % chunks
     base = row * D
     e = chunk * BLOCK + tl.arange(0, BLOCK)
@@ -128,19 +128,19 @@ def norms_from_partials(parts, chunks, step, guard, DTYPE: tl.constexpr):
     return scale, factor, root(tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL), DTYPE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def l2_apply_kernel(
     x_adv_ptr, grad_ptr, x_ptr, momentum_ptr, step_rows_ptr, eps_rows_ptr, slots_ptr,
     input_ptr, mean_ptr, std_ptr, workspace_ptr,
     step_size: "fp64", eps: "fp64", lo: "fp64", hi: "fp64",  # noqa: F821
-    decay: "fp64", guard: "fp64", D, INNER,  # noqa: F821
+    decay: "fp64", guard: "fp64", D, INNER, first,  # noqa: F821
     PER_SAMPLE_STEP: tl.constexpr, PER_SAMPLE_EPS: tl.constexpr, MOMENTUM: tl.constexpr,
     SLOTTED: tl.constexpr, MODEL_INPUT: tl.constexpr, CROSS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Long rows, last launch: add the row's partial sums in their order and move one chunk."""
     chunks = tl.cdiv(D, BLOCK)
-    row = (tl.program_id(0) // chunks).to(tl.int64)
+    row = (first + tl.program_id(0) // chunks).to(tl.int64)
     base = row * D
     e = (tl.program_id(0) % chunks) * BLOCK + tl.arange(0, BLOCK)
     mask = e < D

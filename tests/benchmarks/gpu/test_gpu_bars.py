@@ -1,5 +1,7 @@
 """The bars of a GPU run and those of ops: each is compared with the right rows."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from gpu_verdicts import verdicts
@@ -97,8 +99,11 @@ def test_the_names_in_bars_are_those_that_sections_write():
     assert {LARGE, SMALL} <= set(gpu_ops.IMAGES) and set(gpu_bars._LARGE) <= set(gpu_ops.IMAGES)
     assert set(gpu_bars._LOGITS) <= set(gpu_ops.LOGITS)
     # what is compared with torch.compile is compiled at those shapes
-    assert set(gpu_bars._LOGITS) <= set(gpu_ops.LOGITS[:2]) and LARGE in gpu_ops.IMAGES[:2]
-    assert {"linf_step", "ce_head", "margin_head", "dlr_head"} <= gpu_ops._COMPILED
+    chains = {(op, shape) for op, shape, _ in gpu_ops.cases_to_compile(SimpleNamespace(tiny=False))}
+    assert {("linf_step", LARGE), ("l2_step", LARGE)} <= chains
+    heads = ("ce_head", "margin_head", "dlr_head")
+    assert {(op, shape) for op in heads for shape in gpu_bars._LOGITS} <= chains
+    assert not [*gpu_ops.cases_to_compile(SimpleNamespace(tiny=True))]
     assert gpu_training.GRAPHED == gpu_bars.GRAPHED and gpu_epochs.CASE == gpu_bars.EPOCH
 
 

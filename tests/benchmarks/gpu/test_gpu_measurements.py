@@ -107,6 +107,14 @@ def test_the_authors_projection_is_timed_beside_ours(session, monkeypatch):
     assert AUTHORS not in {row.provider for row in session.rows}
 
 
+def test_a_compiled_chain_is_timed_beside_the_chain_and_adds_one_row(session, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda chain, dynamic: chain)
+    case = gpu_ops.IMAGE_OPS["linf_step"]((5, 3, 9, 11), torch.float32, CPU)
+    gpu_ops._measure(session, case, 10.0, compiled=True)
+    (row,) = session.rows
+    assert (row.provider, row.baseline) == ("torch.compile of the chain", "eager chain")
+
+
 @pytest.mark.parametrize(
     "seconds, n, budget",
     [
