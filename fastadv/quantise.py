@@ -3,6 +3,7 @@
 import torch
 
 from fastadv.data.images import to_unit_interval
+from fastadv.ops import doubles
 from fastadv.threat_model import ThreatModel
 
 _LEVELS = 255
@@ -30,8 +31,11 @@ def to_uint8(x_adv: torch.Tensor, x: torch.Tensor, threat: ThreatModel) -> torch
         raise ValueError("x_adv must lie in [0, 1], without NaN")
     if x.numel() == 0:
         return x_adv.to(torch.uint8)
-    clean, wanted = x.double().reshape(len(x), -1), x_adv.double().reshape(len(x), -1)
-    radius = torch.as_tensor(threat.eps, dtype=torch.float64, device=x.device).expand(len(x))
+    clean, wanted = (doubles.doubled(t).reshape(len(x), -1) for t in (x, x_adv))
+    radius = threat.eps
+    if not isinstance(radius, torch.Tensor):
+        radius = torch.tensor(radius, dtype=torch.float64)
+    radius = doubles.doubled(radius, beside=x).expand(len(x))
     limit = radius * (1 + 1e-6) + _ROUNDOFF * threat.rounding(clean.shape[1])
     levels = (wanted * _LEVELS).round()
     if threat.norm == "linf":
@@ -44,7 +48,7 @@ def to_uint8(x_adv: torch.Tensor, x: torch.Tensor, threat: ThreatModel) -> torch
             f"no 8-bit image lies within eps of x for {int(outside.sum())} of {len(x)} samples: x "
             f"is not 8-bit itself and eps={float(radius[outside][0]):g} is too small; save floats"
         )
-    return levels.to(torch.uint8).reshape(x.shape)
+    return doubles.returned(levels.to(torch.uint8), x).reshape(x.shape)
 
 
 def _shrink_elements(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 
-from fastadv.ops import reduction
+from fastadv.ops import doubles, reduction
 from fastadv.ops.noise import start
 from fastadv.ops.steps import l1, l1_projection, l2, linf
 from fastadv.values import pasteable_value, same_settings
@@ -80,7 +80,8 @@ class ThreatModel(Protocol):
         ...
 
     def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """||x_adv - x|| of each sample, (B,) float64."""
+        """||x_adv - x|| of each sample, (B,), computed in float64; float32 on devices that have no
+        float64."""
         ...
 
     def rounding(self, size: int) -> float:
@@ -136,12 +137,16 @@ def contains(
     in_bounds = ~outside.reshape(len(x), size).any(1)
     largest: float | torch.Tensor = max(abs(lo), abs(hi))
     if math.isinf(largest):  # no bound on the values but their own
-        values = x.double().abs().reshape(len(x), size)
+        values = doubles.doubled(x).abs().reshape(len(x), size)
         largest = values.amax(1) if size else values.new_zeros(len(x))
     slack = _UNIT_ROUNDOFF[x.dtype] * threat.rounding(size) * largest
     if isinstance(radius, torch.Tensor):
-        radius = radius.to(x.device, torch.float64)
-    return in_bounds & (threat.distance(x_adv, x) <= radius * (1 + 1e-6) + slack)
+        radius = doubles.doubled(radius, beside=x)
+    limit = radius * (1 + 1e-6) + slack
+    if doubles.has_float64(x):
+        return in_bounds & (threat.distance(x_adv, x) <= limit)
+    distance = threat.distance(doubles.doubled(x_adv), doubles.doubled(x))
+    return in_bounds & doubles.returned(distance <= limit, x)
 
 
 def check_fits(threat: ThreatModel, x: torch.Tensor) -> None:
@@ -161,7 +166,8 @@ def check_fits(threat: ThreatModel, x: torch.Tensor) -> None:
 
 
 def _difference(x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return (x_adv.double() - x.double()).reshape(len(x), math.prod(x.shape[1:]))
+    difference = doubles.doubled(x_adv) - doubles.doubled(x)
+    return difference.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def check_threat(threat: object) -> None:
@@ -196,8 +202,8 @@ class Linf(ThreatModel):
 
     def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         if x.numel() == 0:
-            return torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        return _difference(x_adv, x).abs().amax(1)
+            return x.new_zeros(len(x), dtype=doubles.widest(x))
+        return doubles.returned(_difference(x_adv, x).abs().amax(1), x)
 
     def rounding(self, size: int) -> float:
         return 1.0
@@ -219,7 +225,7 @@ class L2(ThreatModel):
         return l2.l2_step(x_adv, still, x, step_size=0.0, eps=self.eps, bounds=self.bounds)
 
     def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return reduction.tree_sum(_difference(x_adv, x).square()).sqrt()
+        return doubles.returned(reduction.tree_sum(_difference(x_adv, x).square()).sqrt(), x)
 
     def rounding(self, size: int) -> float:
         return math.sqrt(size)
@@ -241,7 +247,7 @@ class L1(ThreatModel):
         return l1_projection.project_l1(x_adv, x, eps=self.eps, bounds=self.bounds)
 
     def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return reduction.tree_sum(_difference(x_adv, x).abs())
+        return doubles.returned(reduction.tree_sum(_difference(x_adv, x).abs()), x)
 
     def rounding(self, size: int) -> float:
         return float(size)

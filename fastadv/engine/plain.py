@@ -11,6 +11,7 @@ from fastadv.engine.ledger import Ledger
 from fastadv.engine.stepping import Stepper
 from fastadv.engine.work import Work
 from fastadv.kernels import slots as columns
+from fastadv.ops import doubles
 
 # (samples, iterates) -> which of them fool the user's own model, (k,) bool on the host
 Confirm = Callable[[np.ndarray, torch.Tensor], np.ndarray]
@@ -106,6 +107,9 @@ def go_on(algorithm: SlotAlgorithm, state: State) -> np.ndarray:
 
 
 def read(slots: torch.Tensor, losses: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(flags, losses) on the host, in one copy: this synchronises."""
+    """(flags, losses) on the host, in one copy (two from devices without float64): this
+    synchronises."""
+    if not doubles.has_float64(losses):
+        return slots.cpu().numpy(), losses.cpu().numpy().astype(np.float64)
     both = torch.cat([slots.double(), losses.double()[:, None]], 1).cpu().numpy()
     return both[:, :-1].astype(np.int32), both[:, -1]

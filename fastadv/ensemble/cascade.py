@@ -205,7 +205,8 @@ def _note_reached(progress: Progress, attack: Attack, alive: torch.Tensor, found
         return
     column = progress.by_search if is_search else progress.by_gradient
     before = column[alive]
-    margins = torch.as_tensor(found.reached, device=column.device).to(column.dtype)
+    # cast first: the host has float64, the device may not
+    margins = torch.as_tensor(found.reached).to(column.dtype).to(column.device)
     column[alive] = torch.maximum(before, margins)
     if is_search and len(progress.x_searched):
         closer = margins > before

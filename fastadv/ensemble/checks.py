@@ -7,6 +7,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastadv import diagnostics, memory
 from fastadv.isolation import Model, isolated
+from fastadv.ops import doubles
 
 _PASSES = 5  # as many answers to the same question must agree
 _SPREAD = 1e-4  # of logits scaled to length 1: what batching and rounding may explain
@@ -26,10 +27,10 @@ def examine(model: Model, x: torch.Tensor, *, seed: int, expects_random: bool) -
         if expects_random:
             return
         answers += [_answers(model, x) for _ in range(_PASSES - 1)]
-    units = [torch.nn.functional.normalize(z.double(), dim=1) for z in answers]
+    units = [torch.nn.functional.normalize(doubles.doubled(z), dim=1) for z in answers]
     differs = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for z, unit in zip(answers[1:], units[1:], strict=True):
-        differs |= (unit - units[0]).norm(dim=1) > _SPREAD
+        differs |= doubles.returned((unit - units[0]).norm(dim=1) > _SPREAD, x)
         differs |= z.argmax(1) != answers[0].argmax(1)
     diagnostics.warn("randomised", int(differs.sum()), len(x))
 

@@ -2,6 +2,8 @@
 
 import torch
 
+from fastadv.ops import doubles
+
 
 def divided(value: torch.Tensor, number: float) -> torch.Tensor:
     """value / number, correctly rounded.
@@ -14,5 +16,6 @@ def divided(value: torch.Tensor, number: float) -> torch.Tensor:
 
 
 def root(square: torch.Tensor) -> torch.Tensor:
-    """The square root, correctly rounded: torch's own in fp32 is not, on CPUs."""
-    return square.double().sqrt().to(square.dtype)
+    """The square root, correctly rounded (on devices with float64): torch's own in fp32 is not, on
+    CPUs."""
+    return square.to(doubles.widest(square)).sqrt().to(square.dtype)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from fastadv.ops import doubles
+
 Bounds = tuple[float, float]
 Gradient = Callable[[torch.Tensor], torch.Tensor]
 
@@ -77,7 +79,8 @@ def lost_at_bounds(gradient: Gradient, x: torch.Tensor, bounds: Bounds) -> float
     at_low, at_high = _at_bounds(x, bounds, _MOST)
     at_bound = at_low | at_high
     lost = at_bound & (before == 0) & evidence(before, x, bounds).lost.any(0)[rows]
-    inside = before.abs().masked_fill(at_bound, 0).reshape(len(x), -1).double()
+    inside = before.abs().masked_fill(at_bound, 0).reshape(len(x), -1)
+    inside = inside.to(doubles.widest(x))
     faint = (_FAINT * inside.sum(1) / (inside != 0).sum(1).clamp(min=1)).to(before.dtype)
     for amount in _amounts(x.dtype, bounds):
         after = gradient(moved_inside(x, bounds, amount))

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from fastadv.data import DeviceLoader
+from fastadv.ops import doubles
 from fastadv.recipes import assembly
 from fastadv.recipes.held_out import HeldOut
 from fastadv.recipes.run_state import Position, Stateful
@@ -52,7 +53,7 @@ class Learner:
             recipe, self.held_out.x, self.held_out.y, batches=len(self.loader)
         )
         self.sentinel.keep(self.model, self.optimizer)
-        self.loss_sum: torch.Tensor = torch.zeros((), dtype=torch.float64, device=device)
+        self.loss_sum: torch.Tensor = torch.zeros((), dtype=doubles.widest(device), device=device)
         self._resumed_at = time.perf_counter()
         self._saved_at = time.monotonic()
 

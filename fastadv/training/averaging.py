@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
+from fastadv.ops import doubles
 from fastadv.training.craft import inner_module
 
 
@@ -25,7 +26,7 @@ def ema(model: nn.Module, *, decay: float = 0.995) -> AveragedModel:
     @torch.no_grad()
     def update(averaged: Any, current: Any, updates: Any) -> None:
         # AveragedModel moves the count to the weights' device: reading it would synchronise
-        kept = ((1 + updates).double() / (10 + updates)).clamp(max=decay)
+        kept = ((1 + updates).to(doubles.widest(updates)) / (10 + updates)).clamp(max=decay)
         moves = torch._foreach_sub(current, averaged)  # type: ignore[attr-defined]
         torch._foreach_mul_(moves, 1 - kept)  # type: ignore[attr-defined]
         torch._foreach_add_(averaged, moves)  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ import torch
 from fastadv.attacks import Attack, pgd
 from fastadv.diagnostics import AttackWarning
 from fastadv.evaluation.accuracy import logits_of
+from fastadv.ops import doubles
 from fastadv.threat_model import ThreatModel
 
 _PGD_STEPS = 10
@@ -43,7 +44,7 @@ def look(
     single = pgd(threat, steps=1, step_size=1.25 * eps, clamp_start=False, seed=seed)
     many = pgd(threat, steps=_PGD_STEPS, step_size=eps / 4, restarts=restarts, seed=seed)
     return Seen(
-        clean=(predictions == y).double().mean().item(),
+        clean=doubles.doubled(predictions == y).mean().item(),
         single_step=_robust_accuracy(single, model, x, y, batch_size),
         pgd=_robust_accuracy(many, model, x, y, batch_size),
         one_class=one_class,
@@ -60,4 +61,4 @@ def _robust_accuracy(
         for first in range(0, len(x), batch_size):
             rows = slice(first, first + batch_size)
             fallen.append(attack.run(model, x[rows], y[rows], sample_ids=ids[rows]).success)
-    return 1.0 - torch.cat(fallen).double().mean().item()
+    return 1.0 - doubles.doubled(torch.cat(fallen)).mean().item()

@@ -8,6 +8,7 @@ from torch import nn
 
 from fastadv import diagnostics
 from fastadv.isolation import Model, modules_behind, restored_generators
+from fastadv.ops import doubles
 from fastadv.oracle import clamping
 from fastadv.threat_model import Bounds
 from fastadv.training.arguments import is_distributed
@@ -134,7 +135,7 @@ def _most(value: float, model: Model, device: torch.device) -> float:
     synced = [m for m in modules if isinstance(m, nn.SyncBatchNorm)]
     if not synced or not is_distributed():
         return value
-    most = torch.tensor(value, dtype=torch.float64, device=device)
+    most = torch.tensor(value, dtype=doubles.widest(device), device=device)
     group = synced[0].process_group
     torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX, group=group)
     return most.item()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastadv.diagnostics import emit
+from fastadv.ops import doubles
 from fastadv.threat_model import ThreatModel, check_threat
 from fastadv.training import arguments, snapshot
 from fastadv.training.craft import inner_module
@@ -209,7 +210,7 @@ class Sentinel:
 
     def _add(self, step: Step) -> None:
         if self._sums is None:
-            self._sums = torch.zeros(2, dtype=torch.float64, device=self.x.device)
+            self._sums = torch.zeros(2, dtype=doubles.widest(self.x), device=self.x.device)
             self._added = 0
         for i, loss in enumerate((step.train_loss, getattr(step, "craft_loss", None))):
             self._sums[i] += math.nan if loss is None else loss

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastadv.ops import layout
+from fastadv.ops import doubles, layout
 
 
 class Cost(NamedTuple):
@@ -79,7 +79,8 @@ class AttackResult:
 
     x_adv: (B, ...), dtype, device and memory format of x. success: the user's model, as it is,
     misclassifies (or hits the target) on exactly x_adv, which lies in bounds and within eps. loss:
-    the objective ascended, at x_adv. distance: ||x_adv - x|| in the threat model's norm, float64.
+    the objective ascended, at x_adv. distance: ||x_adv - x|| in the threat model's norm, float64
+    (float32 on devices that have none).
     step: of the first success, 0 for a clean x that is already wrong or a start that succeeds, -1
     if none. prediction: the model's at x_adv. clean_prediction: at x, None where the attack never
     looked. forwards, backwards: samples times passes. cost: time, and what was attacked again.
@@ -124,7 +125,7 @@ class AttackResult:
             x_adv=x.clone(memory_format=torch.preserve_format),
             success=vector(torch.bool),
             loss=vector(layout.compute_dtype(x)),
-            distance=vector(torch.float64),
+            distance=vector(doubles.widest(x)),
             step=vector(torch.int64),
             prediction=vector(torch.int64),
             clean_prediction=vector(torch.int64),

@@ -9,7 +9,7 @@ from fastadv import diagnostics
 from fastadv.engine.work import Work
 from fastadv.kernels import slots as columns
 from fastadv.losses import Loss
-from fastadv.ops import layout
+from fastadv.ops import doubles, layout
 from fastadv.ops.heads import loss_head as heads
 from fastadv.oracle.gradient import Oracle
 
@@ -102,7 +102,7 @@ def warn_of_faults(faults: np.ndarray) -> None:
 
 
 def count_probabilities(logits: torch.Tensor) -> int:
-    rows = logits.double()
+    rows = doubles.doubled(logits)
     likely = ((rows >= 0) & (rows <= 1)).all(1) & ((rows.sum(1) - 1).abs() < 1e-3)
     return int(likely.sum()) if bool(likely.all()) else 0
 

@@ -12,6 +12,7 @@ from fastadv.attacks.call.result import Stage
 from fastadv.diagnostics import emit
 from fastadv.ensemble.cascade import Progress
 from fastadv.evaluation.checkpoint import save_tensors
+from fastadv.ops import doubles
 
 _FORMAT = 2  # raised when the fields of the file change
 
@@ -146,7 +147,7 @@ class EvaluationState:
             raise ValueError("robust_flags is not set yet: run the evaluation first")
         if self._attacks_to_run - self._run_attacks:
             emit(UserWarning("`robust_accuracy` is read before all attacks have run"))
-        return self._robust_flags.double().mean().item()
+        return doubles.doubled(self._robust_flags).mean().item()
 
 
 _NOT_A_STATE = (

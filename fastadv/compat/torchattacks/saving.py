@@ -12,6 +12,7 @@ from fastadv.compat.torchattacks import normalization
 from fastadv.data.images import to_unit_interval
 from fastadv.evaluation.checkpoint import save_tensors
 from fastadv.isolation import Model
+from fastadv.ops import doubles
 from fastadv.quantise import to_uint8
 from fastadv.threat_model import ThreatModel
 
@@ -128,7 +129,8 @@ def to_type(inputs: torch.Tensor, type: SaveType) -> torch.Tensor:
     if type not in _TYPES:
         raise ValueError(f"type must be one of {_TYPES}; got {type!r}")
     if type == "int" and inputs.is_floating_point():
-        return (inputs.double() * _WHITE).round().clamp(0, _WHITE).to(torch.uint8)
+        levels = (doubles.doubled(inputs) * _WHITE).round().clamp(0, _WHITE)
+        return doubles.returned(levels.to(torch.uint8), inputs)
     if type == "float" and inputs.dtype == torch.uint8:
         return to_unit_interval(inputs)
     return inputs
@@ -147,7 +149,8 @@ class _Tally:
         self, prediction: torch.Tensor, labels: torch.Tensor, x_adv: torch.Tensor, x: torch.Tensor
     ) -> None:
         wrong = prediction != labels
-        distance = (x_adv.double() - x.double()).flatten(1).square().sum(1).sqrt()
+        difference = doubles.doubled(x_adv) - doubles.doubled(x)
+        distance = doubles.returned(difference.flatten(1).square().sum(1).sqrt(), x)
         self.batches += 1
         self.total += len(x)
         self.wrong = self.wrong + wrong.sum()

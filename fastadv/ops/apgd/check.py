@@ -4,7 +4,7 @@ import torch
 
 from fastadv.kernels import slots
 from fastadv.kernels.apgd import progress as apgd_progress
-from fastadv.ops import registry
+from fastadv.ops import doubles, registry
 from fastadv.ops.apgd import cpu as apgd_cpu
 from fastadv.ops.apgd import rows as apgd_rows
 
@@ -18,7 +18,7 @@ def _check_reference(progress, step_size, loss, best_loss, slot_state, checkpoin
     checks = (period > 0).logical_and_(~first)
     fresh = first | checks
     increases = columns[apgd_progress.INCREASES] + (loss > columns[apgd_progress.PREVIOUS_LOSS])
-    fails = increases <= (period.double() * rho).to(progress.dtype)
+    fails = increases <= (period.to(doubles.widest(period)) * rho).to(progress.dtype)
     stuck = columns[apgd_progress.CHECKED_BEST] >= best_loss
     stuck.logical_and_(columns[apgd_progress.REDUCED] == 0)
     halves = fails.logical_or_(stuck).logical_and_(checks)

@@ -8,7 +8,7 @@ import torch
 
 from fastadv.kernels import slots
 from fastadv.kernels.apgd import progress as apgd_progress
-from fastadv.ops import layout
+from fastadv.ops import doubles, layout
 
 
 class Turn(NamedTuple):
@@ -64,6 +64,8 @@ def _words(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
     torch.where selects element by element: 16 bytes at a time are four times as fast as 4.
     """
+    if not doubles.has_float64(tensors[0]):  # nor complex numbers
+        return tensors
     for word in (torch.complex128, torch.complex64):
         if all(
             t.shape[-1] * t.element_size() % word.itemsize == 0

@@ -2,7 +2,7 @@
 
 import torch
 
-from fastadv.ops import layout, reduction, registry
+from fastadv.ops import doubles, layout, reduction, registry
 from fastadv.ops.steps import arguments as step_arguments
 from fastadv.ops.steps.arguments import StepCall
 
@@ -16,7 +16,7 @@ def _threshold(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(t, outside): sum(clamp(magnitude - t, 0, room)) = eps in the rows that are outside.
 
-    Sorts the kinks of the sum and bisects them; fixed work, in float64.
+    Sorts the kinks of the sum and bisects them; fixed work, in the widest dtype of the device.
     """
     zero = torch.zeros_like(eps)
     outside = _mass(magnitude, room, zero) > eps
@@ -31,7 +31,7 @@ def _threshold(
     # between two kinks the sum is linear; its middle is where each element's side is certain
     t = start + 0.5 * (stop - start)
     excess = magnitude - t
-    slope = reduction.tree_sum(((excess > 0) & (excess < room)).double()).unsqueeze(1)
+    slope = reduction.tree_sum(((excess > 0) & (excess < room)).to(t.dtype)).unsqueeze(1)
     t = t + (_mass(magnitude, room, t) - eps) / slope.clamp(min=1)
     return torch.minimum(torch.maximum(t, start), stop), outside
 
@@ -45,13 +45,13 @@ def project_rows(
     hi: float,
 ) -> torch.Tensor:
     """Rows of x_adv + move, projected; x_adv + move itself, clamped, within the budget."""
-    u = x_adv - x + move
-    room = torch.where(u >= 0, hi - x, x - lo).clamp(min=0).double()
-    magnitude = u.abs().double()
-    t, outside = _threshold(magnitude, room, eps.double())
+    u, wide = x_adv - x + move, doubles.widest(x)
+    room = torch.where(u >= 0, hi - x, x - lo).clamp(min=0).to(wide)
+    magnitude = u.abs().to(wide)
+    t, outside = _threshold(magnitude, room, eps.to(wide))
     z = torch.minimum((magnitude - t).clamp(min=0), room)
     z = torch.where(u < 0, -z, z)
-    moved = torch.where(outside, (x.double() + z).to(x.dtype), x_adv + move)
+    moved = torch.where(outside, (x.to(wide) + z).to(x.dtype), x_adv + move)
     return moved.clamp(lo, hi)
 
 

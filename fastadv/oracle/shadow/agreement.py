@@ -6,6 +6,7 @@ import torch
 
 from fastadv import memory
 from fastadv.isolation import Model
+from fastadv.ops import doubles
 
 # Of the largest logit. Folded networks of 10 to 101 layers were off by 1e-6 of it at most, as far
 # as they are from float64; a BatchNorm folded wrongly changes the first digit.
@@ -63,7 +64,7 @@ def _passes(forward: Model, x: torch.Tensor) -> torch.Tensor:
 
 def _difference(logits: torch.Tensor, own: torch.Tensor, is_mean: bool) -> float:
     """The largest |logits - own| of a sample, of all samples or their mean; NaN is far off."""
-    logits, own = logits.detach().double(), own.detach().double()
+    logits, own = doubles.doubled(logits.detach()), doubles.doubled(own.detach())
     same = (logits == own) | (logits.isnan() & own.isnan())  # infinities too: masked classes
     off = torch.where(same, 0.0, (logits - own).abs()).nan_to_num(nan=torch.inf).amax(1)
     return float(off.mean() if is_mean else off.max())
@@ -71,7 +72,7 @@ def _difference(logits: torch.Tensor, own: torch.Tensor, is_mean: bool) -> float
 
 def _tolerance(own: torch.Tensor) -> float:
     """What two right ways to compute the same logits in their own precision may differ by."""
-    finite = own.double().nan_to_num(0.0, 0.0, 0.0).abs()
+    finite = doubles.doubled(own).nan_to_num(0.0, 0.0, 0.0).abs()
     share = _TF32 if _rounds_to_tf32(own.device) else _FP32
     eps = torch.finfo(own.dtype).eps if own.is_floating_point() else 0.0
     return float(finite.max()) * max(share, _ROUNDINGS * eps)
@@ -87,7 +88,7 @@ def _rounds_to_tf32(device: torch.device) -> bool:
 
 def _spread(own: torch.Tensor) -> float:
     """The mean over samples of the largest finite logit less the smallest."""
-    own = own.double()
+    own = doubles.doubled(own)
     finite = own.isfinite()
     largest = torch.where(finite, own, -torch.inf).amax(1)
     smallest = torch.where(finite, own, torch.inf).amin(1)

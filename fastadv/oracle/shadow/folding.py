@@ -1,9 +1,12 @@
 """BatchNorm layers in eval mode, folded into the layers before them."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.utils import fusion
 
+from fastadv.ops import doubles
 from fastadv.oracle.shadow.copies import Replica
 from fastadv.oracle.shadow.watching import ASKING, watch
 
@@ -142,10 +145,11 @@ class _Fold:
     def fused(self) -> tuple[torch.Tensor, torch.Tensor]:
         """In float64, so that rounding to the layer's own dtype is the only one."""
         norm = self.norm
-        mean, variance = norm.running_mean.double(), norm.running_var.double()  # type: ignore
-        scale = torch.ones_like(mean) if norm.weight is None else norm.weight.double()  # type: ignore
-        shift = torch.zeros_like(mean) if norm.bias is None else norm.bias.double()  # type: ignore
-        own = self.weight.double(), None if self.bias is None else self.bias.double()
+        doubled: Any = doubles.doubled
+        mean, variance = doubled(norm.running_mean), doubled(norm.running_var)
+        scale = torch.ones_like(mean) if norm.weight is None else doubled(norm.weight)
+        shift = torch.zeros_like(mean) if norm.bias is None else doubled(norm.bias)
+        own = doubled(self.weight), None if self.bias is None else doubled(self.bias)
         rest = mean, variance, norm.eps, scale, shift
         if isinstance(self.layer, nn.Linear):
             return fusion.fuse_linear_bn_weights(*own, *rest)  # type: ignore[arg-type]
@@ -154,9 +158,14 @@ class _Fold:
 
     def write(self) -> None:
         weight, bias = self.fused()
-        self.layer._parameters["weight"].data.copy_(weight)  # type: ignore[union-attr]
-        self.layer._parameters["bias"].data.copy_(bias)  # type: ignore[union-attr]
+        for name, values in (("weight", weight), ("bias", bias)):
+            ours: Any = self.layer._parameters[name]
+            ours.data.copy_(_rounded(values, ours))
 
 
 def _parameter(values: torch.Tensor, like: torch.Tensor) -> nn.Parameter:
-    return nn.Parameter(values.detach().to(like.dtype), requires_grad=False)
+    return nn.Parameter(_rounded(values.detach(), like), requires_grad=False)
+
+
+def _rounded(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return doubles.returned(values.to(like.dtype), like)
