@@ -11,9 +11,8 @@ from torch import nn
 
 Model = Callable[[torch.Tensor], torch.Tensor]
 
-_CUDNN_DEVICE = (
-    "cuda"  # whose RNNs run on cuDNN; ROCm, whose MIOpen has the same rule, says cuda too
-)
+# whose RNNs run on cuDNN; ROCm, whose MIOpen has the same rule, says cuda too
+_CUDNN_DEVICE = "cuda"
 
 
 def modules_behind(model: object, depth: int = 3) -> list[nn.Module]:
