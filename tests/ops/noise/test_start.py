@@ -361,7 +361,7 @@ def test_one_launch_and_one_allocation_a_call(monkeypatch, device):
         assert operators == [torch.ops.aten.empty_like.default]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["linf_uniform", "l2_sphere", "l1_gaussian"])  # one a kernel
 def test_opcheck(kind, implementation, device):
     x, ids = _images((2, 3, 4, 5), device=device), _ids(2, device)
     draws = torch.zeros(2, dtype=torch.int32, device=device)

@@ -90,7 +90,7 @@ def test_the_masks_show_weight_gradients_where_weights_are_trainable():
         (conv_bn, {}),
         (conv_bn, {"channels_last": True}),
         (preact, {"fold_batchnorm": True}),
-        (preact, {"precision": "bf16"}),
+        (conv_bn, {"precision": "bf16"}),  # preact: test_a_normalized_model_is_one_still
     ],
     ids=_name,
 )
@@ -107,7 +107,8 @@ def test_logits_and_gradients_are_the_models_at_every_batch_size(make, asked):
                 assert F.cosine_similarity(grad.flatten(), grad64.float().flatten(), dim=0) > 0.99
             else:
                 assert relative(logits, logits64) < 1e-5 and relative(grad, grad64) < 1e-5
-            torch.testing.assert_close(search.forward(x), logits, rtol=0.02, atol=0.02)
+            if n == 100:  # another graph, without a backward pass
+                torch.testing.assert_close(search.forward(x), logits, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_a_normalized_model_is_one_still():
 def test_hooks_of_a_normalized_model_run():
     model, x = preact(), images()
     model.register_forward_hook(lambda module, args, out: out * 3)
-    for asked in ({}, *_WAYS):
+    for asked in ({}, *_WAYS[:4], _WAYS[-1]):  # compiled once
         with searching(model, x, **asked) as search:
             torch.testing.assert_close(search.forward(x), model(x), rtol=0.05, atol=0.15)
             with pytest.raises(TypeError, match="without hooks"):
