@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from types import FunctionType, MethodType
 
 import torch
@@ -105,14 +106,30 @@ def _restore_flags(training: list[nn.Module], trainable: list[nn.Parameter]) -> 
         p.requires_grad_(True)
 
 
+_AS_RECORDED: ContextVar[bool] = ContextVar("fastadv.isolation.as_recorded", default=False)
+
+
+@contextlib.contextmanager
+def drawing_as_recorded() -> Iterator[None]:
+    """Inside, in this thread, steps draw as a replay of them would: `restored_generators` leaves
+    the device's generator alone."""
+    token = _AS_RECORDED.set(True)
+    try:
+        yield
+    finally:
+        _AS_RECORDED.reset(token)
+
+
 @contextlib.contextmanager
 def restored_generators(device: torch.device, seed: int) -> Iterator[None]:
     """The global generators of the CPU and of `device` seeded with `seed`, then put back.
 
-    While a CUDA graph is captured the device's generator belongs to the graph, and is left alone.
+    While a CUDA graph is captured the device's generator belongs to the graph, and is left alone;
+    and inside `drawing_as_recorded`.
     """
-    generators = [torch.default_generator]
-    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+    is_recorded = _AS_RECORDED.get()
+    generators = [] if is_recorded and device.type == "cpu" else [torch.default_generator]
+    if device.type == "cuda" and not (is_recorded or torch.cuda.is_current_stream_capturing()):
         index = torch.cuda.current_device() if device.index is None else device.index
         generators.append(torch.cuda.default_generators[index])
     states = [generator.get_state() for generator in generators]

@@ -1,6 +1,6 @@
 """The tensors of the slots: one row a slot, whatever sample is in it."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -209,6 +209,18 @@ def put_fields(state: object, rows: torch.Tensor, part: object) -> None:
             value.detach().index_copy_(0, rows, new.detach())
         elif isinstance(value, SlotState):
             value.put(rows, new)
+
+
+def named_tensors(state: object) -> dict[str, torch.Tensor]:
+    """The tensors of the dataclass `state` and of those in it, by their fields' names."""
+    named: dict[str, torch.Tensor] = {}
+    for field in fields(state):  # type: ignore[arg-type]
+        value = getattr(state, field.name)
+        if isinstance(value, torch.Tensor):
+            named[field.name] = value
+        elif is_dataclass(value):
+            named.update(named_tensors(value))
+    return named
 
 
 def same_shapes(state: object, other: object) -> bool:

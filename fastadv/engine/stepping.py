@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastadv.engine.algorithm import SlotAlgorithm, State
+from fastadv.engine.state import named_tensors
 from fastadv.engine.watchdog import Moment, Watchdog
 from fastadv.engine.work import Work
 from fastadv.graphs.planner import StepGraphs
@@ -127,7 +128,12 @@ class Stepper:
         counts = _Counts(oracle, state)
         key = (serial, variant, oracle.room)
         captured = self._graphs.captures
-        is_replayed = self._graphs.run(key, lambda: self.algorithm.step(state), counts)
+        is_replayed = self._graphs.run(
+            key,
+            lambda: self.algorithm.step(state),
+            counts,
+            written=lambda: named_tensors(state) | oracle.buffers(),
+        )
         is_warm_up = self.records and not is_replayed  # which compiles what is lazy
         if is_warm_up or self._graphs.captures > captured:
             self._watchdog.excuse()

@@ -11,6 +11,7 @@ import torch
 
 from fastadv.graphs.planner import Backend
 from fastadv.graphs.unrecordable import Guard
+from fastadv.isolation import drawing_as_recorded
 
 
 def backend_for(device: torch.device, cuda_graph: bool | str) -> Backend | None:
@@ -53,6 +54,17 @@ class CudaGraphs:
         """Run it on the side stream: cuBLAS keeps a workspace for each, made at its first use."""
         with self._aside():
             function()
+
+    def rehearse(self, function: Callable[[], None]) -> None:
+        """Run it on the side stream, drawing from the device's generator as a replay does."""
+        with self._aside(), drawing_as_recorded():
+            function()
+
+    def generators(self) -> list[torch.Generator]:
+        """The global ones of the CPU and of the device."""
+        with torch.cuda.device(self.device):
+            index = torch.cuda.current_device()
+        return [torch.default_generator, torch.cuda.default_generators[index]]
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         """Record it on the side stream; returns the replay, on the stream of its caller.

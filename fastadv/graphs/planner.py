@@ -1,11 +1,14 @@
 """When a step is run, recorded, replayed or refused: the logic of graphs, apart from CUDA."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from fastadv.diagnostics import ExecutionWarning, emit
+from fastadv.graphs.rehearsal import Saved, replays_differently
 from fastadv.memory import is_out_of_memory
 
 _CAUSES = (
@@ -13,7 +16,16 @@ _CAUSES = (
     "print, boolean indexing, Python ifs on tensors, tensors made on the host, an operation that "
     "CUDA cannot record"
 )
+_BAKED_IN = (
+    "A recording keeps Python's numbers, and where tensors lay, as they were when it was made: "
+    "what the model changes between its passes must lie in tensors that it writes in place"
+)
+_CHECKED = 2  # replays of a recording: what Python changes from step to step shows at the second
 _MEMORY = "A recording holds memory of its own beside that of eager steps: use smaller batches"
+
+
+# what a step may write, by a name for messages
+Written = Callable[[], Mapping[str, torch.Tensor]]
 
 
 class Backend(Protocol):
@@ -25,6 +37,14 @@ class Backend(Protocol):
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         """Record it without running it on the device; returns the replay, raises if it cannot."""
+        ...
+
+    def rehearse(self, function: Callable[[], None]) -> None:
+        """Run it for real and as a replay would, which draws from the device's generator."""
+        ...
+
+    def generators(self) -> list[torch.Generator]:
+        """Those that a step or its replay may draw from."""
         ...
 
     def release(self) -> None:
@@ -44,6 +64,7 @@ class Counters(Protocol):
 class _Entry:
     warmed: int = 0
     replay: Callable[[], None] | None = None
+    checked: int = 0
     counted: tuple[int, ...] = ()
 
 
@@ -59,6 +80,10 @@ class StepGraphs:
     A key must name all that a recorded step has baked in: addresses, shapes, Python numbers. The
     results of a step lie in tensors made outside of it. captures, replays: how many there were.
     refusal: why nothing is recorded any more, in words, or None.
+
+    The first two replays of a recording are held against the step itself, where it is known what a
+    step writes, see `fastadv.graphs.rehearsal`: one that does not do the same is undone, and
+    nothing is recorded any more.
     """
 
     def __init__(
@@ -87,9 +112,16 @@ class StepGraphs:
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
 
     def run(
-        self, key: Hashable, function: Callable[[], None], counters: Counters | None = None
+        self,
+        key: Hashable,
+        function: Callable[[], None],
+        counters: Counters | None = None,
+        written: Written | None = None,
     ) -> bool:
-        """Make the step once, whichever way; True if it was replayed."""
+        """Make the step once, whichever way; True if it was replayed.
+
+        written: all tensors that a step may leave changed; None: replays are not checked.
+        """
         backend = self.backend
         if self.refusal is not None and self.required:
             raise RuntimeError(self._words())
@@ -105,7 +137,11 @@ class StepGraphs:
             function()
             return False
         assert entry.replay is not None, "captured above"
-        entry.replay()
+        if written is None or entry.checked == _CHECKED:
+            entry.replay()
+        elif not self._agrees(backend, entry, function, counters, written):
+            function()
+            return False
         self.replays += 1
         if counters is not None:
             pairs = zip(counters.read(), entry.counted, strict=True)
@@ -146,6 +182,45 @@ class StepGraphs:
         entry.replay = replay
         entry.counted = tuple(b - a for a, b in zip(before, after, strict=True))
         self.captures += 1
+        return True
+
+    def _agrees(
+        self,
+        backend: Backend,
+        entry: _Entry,
+        function: Callable[[], None],
+        counters: Counters | None,
+        written: Written,
+    ) -> bool:
+        """Replay the step and hold it against the step itself; False where it was undone, and the
+        recording refused. Either way, and on errors too, it leaves no count behind."""
+        assert entry.replay is not None, "captured before"
+        counts = () if counters is None else counters.read()
+        before: Saved | None = None
+
+        def eager() -> None:
+            if counters is not None:
+                counters.write(counts)
+            backend.rehearse(function)
+
+        try:
+            before = Saved(written(), backend.generators())
+            difference = replays_differently(entry.replay, eager, before)
+        except BaseException as error:
+            if before is not None:
+                before.put_back()
+            if not (isinstance(error, Exception) and is_out_of_memory(error)):
+                raise
+            before = None
+            self.refuse(self._reason(error), error)
+            return False
+        finally:
+            if counters is not None:
+                counters.write(counts)
+        if difference is not None:
+            self.refuse(f"{difference} ({_BAKED_IN})")
+            return False
+        entry.checked += 1
         return True
 
     def refuse(self, reason: str, error: Exception | None = None) -> None:

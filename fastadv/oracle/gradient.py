@@ -10,7 +10,7 @@ import torch
 
 from fastadv import losses, memory
 from fastadv.engine.state import SlotState
-from fastadv.isolation import Model
+from fastadv.isolation import Model, modules_behind
 from fastadv.kernels import slots as columns
 from fastadv.oracle import clamping
 from fastadv.oracle.objective import Objective, Rules
@@ -73,6 +73,14 @@ class Oracle:
 
     def write(self, values: tuple[int, ...]) -> None:
         self.forwards, self.backwards, self.own_forwards, self.own_backwards = values
+
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """What a pass may change in the models that are asked, if they keep anything."""
+        models = [self.model] if self.search is None else [self.search.model]
+        roots = [root for model in models for root in modules_behind(model)]
+        return {
+            f"the model's {name}": buffer for root in roots for name, buffer in root.named_buffers()
+        }
 
     @contextlib.contextmanager
     def by_own_model(self) -> Iterator[None]:

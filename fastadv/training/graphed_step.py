@@ -20,6 +20,7 @@ from fastadv.isolation import Model, modules_behind
 from fastadv.training import arguments, draws, recordable
 from fastadv.training.held_batch import BatchCount, HeldBatch
 from fastadv.training.methods import Step, check_step
+from fastadv.training.written import written
 
 _MOST_SHAPES = 8  # batches of other shapes than these, oldest first, are recorded anew
 _RESTLESS = 32  # batches in a row that no recording fits
@@ -186,7 +187,12 @@ class GraphedStep:
             held.keep(step)
 
         try:
-            replayed = self._graphs.run(self._key(model, held), advance, BatchCount(step))
+            replayed = self._graphs.run(
+                self._key(model, held),
+                advance,
+                BatchCount(step),
+                written=lambda: written(step, model, self.optimizer, held),
+            )
         finally:
             step._draws = None
             self.refusal = self._graphs.refusal

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastadv.graphs.unrecordable import check_recordable, tensors_in
+from fastadv.isolation import drawing_as_recorded
 
 
 class Tape:
@@ -20,11 +21,19 @@ class Tape:
     """
 
     def __init__(self) -> None:
-        self.warmed = self.captured = self.replayed = self.released = 0
+        self.warmed = self.rehearsed = self.captured = self.replayed = self.released = 0
 
     def warm(self, function: Callable[[], None]) -> None:
         self.warmed += 1
         function()
+
+    def rehearse(self, function: Callable[[], None]) -> None:
+        self.rehearsed += 1
+        with drawing_as_recorded():
+            function()
+
+    def generators(self) -> list[torch.Generator]:
+        return [torch.default_generator]
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         recorder = _Recorder()
@@ -36,6 +45,7 @@ class Tape:
             recorder.undo()
             torch.set_rng_state(generator)
         self.captured += 1
+        self.recorded(recorder)
 
         def replay() -> None:
             self.replayed += 1
@@ -43,8 +53,18 @@ class Tape:
 
         return replay
 
+    def recorded(self, recorder: "_Recorder") -> None:
+        """What a faulty tape spoils."""
+
     def release(self) -> None:
         self.released += 1
+
+
+class Forgetful(Tape):
+    """A faulty one: its replays leave out the first operation that only writes in place."""
+
+    def recorded(self, recorder: "_Recorder") -> None:
+        recorder.forget()
 
 
 class _Recorder(TorchDispatchMode):
@@ -83,6 +103,17 @@ class _Recorder(TorchDispatchMode):
         if at not in self._own and at not in self._before:
             storage = tensor.untyped_storage()
             self._before[at] = storage, storage.clone()
+
+    def forget(self) -> None:
+        """The first operation that makes no tensor and writes into one that is not the graph's."""
+        first = min(
+            i
+            for i, (func, args, _, made) in enumerate(self._calls)
+            if not made
+            and func._schema.is_mutable
+            and any(_address(tensor) not in self._own for tensor in tensors_in(args))
+        )
+        del self._calls[first]
 
     def undo(self) -> None:
         for storage, value in self._before.values():

@@ -8,6 +8,7 @@ import torch
 
 from fastadv.graphs.cuda import CudaGraphs
 from fastadv.graphs.planner import StepGraphs
+from fastadv.isolation import restored_generators
 
 
 class FakeCuda:
@@ -52,6 +53,15 @@ class FakeCuda:
             def clone_state(self) -> str:
                 return "clone"
 
+            def get_state(self) -> str:
+                return "before"
+
+            def set_state(self, state: str) -> None:
+                cuda.log.append(f"generator: {state}")
+
+            def manual_seed(self, seed: int) -> None:
+                cuda.log.append(f"generator: seed {seed}")
+
             def graphsafe_set_state(self, state: str) -> None:
                 cuda.log.append(f"generator: {state}")
 
@@ -76,6 +86,7 @@ class FakeCuda:
             "device": lambda device: contextlib.nullcontext(),
             "graph_pool_handle": handle,
             "current_device": lambda: 0,
+            "is_current_stream_capturing": lambda: False,
             "default_generators": (Generator(),),
             "synchronize": lambda *device: cuda.log.append("synchronize"),
             "empty_cache": lambda: cuda.log.append("empty cache"),
@@ -115,6 +126,26 @@ def test_a_warm_step_runs_aside_and_both_streams_wait(cuda, graphs):
         "back",
         "default waits for side",
     ]
+
+
+def test_a_rehearsed_step_runs_aside_too_and_draws_from_the_devices_generator_as_it_is(
+    cuda, graphs
+):
+    def step() -> None:
+        with restored_generators(torch.device("cuda", 0), seed=3):
+            cuda.log.append("step")
+
+    graphs.rehearse(step)
+    assert cuda.since() == [
+        "side waits for default",
+        "aside",
+        "step",
+        "back",
+        "default waits for side",
+    ]
+    graphs.warm(step)
+    assert cuda.since()[2:5] == ["generator: seed 3", "step", "generator: before"]
+    assert graphs.generators() == [torch.default_generator, torch.cuda.default_generators[0]]
 
 
 def test_a_recording_is_made_aside_without_garbage_collection(cuda, graphs):

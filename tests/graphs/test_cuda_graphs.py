@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from fastadv.diagnostics import ExecutionWarning
 from fastadv.graphs.cuda import CudaGraphs, backend_for
 from fastadv.graphs.planner import StepGraphs
 from fastadv.graphs.unrecordable import Unrecordable
+from fastadv.isolation import restored_generators
 from fastadv.ops.heads import loss_head as heads
 from fastadv.ops.steps import linf
 
@@ -47,6 +49,9 @@ class _Problem:
         self.x_adv = self.x.clone()
         self.losses = torch.zeros(32, device="cuda")
 
+    def written(self) -> dict[str, torch.Tensor]:
+        return {"x_adv": self.x_adv, "losses": self.losses}
+
     def step(self) -> None:
         leaf = self.x_adv.detach().requires_grad_()
         logits = self.net(leaf)
@@ -56,12 +61,47 @@ class _Problem:
         self.losses.copy_(head.loss)
 
 
+def test_a_step_that_draws_passes_the_check_and_is_the_one_it_would_have_been(graphs):
+    def run(planner: StepGraphs) -> torch.Tensor:
+        torch.manual_seed(7)
+        x = torch.zeros(1000, device="cuda")
+
+        def step() -> None:
+            with restored_generators(x.device, seed=1):  # a craft's, which a recording leaves out
+                torch.rand(3)
+            x.add_(nn.functional.dropout(torch.rand_like(x), 0.5))
+
+        for _ in range(6):
+            planner.run("step", step, written=lambda: {"x": x})
+        return x
+
+    planner = StepGraphs(graphs, required=True)
+    assert torch.equal(run(planner), run(StepGraphs(None))) and planner.replays == 4
+
+
+def test_a_recording_that_has_gone_stale_is_found_out_at_its_second_replay(graphs):
+    problem, eager = _Problem(), _Problem()
+    eager.net.load_state_dict(problem.net.state_dict())
+    planner = StepGraphs(graphs, warmup=1)
+    for number in range(5):
+        for one in (problem, eager):
+            one.x = one.x + 0.01 * number
+        eager.step()
+        if number == 2:
+            with pytest.warns(ExecutionWarning, match="a replay left x_adv"):
+                planner.run("step", problem.step, written=problem.written)
+        else:
+            planner.run("step", problem.step, written=problem.written)
+        assert torch.equal(problem.x_adv, eager.x_adv)
+    assert planner.replays == 1
+
+
 def test_a_replayed_step_with_a_backward_equals_eager_steps(graphs):
     problem, eager = _Problem(), _Problem()
     eager.net.load_state_dict(problem.net.state_dict())
     planner = StepGraphs(graphs, required=True)
     for _ in range(6):
-        planner.run("step", problem.step)
+        planner.run("step", problem.step, written=problem.written)
         eager.step()
         assert torch.equal(problem.x_adv, eager.x_adv)
         assert torch.equal(problem.losses, eager.losses)
