@@ -3,9 +3,9 @@
 import pytest
 import torch
 from members import MEMBERS, member
-from test_isolation import _process, _trace
 from torch import nn
 from toy_models import NORMS, FailingAt, same_bits
+from traces import process_state, trace_of
 
 import fastadv
 
@@ -51,9 +51,9 @@ def test_everything_is_as_it_was(name, norm, execution):
     net = _net()
     x, y = _data(net)
     x.requires_grad_()
-    bits, before, process = x.detach().clone(), _trace(net), _process()
+    bits, before, process = x.detach().clone(), trace_of(net), process_state()
     result = member(name, norm, scale=2.0).run(net, x, y, execution=execution)
-    assert _trace(net) == before and _process() == process
+    assert trace_of(net) == before and process_state() == process
     assert same_bits(x.detach(), bits) and x.requires_grad and x.grad is None
     assert not result.x_adv.requires_grad
     result.x_adv.fill_(7.0)  # not a view of an argument
@@ -73,11 +73,11 @@ def test_everything_is_as_it_was_after_an_error(name, norm, call, error):
     net = _net()
     x, y = _data(net)
     model = FailingAt(net, call, error)
-    before, process = _trace(net), _process()
+    before, process = trace_of(net), process_state()
     with pytest.raises(type(error)):
         member(name, norm).run(model, x, y)
     assert model.calls == call + 1
-    assert _trace(net) == before and _process() == process
+    assert trace_of(net) == before and process_state() == process
 
 
 @pytest.mark.filterwarnings("ignore:unconfirmed")
@@ -92,8 +92,8 @@ def test_a_random_model_gives_the_same_result_twice(name):
     results = []
     for seed in (1, 99):
         torch.manual_seed(seed)
-        before = _process()
+        before = process_state()
         results.append(member(name, "linf").run(noisy, x, y))
-        assert _process() == before
+        assert process_state() == before
     assert same_bits(results[0].x_adv, results[1].x_adv)
     assert torch.equal(results[0].success, results[1].success)
