@@ -94,3 +94,8 @@ def inputs_for(digits):
         return net.to(dtype), images_for(name, x).to(dtype), y, NORMALIZATION[name]
 
     return make
+
+
+@pytest.fixture
+def flat() -> torch.Tensor:
+    return torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.01, 0.99, 0.5, 0.5]]).view(2, 1, 2, 2)
