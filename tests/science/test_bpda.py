@@ -7,7 +7,7 @@ from torch import nn
 
 import fastadv
 
-_EPS, _STEPS, _STEP_SIZE, _N = 0.2, 40, 0.02, 500
+_EPS, _STEPS, _STEP_SIZE, _N = 0.2, 40, 0.02, 200
 
 
 def _attack(**more) -> fastadv.Attack:
@@ -22,9 +22,9 @@ def _accuracy(model, x, y) -> float:
 
 
 def test_naive_pgd_leaves_the_quantised_net_as_accurate_as_it_was(trained_mnist):
-    """PGD-40, eps 0.2, alpha 0.02, no random start, the first 500 test images of MNIST.
+    """PGD-40, eps 0.2, alpha 0.02, no random start, the first 200 test images of MNIST.
 
-    Measured: 97.8 % before and after; the gradient is exactly zero, and the attack says so.
+    Measured: 99.5 % before and after; the gradient is exactly zero, and the attack says so.
     """
     net, x, y = trained_mnist
     x, y, model = x[:_N], y[:_N], Quantised(net)
@@ -37,7 +37,7 @@ def test_naive_pgd_leaves_the_quantised_net_as_accurate_as_it_was(trained_mnist)
 
 
 def test_random_starts_alone_do_not_break_it_either(trained_mnist):
-    """eps 0.2, seed 0, 500 images, 1 and 5 random starts. Measured: 96.4 % and 96.0 % survive."""
+    """eps 0.2, seed 0, 200 images, 1 and 5 random starts. Measured: 98.5 % and 97.5 % survive."""
     net, x, y = trained_mnist
     x, y, model = x[:_N], y[:_N], Quantised(net)
     for restarts in (1, 5):
@@ -49,7 +49,7 @@ def test_random_starts_alone_do_not_break_it_either(trained_mnist):
 
 @pytest.mark.parametrize("surrogate", [None, lambda x: x], ids=["straight-through", "identity"])
 def test_bpda_breaks_the_quantised_net(surrogate, trained_mnist):
-    """The attack that left 97.8 %, through `fastadv.BPDA`. Measured: 0.0 % survive."""
+    """The attack that left 99.5 %, through `fastadv.BPDA`. Measured: 0.0 % survive."""
     net, x, y = trained_mnist
     x, y = x[:_N], y[:_N]
     surrogate_model = nn.Sequential(fastadv.BPDA(four_levels, surrogate), net)

@@ -82,16 +82,16 @@ def test_the_gradient_of_a_net_is_that_of_the_written_out_loss(name, trained_dig
 
 
 def test_both_targeted_losses_reach_targets_on_digits(trained_digits):
-    """PGD-40, eps 0.3, alpha 0.03, seed 0, 360 digits, target y + 1.
+    """PGD-40-2, eps 0.3, alpha 0.03, seed 0, 360 digits, target y + 1.
 
-    Measured: ce reaches 99.7 %, difference 84.4 %, its target above the label on 99.7 %: a third
+    Measured: ce reaches 99.7 %, difference 86.7 %, its target above the label on all: a third
     class may be above both, which L(y) - L(target) does not see.
     """
     net, x, y = trained_digits
     target = (y + 1) % _C
     reached, raised = {}, {}
     for loss in ("ce", "difference"):
-        attack = fastadv.pgd(fastadv.Linf(0.3), steps=40, step_size=0.03, loss=loss)
+        attack = fastadv.pgd(fastadv.Linf(0.3), steps=40, step_size=0.03, restarts=2, loss=loss)
         result = attack.run(net, x, y, target=target)
         with torch.no_grad():
             logits = net(result.x_adv)

@@ -5,12 +5,12 @@ import torch
 
 import fastadv
 
-_EPS, _STEPS, _STEP_SIZE, _KAPPA, _N = 0.4, 40, 0.04, 20.0, 300
+_EPS, _STEPS, _STEP_SIZE, _KAPPA, _N = 0.4, 40, 0.04, 20.0, 150
 
 
 @pytest.fixture(scope="module")
 def right(trained_mnist):
-    """(net, x, y): of the first 300 test images those that the net classifies rightly."""
+    """(net, x, y): of the first 150 test images those that the net classifies rightly."""
     net, x, y = trained_mnist
     x, y = x[:_N], y[:_N]
     with torch.no_grad():
@@ -35,10 +35,10 @@ def _margin(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def test_kappa_20_passes_a_confidence_threshold_that_kappa_0_does_not(right):
-    """PGD-40 on the margin to the runner-up class, eps 0.4, alpha 0.04, seed 0, 296 images.
+    """PGD-40 on the margin to the runner-up class, eps 0.4, alpha 0.04, seed 0, 150 images.
 
     Measured: all are fooled by both; softmax confidence 0.999 is passed by 0 % of the examples of
-    kappa=0 and 99.7 % of those of kappa=20.
+    kappa=0 and 98.0 % of those of kappa=20.
     """
     net, x, y = right
     passing = {}
@@ -51,7 +51,7 @@ def test_kappa_20_passes_a_confidence_threshold_that_kappa_0_does_not(right):
 
 
 def test_an_example_found_before_the_last_step_has_the_margin_asked_for(right):
-    """Untargeted, as above. Measured: 85.8 % reach the margin 20 before the last step."""
+    """Untargeted, as above. Measured: 86.7 % reach the margin 20 before the last step."""
     net, x, y = right
     result, logits = _run(net, x, y, _KAPPA)
     found = result.success & (result.step < _STEPS)

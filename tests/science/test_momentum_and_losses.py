@@ -34,8 +34,8 @@ def _clean(net, x, y) -> float:
 def test_every_attack_halves_the_accuracy_on_digits(name, trained_digits):
     """eps 0.2 (1 in L2, 4 in L1), 10 steps, 1 restart, seed 0, 360 digits, clean 97.5 %.
 
-    Measured: fgsm 21.7 %, rfgsm 38.9, bim 1.4, mifgsm 9.4, pgd by ce 1.4, margin 1.4, dlr 1.7 and
-    kl 20.0, in L2 2.2, in L1 3.1.
+    Measured: fgsm 16.9 %, rfgsm 36.9, bim 1.9, mifgsm 8.6, pgd by ce 1.1, margin 1.4, dlr 1.9 and
+    kl 21.7, in L2 2.2, in L1 2.5.
     """
     net, x, y = trained_digits
     clean = _clean(net, x, y)
@@ -46,7 +46,7 @@ def test_every_attack_halves_the_accuracy_on_digits(name, trained_digits):
 
 @pytest.mark.parametrize("loss", ["margin", "dlr"])
 def test_iterated_losses_fool_nearly_the_same_samples(loss, trained_digits):
-    """PGD-40, eps 0.08, alpha 0.01, seed 0, 360 digits: ce fools 33.9 %, margin and dlr 33.6 %."""
+    """PGD-40, eps 0.08, alpha 0.01, seed 0, 360 digits: ce fools 33.9 %, margin 33.3, dlr 33.6."""
     net, x, y = trained_digits
 
     def fooled(name: str) -> torch.Tensor:
@@ -62,7 +62,7 @@ def test_more_steps_keep_every_success(norm, loss, trained_digits):
     net, x, y = trained_digits
     threat = {"linf": fastadv.Linf(0.08), "l2": fastadv.L2(0.4)}[norm]
     before = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    for steps in (1, 3, 10, 30):
+    for steps in (1, 3, 12):
         attack = fastadv.pgd(threat, steps=steps, step_size=threat.eps / 8, loss=loss)
         fooled = _fooled(attack, net, x, y)
         assert not (before & ~fooled).any()
@@ -86,8 +86,8 @@ def test_more_restarts_keep_every_success(loss, trained_digits):
 def test_a_larger_radius_never_raises_the_robust_accuracy(name, trained_digits):
     """PGD-20, alpha 2.5 eps / 20 (L1: eps / 4), seed 0, 360 digits, radii / 8, / 4, / 2 and whole.
 
-    Measured: 97.5 % clean; linf 94.2, 90.6, 66.1, 12.8; l2 94.7, 90.3, 68.9, 13.9; l1 90.6, 73.3,
-    24.4, 3.1.
+    Measured: 97.5 % clean; linf 94.4, 90.3, 66.1, 13.6; l2 94.7, 90.0, 68.3, 13.9; l1 90.6, 72.8,
+    24.2, 2.5.
     """
     net, x, y = trained_digits
     make, largest = {

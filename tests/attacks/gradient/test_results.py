@@ -20,6 +20,7 @@ from fastadv import ops
 from fastadv.ops.steps import l1, l2
 
 STEPS = 6
+_SAMPLES = 18
 DOUBLE = torch.float64
 
 
@@ -75,15 +76,18 @@ def _brute_force(model, threat, x, y, sample_id, *, steps, restarts, step_size, 
     return x_adv, None if keep == "best" else -1
 
 
-@pytest.mark.parametrize("targeted", [False, True])
-@pytest.mark.parametrize("batching", ["plain", "continuous"])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("norm", "batching", "targeted"),
+    [(norm, "plain", False) for norm in NORMS]
+    + [(norm, "continuous", True) for norm in NORMS]
+    + [("linf", "continuous", False), ("linf", "plain", True)],
+)
 def test_first_success_is_what_a_plain_loop_finds(norm, batching, targeted):
-    problem = mixed_problem(18, dtype=DOUBLE)
+    problem = mixed_problem(_SAMPLES, dtype=DOUBLE)
     threat = threat_of(norm, 1.3 if targeted else 1.0)
     step_size = threat.eps / 5
     target = (problem.y + 1) % 5 if targeted else None
-    goals = target if targeted else [None] * 18
+    goals = target if targeted else [None] * _SAMPLES
     attack = fastadv.pgd(threat, steps=STEPS, step_size=step_size, restarts=3, **_options(norm))
     result = attack.run(
         problem.model,
@@ -95,7 +99,7 @@ def test_first_success_is_what_a_plain_loop_finds(norm, batching, targeted):
     if not targeted:
         assert_mixed(result, problem.y, STEPS)
     assert result.success.any() and not result.success.all()
-    for i in range(18):
+    for i in range(_SAMPLES):
         one = slice(i, i + 1)
         x_adv, step = _brute_force(
             problem.model,
@@ -118,7 +122,7 @@ def test_first_success_is_what_a_plain_loop_finds(norm, batching, targeted):
 @pytest.mark.parametrize("norm", NORMS)
 def test_best_is_the_iterate_of_highest_loss_over_all_steps_and_restarts(norm, restarts):
     # a curved model overshot by long steps, so that the best iterate is not always the last
-    problem = mixed_problem(24, dtype=DOUBLE, curvature=6.0)
+    problem = mixed_problem(12, dtype=DOUBLE, curvature=6.0)
     threat = threat_of(norm, 3.0)
     step_size = threat.eps * 1.5
     attack = fastadv.pgd(
@@ -128,7 +132,7 @@ def test_best_is_the_iterate_of_highest_loss_over_all_steps_and_restarts(norm, r
     if restarts == 1:
         last = dataclasses.replace(attack, keep="last")(problem.model, problem.x, problem.y)
         assert not torch.allclose(result.x_adv, last)
-    for i in range(24):
+    for i in range(12):
         one = slice(i, i + 1)
         x_adv, _ = _brute_force(
             problem.model,
