@@ -30,6 +30,17 @@ def observed(observer: Observer) -> Iterator[None]:
         _observers.remove(observer)
 
 
+@contextlib.contextmanager
+def unobserved() -> Iterator[None]:
+    """Launches inside are told to no observer."""
+    observers = _observers.copy()
+    _observers.clear()
+    try:
+        yield
+    finally:
+        _observers[:] = observers
+
+
 class _Compiled(NamedTuple):
     run: Callable[..., None]
     function: Any

@@ -19,8 +19,7 @@ class Member(NamedTuple):
     budget: a small one. scales: radii, in units of `threat_of`, at which some samples of
     `member_problem` fall at once, some late and some never. passes: forwards and backwards of a
     batch in a step, in calls, with 5 classes. ops: ours in a step. takes_target: whether `target=`
-    says where to go; the others choose for themselves. in_l1: more of the budget there. tolerances:
-    what the kernels of its ops may differ by from their references, where these add up.
+    says where to go; the others choose for themselves. in_l1: more of the budget there.
     """
 
     budget: dict[str, Any]
@@ -29,7 +28,6 @@ class Member(NamedTuple):
     takes_target: bool
     scales: dict[str, float] = _SCALES
     in_l1: dict[str, Any] = {}
-    tolerances: dict[str, float] = {}
 
 
 # the one list that a new attack is entered in: what stands here is put through the contracts
@@ -39,7 +37,6 @@ ATTACKS = {
         passes=(1, 1),
         ops=3,
         takes_target=True,
-        tolerances={"apgd_l2_step_": 1e-6},
     ),
     "apgd_dlr": Member(dict(steps=6, restarts=2), passes=(1, 1), ops=3, takes_target=True),
     "apgd_t": Member(
@@ -54,7 +51,6 @@ ATTACKS = {
         passes=(2, 5),
         ops=13,
         takes_target=False,
-        tolerances={"fab_step_": 1e-4, "fab_nearest_": 1e-6},
     ),
     "fab_t": Member(dict(steps=4, n_target_classes=2), passes=(2, 1), ops=4, takes_target=False),
     "square": Member(
@@ -63,7 +59,6 @@ ATTACKS = {
         ops=2,
         takes_target=False,
         scales={"linf": 2.2, "l2": 2.2, "l1": 1.4},
-        tolerances={"square_lp_": 2e-6},
     ),
 }
 MEMBERS = tuple(ATTACKS)

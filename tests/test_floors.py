@@ -15,6 +15,7 @@ ROOT = house.ROOT
 FLOORS = {
     "kernels": "Triton device code and launches, a folder a family; never sees torch",
     "version": "what reports and checkpoints record",
+    "diagnostics": "warnings: what weakens an attack, or makes it slower",
     "ops": "the same families: schema, eager reference, CPU path, Triton launch",
     "data": "data sets and loaders (beside the tower)",
     "models": "networks to attack and train (beside the tower)",
@@ -25,7 +26,6 @@ FLOORS = {
     "wrappers": "Normalized, BPDA: models of other inputs",
     "execution": "how an attack is run, not what it computes",
     "memory": "what to do when it runs out",
-    "diagnostics": "warnings: what weakens an attack",
     "graphs": "recorded steps",
     "textbook": "the loops that everyone writes, to compare with",
     "quantise": "adversarial examples as bytes",

@@ -18,8 +18,8 @@ from fastadv.cli import choices, evaluation, sources, training
 from fastadv.cli.outcome import Outcome, attack_files, save_outcome
 from fastadv.cli.user_error import UserError
 from fastadv.demo.run import run_demo
-from fastadv.evaluation.environment import installed_version
 from fastadv.ops import backend
+from fastadv.version import installed_version
 
 # rich_markup_mode None: errors in one line each, not in boxes
 app: typer.Typer = typer.Typer(

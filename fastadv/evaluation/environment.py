@@ -1,12 +1,11 @@
 """What ran an evaluation: versions, device and backend."""
 
-import importlib.metadata
 import platform
 
 import torch
 
 from fastadv.ops import backend
-from fastadv.version import __version__
+from fastadv.version import __version__, installed_version
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:
@@ -21,11 +20,3 @@ def describe_environment(device: torch.device) -> dict[str, str]:
         "device": f"{device} ({name})",
         "backend": f"{chosen} ({reason})",
     }
-
-
-def installed_version(package: str) -> str:
-    """The version of an installed package, without importing it."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

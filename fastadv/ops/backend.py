@@ -24,9 +24,9 @@ _choice = os.environ.get("FASTADV_BACKEND", "auto")  # checked at the first op, 
 class use_backend(contextlib.AbstractContextManager["use_backend"]):
     """Choose the implementation of every op.
 
-    - "auto": the Triton kernel on GPUs; on CPUs the op's CPU path, where it has one for such a
-      tensor, else its eager reference;
-    - "triton": the kernel, without a fallback;
+    - "auto": the Triton kernel on GPUs, where it agrees with the reference at its first call; on
+      CPUs the op's CPU path, where it has one for such a tensor, else its eager reference;
+    - "triton": the kernel, without a fallback; RuntimeError if it differs at its first call;
     - "reference": the eager reference, which defines the op, whatever the device.
 
     Works as a call and as a context manager that restores the previous choice. "triton" on CPU
@@ -90,6 +90,10 @@ def runs_triton(device: torch.device) -> bool:
 
 def is_reference_chosen() -> bool:
     return _choice == "reference"
+
+
+def is_triton_chosen() -> bool:
+    return _choice == "triton"
 
 
 def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[None]:

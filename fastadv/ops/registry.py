@@ -2,19 +2,21 @@
 
 An op has an eager reference, which defines it, a Triton launch, and where it pays a CPU path: a
 faster one for plain tensors of the CPU, tested against the reference. The reference dispatches to
-nothing: it calls no op of this library and asks for no backend (tested).
+nothing: it calls no op of this library and asks for no backend (tested). A launch is compared with
+it at the first call on a device (`trial`).
 """
 
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from fastadv.ops import backend
+from fastadv.ops.trial import Trial
 
 _T = TypeVar("_T")
 # define/impl dispatch in about 2 us a call; the custom_op decorators cost 18 to 50 us
@@ -29,6 +31,7 @@ class Implementations(NamedTuple):
     reference: Callable[..., Any]
     cpu: Callable[..., Any] | None
     launch: Callable[..., Any]
+    trial: Trial
 
 
 _IMPLEMENTATIONS: dict[str, Implementations] = {}
@@ -37,6 +40,11 @@ _IMPLEMENTATIONS: dict[str, Implementations] = {}
 def implementations() -> Mapping[str, Implementations]:
     """What each registered op may run, by its name: what tests compare."""
     return MappingProxyType(_IMPLEMENTATIONS)
+
+
+def fallen_back(device: torch.device) -> tuple[str, ...]:
+    """The ops whose kernel has failed its trial on `device`, so that their reference runs."""
+    return tuple(sorted(n for n, one in _IMPLEMENTATIONS.items() if device in one.trial.failed))
 
 
 @functools.cache
@@ -77,13 +85,19 @@ def register(
     cpu: Callable[..., Any] | None = None,
     cpu_dtypes: frozenset[torch.dtype] | None = SINGLE_AND_DOUBLE,
     fake: Callable[..., Any] | None = None,
+    shared: Sequence[str] = (),
+    tolerance: float = 0.0,
+    tolerance_with: Mapping[str, float] = MappingProxyType({}),
 ) -> Callable[..., Any]:
     """Define `fastadv::<schema>` and return its overload.
 
     The first argument decides the device. `reference`, `cpu` and `launch` take every argument by
     position: schemas have no defaults, which the dispatcher would drop. cpu: a faster path where
     the first argument is a plain tensor of the CPU in one of `cpu_dtypes` (None: in any). `fake`
-    may be left out by ops that only mutate.
+    may be left out by ops that only mutate. shared: the tensors that are no rows of samples but
+    belong to all of them, and are only read. tolerance: what implementations may differ by where
+    they add up in different orders, of values up to 1 and of samples of at most 192 elements; 0.0
+    where all give the same bits. tolerance_with: the same of calls that give an argument.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -94,11 +108,28 @@ def register(
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
 
+    parameters = [argument.name for argument in overload._schema.arguments]
+    trial = Trial(
+        name,
+        parameters,
+        reference=reference,
+        launch=launch,
+        shared=shared,
+        tolerance=tolerance,
+        tolerance_with=tolerance_with,
+    )
+    passed = trial.passed
+
     def implementation(*args: Any) -> Any:
         # below autograd whatever runs: a kernel records no graph, so neither may the reference
         with torch._C._AutoDispatchBelowAutograd():
-            if backend.runs_triton(args[0].device):
+            device = args[0].device
+            if backend.runs_triton(device):
                 with backend.on_device_of(args[0]):
+                    if device not in passed and not trial.trusts(
+                        args, insists=backend.is_triton_chosen()
+                    ):
+                        return reference(*args)
                     result = launch(*args)
             elif cpu is not None and takes_cpu_path(args[0], cpu_dtypes):
                 result = cpu(*args)
@@ -109,7 +140,7 @@ def register(
         torch.autograd.graph.increment_version([t for t in changed if not t.is_inference()])
         return result
 
-    _IMPLEMENTATIONS[name] = Implementations(reference, cpu, launch)
+    _IMPLEMENTATIONS[name] = Implementations(reference, cpu, launch, trial)
     _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastadv::{name}", fake or _no_output, lib=_LIBRARY)
     return overload

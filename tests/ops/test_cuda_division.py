@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cuda_division import DivisionAsOnCuda
-from test_implementations import KERNEL_TOLERANCE, OPS, assert_agree, calls_of_attacks, results
+from test_implementations import OPS, assert_agree, calls_of_attacks, results
 
 import fastadv
 from fastadv.ops import backend, registry
@@ -93,7 +93,7 @@ def test_the_kernel_is_the_reference_as_cuda_divides(name, calls):
     for arguments in calls[name]:
         with DivisionAsOnCuda():
             expected = results(run.reference, arguments)
-        assert_agree(results(run.launch, arguments), expected, KERNEL_TOLERANCE.get(name, 0.0))
+        assert_agree(results(run.launch, arguments), expected, run.trial.tolerance_of(arguments))
 
 
 @pytest.mark.parametrize("kind", start.KINDS)

@@ -93,14 +93,11 @@ def with_momentum(call: dict) -> dict:
 
 
 def assert_the_kernel_is_the_reference(name: str, call: dict) -> None:
-    """Within what test_implementations allows: the same bits where nothing is added up."""
+    """Within the op's tolerance: the same bits where nothing is added up."""
     run, arguments = registry.implementations()[name], tuple(call.values())
     expected = implementations.results(run.reference, arguments)
     got = implementations.results(run.launch, arguments)
-    tolerance = implementations.KERNEL_TOLERANCE.get(name, 0.0)
-    if call.get("momentum") is not None:  # a mean, or a norm, is added up in another order
-        tolerance = max(tolerance, 1e-6)
-    implementations.assert_agree(got, expected, tolerance)
+    implementations.assert_agree(got, expected, run.trial.tolerance_of(arguments))
 
 
 @pytest.mark.parametrize("name", ops_with())

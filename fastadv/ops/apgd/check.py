@@ -41,6 +41,7 @@ _CHECK = registry.register(
     reference=_check_reference,
     cpu=apgd_cpu.check,
     launch=lambda *arguments: registry.kernels("apgd.progress_step").launch_apgd_check(*arguments),
+    shared=("checkpoints",),
 )
 
 

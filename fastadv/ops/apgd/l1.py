@@ -78,6 +78,7 @@ _CHECK = registry.register(
     "Tensor radius, Tensor? correct, Tensor(j!)? x_hit) -> ()",
     reference=_check_reference,
     launch=lambda *arguments: registry.kernels("apgd.l1").launch_apgd_l1_check(*arguments),
+    shared=("plan", "radius"),
 )
 
 

@@ -47,6 +47,7 @@ _STEP = registry.register(
     f"apgd_l2_step_({apgd_step.SCHEMA}) -> ()",
     reference=_reference,
     launch=lambda *arguments: registry.kernels("apgd.l2").launch_apgd_l2(*arguments),
+    tolerance=1e-6,
 )
 
 

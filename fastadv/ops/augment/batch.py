@@ -115,6 +115,7 @@ _AUGMENT = registry.register(
     cpu_dtypes=None,
     launch=_launch_augment,
     fake=_fake_augment,
+    shared=("images", "mean", "std"),
 )
 
 

@@ -26,6 +26,7 @@ _PROJECT = registry.register(
     cpu=cpu.project,
     launch=_launch,
     fake=lambda points, *args: torch.empty_like(points),
+    tolerance=1e-4,  # in L1 of 192 elements 2^-22 * 192 = 4.6e-5 for each of the two
 )
 
 

@@ -20,6 +20,7 @@ _LOSS_HEAD = registry.register(
     "bool any_error) -> ()",
     reference=head_reference.loss_head_in_place,
     launch=lambda *arguments: registry.kernels("heads.loss_head").launch_loss_head(*arguments),
+    tolerance=1e-6,
 )
 
 

@@ -124,6 +124,7 @@ _START = registry.register(
     cpu_dtypes=None,
     launch=_launch_start,
     fake=lambda x, *args: torch.empty_like(x),
+    tolerance=1e-6,
 )
 
 

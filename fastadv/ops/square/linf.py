@@ -120,6 +120,7 @@ _LINF = registry.register(
     cpu=square_cpu.square_linf,
     cpu_dtypes=frozenset((torch.float16, *registry.SINGLE_AND_DOUBLE)),
     launch=_linf_launch,
+    shared=("geometry", "signs"),
 )
 
 

@@ -65,6 +65,8 @@ _LP = registry.register(
     cpu=functools.partial(_drawn_step, NUMPY),
     cpu_dtypes=None,
     launch=_lp_launch,
+    shared=("geometry", "patterns", "pattern_start"),
+    tolerance=2e-6,
 )
 
 

@@ -57,6 +57,8 @@ _STEP_INPLACE = registry.register(
     "float sparsity, Tensor? sparsity_rows) -> ()",
     reference=_step_inplace_reference,
     launch=_launch_step_inplace,
+    shared=("mean", "std"),
+    tolerance=1e-6,
 )
 
 
