@@ -1,5 +1,7 @@
 """Launch parameters as a committed table: a function of a sample's size only, never autotuned."""
 
+import functools
+
 import triton.language as tl
 
 ROW_BLOCK = 4096  # the longest row, or chunk of a row, that one program holds in registers
@@ -19,12 +21,14 @@ def blocks(size, block):
     return -(-size // block)
 
 
+@functools.cache
 def elementwise_geometry(size):
     """(BLOCK, num_warps) of an elementwise kernel over rows of `size`."""
     block = min(1024, max(128, power_of_two(size)))
     return block, max(1, block // 256)  # 8 elements a thread: two 128-bit fp32 accesses
 
 
+@functools.cache
 def row_geometry(size, limit=ROW_BLOCK):
     """(BLOCK, num_warps) of a kernel in which one program reduces a row of `size`."""
     block = min(limit, max(128, power_of_two(size)))

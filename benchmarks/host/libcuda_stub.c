@@ -44,10 +44,12 @@ Result cuDeviceGetAttribute(int *value, int attribute, int device) {
 Result cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
 Result cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)1; return 0; }
 Result cuCtxGetCurrent(void **context) { *context = (void *)1; return 0; }
+Result cuCtxGetDevice(int *device) { *device = 0; return 0; }
 Result cuCtxSetCurrent(void *context) { return 0; }
 Result cuCtxGetLimit(size_t *value, int limit) { *value = 1 << 20; return 0; }
 Result cuCtxSetLimit(int limit, size_t value) { return 0; }
 Result cuModuleLoadData(void **module, const void *image) { *module = (void *)2; return 0; }
+Result cuModuleUnload(void *module) { return 0; }
 Result cuFuncSetAttribute(void *function, int attribute, int value) { return 0; }
 Result cuFuncSetCacheConfig(void *function, int config) { return 0; }
 Result cuGetErrorString(Result error, const char **text) { *text = "stub"; return 0; }

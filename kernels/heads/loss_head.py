@@ -1,5 +1,7 @@
 """The loss head: loss, dL/dlogits, prediction and slot state of a row of logits, in one launch."""
 
+import functools
+
 import triton
 import triton.language as tl
 
@@ -16,6 +18,7 @@ WHOLE_ROW = 8192  # classes that one block holds; DLR spills above it on sm_90
 CHUNK = 2048  # classes a pass over a longer row takes at a time; 4096 spills on sm_100
 
 
+@functools.cache
 def head_geometry(classes, element_size):
     """(BLOCK, num_warps) for rows of `classes` logits; longer rows than BLOCK are looped over."""
     double = element_size == 8  # twice the registers an element; 4096 spill on sm_100

@@ -138,7 +138,8 @@ class _Reader:
         negated, guard, opcode, rest = _matched(text)
         operands = tuple(self._operand(part) for part in _split(rest))
         guard = None if guard is None else self._named(guard)
-        parts = tuple(opcode.split("."))
+        # "shared::cta", as Triton 3.8 has it, is what "shared" stands for
+        parts = tuple(opcode.replace("::cta", "").split("."))
         self.program.code.append(
             Instruction(parts, operands, guard, bool(negated), self.source, self.used)
         )
