@@ -1,7 +1,7 @@
 """Crafting in the middle of training: frozen weights, a policy for running statistics, no trace."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -19,6 +19,7 @@ from fastadv.isolation import (
 )
 from fastadv.ops.heads import loss_head as heads
 from fastadv.threat_model import ThreatModel
+from fastadv.training import casts
 
 BNPolicy = Literal["batch", "eval", "train"]
 BN_POLICIES: tuple[BNPolicy, ...] = get_args(BNPolicy)
@@ -56,14 +57,16 @@ def in_precision(precision: Precision | None, device: torch.device) -> Iterator[
 
 
 @contextlib.contextmanager
-def frozen(model: Model) -> Iterator[None]:
+def frozen(model: Model, *, but: Collection[nn.Parameter] = ()) -> Iterator[None]:
     """No parameter requires a gradient: neither autograd nor a compiled backward computes one.
 
     Eager autograd leaves weight gradients out by itself where only the input's is asked for; the
-    backward of a model under torch.compile, and of a custom Function, does not.
+    backward of a model under torch.compile, and of a custom Function, does not. but: those that no
+    such backward sees, which stay as they are.
     """
     parameters = [p for root in modules_behind(model) for p in root.parameters()]
-    trainable = [p for p in parameters if p.requires_grad]
+    kept = {id(p) for p in but}
+    trainable = [p for p in parameters if p.requires_grad and id(p) not in kept]
     for p in trainable:
         p.requires_grad_(False)
     try:
@@ -129,13 +132,15 @@ def crafting(
     """Inside: frozen weights, the `bn` policy, `precision`, own random state; then all as before.
 
     seed: what a random model (dropout) draws is reproducible, and the global generators are put
-    back.
+    back. Under autocast the weights of torch's own layers are not frozen but cast once, see
+    `casts.kept`.
     """
     with (
         restored_generators(device, seed),
-        frozen(model),
-        statistics_policy(model, bn),
         in_precision(precision, device),
+        casts.kept(model, device) as cast,
+        frozen(model, but=cast),
+        statistics_policy(model, bn),
     ):
         yield
 
