@@ -121,24 +121,28 @@ def register(
     passed = trial.passed
 
     def implementation(*args: Any) -> Any:
-        # below autograd whatever runs: a kernel records no graph, so neither may the reference
-        with torch._C._AutoDispatchBelowAutograd():
-            device = args[0].device
-            if backend.runs_triton(device):
-                with backend.on_device_of(args[0]):
-                    if device not in passed and not trial.trusts(
-                        args, insists=backend.is_triton_chosen()
-                    ):
-                        return reference(*args)
-                    result = launch(*args)
-            elif cpu is not None and takes_cpu_path(args[0], cpu_dtypes):
-                result = cpu(*args)
-            else:
-                return reference(*args)  # in torch, which bumps versions by itself
+        first = args[0]
+        device = first.device
+        if backend.runs_triton(device):
+            with backend.on_device_of(first):
+                if device not in passed and not unrecorded(is_trusted, args):
+                    return unrecorded(reference, args)
+                result = launch(*args)
+        elif cpu is not None and takes_cpu_path(first, cpu_dtypes):
+            result = unrecorded(cpu, args)
+        else:
+            return unrecorded(reference, args)  # in torch, which bumps versions by itself
         # tell autograd of tensors that were written behind its back: by a kernel, or by numpy
-        changed = [args[i] for i in written if args[i] is not None]
-        torch.autograd.graph.increment_version([t for t in changed if not t.is_inference()])
+        torch.autograd.graph.increment_version([args[i] for i in written if args[i] is not None])
         return result
+
+    def is_trusted(*args: Any) -> bool:
+        return trial.trusts(args, insists=backend.is_triton_chosen())
+
+    def unrecorded(run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """A kernel records no graph, so neither may what runs in its place."""
+        with torch._C._AutoDispatchBelowAutograd():
+            return run(*args)
 
     _IMPLEMENTATIONS[name] = Implementations(reference, cpu, launch, trial)
     _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
