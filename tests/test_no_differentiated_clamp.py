@@ -5,8 +5,6 @@ walks run what takes gradients; `test_clamps_in_source` looks at what they do no
 """
 
 import dataclasses
-import importlib.util
-import types
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,34 +13,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from clamp_watch import ROOT, Differentiated
+from clamp_watch import Differentiated
 from graphs.tape import Tape
 from members import MEMBERS, member
-from recipes.small_runs import small_data, small_recipe
 from torch import nn
 from toy_models import NORMS, threat_of
-from training.training_problems import (
-    METHODS,
-    THREAT,
-    batches,
-    conv_net,
-    sgd,
-    train_batch,
-    uniform,
-)
+from training.training_problems import METHODS, THREAT, batches, conv_net, sgd, train_batch, uniform
 
 import fastadv
 from benchmarks import reference
-from benchmarks.gpu import op_cases as gpu_op_cases
-from benchmarks.harness import networks
-from benchmarks.ops import cases as op_cases
 from fastadv import textbook
 from fastadv.compat import torchattacks
-from fastadv.data import DeviceLoader, load_digits
 from fastadv.demo import figures as demo_figures
-from fastadv.demo import networks as demo_networks
-from fastadv.models import digits_net
-from fastadv.recipes import train
 from fastadv.training import (
     AWP,
     CleanMixing,
@@ -110,6 +92,8 @@ def _normalised(net: nn.Sequential) -> None:
 
 _LINF = threat_of("linf")
 _PRECISE = fastadv.Execution(precision="bf16", final_pass=True)
+
+
 _ATTACKS: dict[str, Walk] = {
     **dict(_of_each_norm()),
     "rfgsm": _attack(fastadv.rfgsm(_LINF)),
@@ -159,6 +143,8 @@ def _watched(net: nn.Sequential) -> None:
 
 _MODIFIED = [name for name in METHODS if name != "YOPO"]
 _MODIFIERS = {"AWP": AWP(), "GradAlign": GradAlign(), "CleanMixing": CleanMixing()}
+
+
 _STEPS: dict[str, Walk] = {
     **{name: _trained(lambda name=name: METHODS[name](THREAT)) for name in METHODS},
     **{
@@ -215,63 +201,9 @@ _LOOPS: dict[str, Walk] = {
         net, batches(1)[0][0][0], 0, seed=0, steps=2, restarts=2
     ),
 }
+
+
 _WALKS = {**_ATTACKS, **_STEPS, **_LOOPS}
-
-
-def _loader() -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (12, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    loader = DeviceLoader(
-        images,
-        torch.arange(12) % 5,
-        batch_size=6,
-        crop=1,
-        padding="reflect",
-        flip="random",
-        mean=(0.5,),
-        std=(0.5,),
-    )
-    net = conv_net()
-    for x, y in loader:
-        train_batch(FastAT(fastadv.Linf(0.1, bounds=None)), net, sgd(net), x, y)
-    loader = DeviceLoader(images, torch.arange(12) % 5, batch_size=6, crop=1, flip="random")
-    for x, y, _, x_start in loader.with_start(eps=0.1, seed=0):
-        train_batch(FastAT(THREAT), net, sgd(net), x, y, x_init=x_start)
-
-
-def _recipe(folder: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TrainingWarning)
-        train(small_recipe(epochs=1), small_data(), folder, progress=False)
-
-
-def _demo() -> None:
-    demo_networks.train_fast(*(part[:64] for part in load_digits()), seed=0)
-
-
-def _networks() -> None:
-    networks._train(digits_net(seed=0), *(part[:128] for part in load_digits()), epochs=1)
-
-
-def _chains() -> None:
-    device = torch.device("cpu")
-    for build in (op_cases.ce_head, gpu_op_cases.head("margin"), gpu_op_cases.head("dlr")):
-        build((8, 10), torch.float32, device).eager()
-
-
-def _accelerate() -> None:
-    pytest.importorskip("accelerate", reason="needs accelerate")
-    path = ROOT / "examples" / "accelerate_training.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    spec.loader.exec_module(example := importlib.util.module_from_spec(spec))
-    accelerator = types.SimpleNamespace(
-        backward=torch.Tensor.backward, register_for_checkpointing=lambda step: None
-    )
-    loader = [[part[:32] for part in load_digits()]]
-    for loop in (example.train_one_loss, example.train_free):
-        net = digits_net(seed=0)
-        loop(accelerator, net, sgd(net), loader, 1)
 
 
 @pytest.mark.parametrize("name", _WALKS)
@@ -287,21 +219,6 @@ def test_a_clamp_would_be_seen(name: str):
     with Differentiated() as seen:
         _WALKS[name](_Clamping(*conv_net()))
     assert seen.places == {f"tests/{Path(__file__).name}:{_LINE_OF_THE_CLAMP}"}
-
-
-@pytest.mark.parametrize(
-    "walk", [_loader, _demo, _networks, _chains, _accelerate], ids=lambda walk: walk.__name__[1:]
-)
-def test_no_clamp_is_differentiated_where_networks_are_made(walk: Callable[[], None]):
-    with Differentiated() as seen:
-        walk()
-    assert not seen.places
-
-
-def test_no_clamp_is_differentiated_in_a_recipe(tmp_path: Path):
-    with Differentiated() as seen:
-        _recipe(tmp_path)
-    assert not seen.places
 
 
 _LINE_OF_THE_CLAMP = _Clamping.forward.__code__.co_firstlineno + 1

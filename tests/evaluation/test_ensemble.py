@@ -4,7 +4,6 @@ import itertools
 import json
 import signal
 import time
-import warnings
 from dataclasses import replace
 
 import ensemble_runs
@@ -234,39 +233,6 @@ def test_kill_nine_inside_a_block_and_resume_equals_uninterrupted(whole, tmp_pat
 def test_a_seed_by_the_time_cannot_be_resumed(tmp_path):
     with pytest.raises(ValueError, match="checkpoint needs a seed: with seed=None"):
         run(tmp_path / "c.pt", attack=ensemble(seed=None))
-
-
-class Masked(nn.Module):
-    """A step function: no gradient leads anywhere, but every sample is near the step."""
-
-    def forward(self, x):
-        above = (x.flatten(1).mean(1) > 0.5).float() + 0 * x.sum()
-        return torch.stack([0.5 - above, above - 0.5], 1)
-
-
-def masked(first: str = "gradient"):
-    threat = fastadv.Linf(0.1)
-    square = fastadv.square(threat, queries=30)
-    other = fastadv.bim(threat, steps=1)
-    attacks = [square] if first == "square" else [other, square]
-    return fastadv.autoattack(threat, version="custom", attacks=attacks)
-
-
-def square_gains(near: int, far: int, attack) -> int | None:
-    x = torch.cat([torch.full((near, 1, 5, 5), 0.52), torch.full((far, 1, 5, 5), 1.0)])
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        report = evaluate(Masked(), (x, torch.ones(len(x)).long()), attack, batch_size=64)
-    said = [w.message.count for w in caught if getattr(w.message, "code", "") == "square_gains"]
-    count = report.warnings.get("square_gains")
-    assert said == ([] if count is None else [count])
-    return count
-
-
-def test_square_is_judged_on_all_samples_not_on_a_block():
-    assert square_gains(3, 1097, masked()) == 3  # 0.27 %
-    assert square_gains(2, 1098, masked()) is None  # 0.18 %, and 0.39 % of the first block
-    assert square_gains(3, 7, masked(first="square")) is None
 
 
 def test_a_seed_of_none_runs_without_a_checkpoint():

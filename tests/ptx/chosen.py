@@ -38,8 +38,8 @@ CHOSEN = [
     f"{_PROJECTION}l1-uniform-75]",
     f"{_PROJECTION}l1-uniform-784]",
     f"{_PROJECTION}l2-uniform-5000]",
-    f"ops/steps/test_l2.py::{_INPUT}True-True-False]",
-    f"ops/steps/test_l1.py::{_INPUT}True-True-False]",
+    f"ops/steps/test_l2_promises.py::{_INPUT}True-True-False]",
+    f"ops/steps/test_l1_promises.py::{_INPUT}True-True-False]",
     "ops/augment/test_augment.py::test_normalising_rounds_as_the_model_wrapper_does"
     "[triton-torch.float32-True]",
 ]

@@ -82,9 +82,9 @@ def fab_nearest():
 
 
 def square_attack():
-    from test_square_linf import problem
+    from square_problems import linf_problem
 
-    network, run = problem(torch.device("cpu"), width=3)
+    network, run = linf_problem(torch.device("cpu"), width=3)
     run.finish(network)
 
 

@@ -4,6 +4,7 @@ import torch
 
 from fastadv.kernels import slots
 from fastadv.kernels.apgd import progress as apgd_progress
+from fastadv.ops import project_l1_reference
 
 BOUNDS = (0.0, 1.0)
 
@@ -122,6 +123,17 @@ def move_l2(z, g, x, previous, step_size, eps, a, lo, hi):
 
     z1 = project(z + step_size * unit(g))
     return project(z + (z1 - z) * a + (z - previous) * (1 - a))
+
+
+def l1_problem(device, dtype, batch=4, shape=(61,)):
+    """(x, start outside of the ball, weight of `wavy`, a radius for each sample)."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand((batch, *shape), generator=generator, dtype=torch.float64)
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    weight = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    eps = torch.linspace(0.5, 2.0, batch, dtype=torch.float64)
+    start = project_l1_reference((x + 0.1 * noise).clamp(0, 1), x, eps=3 * eps)
+    return tuple(t.to(device, dtype) for t in (x, start, weight, eps))
 
 
 def wavy(weight):

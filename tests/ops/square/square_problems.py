@@ -7,9 +7,11 @@ import torch
 from fastadv.kernels import slots as columns
 from fastadv.ops.square import linf as square
 from fastadv.ops.square import lp as square_lp
+from fastadv.ops.square import start as square_start
 from fastadv.ops.square import table as square_table
 
 NAN = float("nan")
+LINF_EPS = 0.08
 
 
 class Wavy:
@@ -115,6 +117,19 @@ class Run:
 
     def column(self, name):
         return self.slots[:, getattr(columns, name)].tolist()
+
+
+def linf_problem(device, batch=3, shape=(3, 5, 7), queries=40, width=1, restarts=1, **options):
+    memory_format = options.pop("memory_format", torch.contiguous_format)
+    dtype = options.pop("dtype", torch.float32)
+    network = Wavy(shape[0] * shape[1] * shape[2], device)
+    x = images(device, batch, *shape, dtype=dtype, memory_format=memory_format)
+    labels = network(x).argmax(1)
+    table = square_table.square_table(
+        queries, shape, norm="linf", seed=4, restarts=restarts, device=device
+    )
+    start = square_start.square_start(x, eps=LINF_EPS, norm="linf", seed=1)
+    return network, Run(x, labels, start, table, eps=LINF_EPS, width=width, **options)
 
 
 def textbook_linf(network, x, labels, start, table, eps, restart=0):

@@ -11,16 +11,6 @@ pytest.importorskip("triton", reason="needs triton, which is installed on Linux 
 ROWS, SIZE = 5, 300
 
 
-@pytest.fixture
-def short_rows(monkeypatch):
-    """Rows above 64 elements take the kernels for long rows, in chunks of 128."""
-    from fastadv.kernels.steps import l2 as kernels
-
-    monkeypatch.setattr(kernels, "ROW_LIMIT", 64)
-    monkeypatch.setattr(kernels, "CHUNK", 128)
-    return kernels
-
-
 def stepped(device, momentum: bool) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     x_adv, grad, x, m = (torch.rand(ROWS, SIZE, generator=generator).to(device) for _ in range(4))
@@ -33,20 +23,20 @@ def stepped(device, momentum: bool) -> list[torch.Tensor]:
 @pytest.mark.parametrize("momentum", [False, True])
 @pytest.mark.parametrize("rows, groups", [(1, 5), (2, 3), (4, 2), (5, 1), (9, 1)])
 def test_groups_change_no_bit(
-    rows, groups, momentum, short_rows, count_launches, monkeypatch, device
+    rows, groups, momentum, short_l2_rows, count_launches, monkeypatch, device
 ):
     expected = stepped(device, momentum)
     tensors = 4 if momentum else 3
-    monkeypatch.setattr(short_rows, "CACHED", rows * SIZE * 4 * tensors)
+    monkeypatch.setattr(short_l2_rows, "CACHED", rows * SIZE * 4 * tensors)
     with count_launches() as launches:
         found = stepped(device, momentum)
     assert len(launches) == groups * (3 if momentum else 2)
     assert all(map(torch.equal, found, expected))
 
 
-def test_a_row_that_fits_no_cache_is_a_group(short_rows, count_launches, monkeypatch, device):
+def test_a_row_that_fits_no_cache_is_a_group(short_l2_rows, count_launches, monkeypatch, device):
     expected = stepped(device, False)
-    monkeypatch.setattr(short_rows, "CACHED", 1)
+    monkeypatch.setattr(short_l2_rows, "CACHED", 1)
     with count_launches() as launches:
         found = stepped(device, False)
     assert len(launches) == 2 * ROWS and torch.equal(found[0], expected[0])

@@ -2,28 +2,20 @@
 
 import copy
 import gc
-import threading
 import weakref
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from shadow_problems import (
-    Functional,
-    Head,
     conv_bn,
-    fast_cifar,
     images,
-    in_float64,
     input_gradient,
     labels,
-    lively,
     preact,
     relative,
     searching,
     trace,
-    wide,
 )
 from torch import nn
 from toy_models import Counting
@@ -186,196 +178,6 @@ def test_refresh_of_shared_memory_has_nothing_to_do():
         before = [p._version for p in model.parameters()]
         search.refresh()
         assert [p._version for p in model.parameters()] == before
-
-
-def test_wrappers_are_taken_off():
-    net, x = conv_bn(), images()
-    with searching(net, x, fold_batchnorm=True) as search:
-        expected = search.forward(x)
-    wrapped = {
-        "parallel": nn.DataParallel(net),
-        "compiled": torch.compile(net, backend="eager"),
-        "both": nn.DataParallel(torch.compile(net, backend="eager")),
-        "inside": nn.Sequential(nn.Identity(), nn.DataParallel(net)),
-        "normalized": Normalized(torch.compile(net, backend="eager"), (0.0,) * 3, (1.0,) * 3),
-    }
-    for name, model in wrapped.items():
-        with searching(model.eval(), x, fold_batchnorm=True) as search:
-            assert torch.equal(search.forward(x), expected), name
-            kinds = {type(m).__name__ for m in search.model.modules()}
-            assert not kinds & {"DataParallel", "OptimizedModule"}, name
-
-
-def test_the_method_of_a_module_is_that_of_its_copy():
-    class Owner(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = conv_bn()
-
-        def predict(self, x):
-            return self.net(x) * 2
-
-    owner, x = Owner(), images()
-    with searching(owner.predict, x, fold_batchnorm=True, channels_last=True) as search:
-        assert search.model.__self__ is not owner
-        torch.testing.assert_close(search.forward(x), owner.predict(x))
-
-
-class _Locked(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net, self.lock = conv_bn(), threading.Lock()
-
-    def forward(self, x):
-        return self.net(x)
-
-
-class _Anew(nn.Linear):
-    def __deepcopy__(self, memo):
-        return nn.Linear(self.in_features, self.out_features)
-
-
-_UNCOPYABLE = {
-    "function": (lambda: lambda x: torch.tanh(x).flatten(1)[:, :5], "it is a function, not"),
-    "lock": (_Locked, "copying it failed with TypeError: cannot pickle '_thread.lock'"),
-    "closure": (
-        lambda: (lambda net: Normalized(lambda x: net(x), (0.5,) * 3, (0.3,) * 3))(conv_bn()),
-        "reaches its weights through a function",
-    ),
-    "anew": (lambda: nn.Sequential(nn.Flatten(), _Anew(192, 5)), "makes parameters anew"),
-}
-
-
-@pytest.mark.parametrize("name", ["fold_batchnorm", "channels_last"])
-@pytest.mark.parametrize("kind", _UNCOPYABLE)
-def test_what_needs_a_copy_says_why_there_is_none(kind, name):
-    make, reason = _UNCOPYABLE[kind]
-    model, x = make(), images()
-    match = f"{name}=True needs a copy of the model, but .*{reason}.*leave it out"
-    with pytest.raises(ValueError, match=match), searching(model, x, **{name: True}):
-        pass
-
-
-@pytest.mark.parametrize("kind", _UNCOPYABLE)
-def test_half_precision_does_without_a_copy(kind):
-    model, x = _UNCOPYABLE[kind][0](), images()
-    with searching(model, x, precision="bf16") as search:
-        assert search.model is model and not search.is_exact and search.notes == ()
-        torch.testing.assert_close(search.forward(x), model(x), rtol=0.05, atol=0.05)
-
-
-class _Odd(nn.Module):
-    """Tied weights, tensors that are no buffers, a result of autograd as an attribute."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
-        self.second.weight = self.first.weight
-        self.head = Head(3)
-        self.plain = torch.tensor(2.0)
-        self.listed = [nn.Parameter(torch.full((3, 1, 1), 0.5)), {"shift": torch.tensor(0.25)}]
-        self.derived = self.listed[0] * 2
-
-    def forward(self, x):
-        hidden = torch.tanh(self.second(torch.tanh(self.first(x))) * self.plain)
-        return self.head(hidden * self.listed[0] * self.derived + self.listed[1]["shift"])
-
-
-def test_tied_weights_and_tensors_outside_the_state_are_followed():
-    model, x = lively(_Odd()), images()
-    for asked in ({"channels_last": True}, {"precision": "bf16"}):
-        with searching(model, x, **asked) as search:
-            assert search.model.first.weight is search.model.second.weight
-            model.plain.mul_(3)
-            model.first.weight.mul_(2)
-            model.listed[0].data.mul_(1.5)
-            search.refresh()
-            assert relative(search.forward(x), model(x).double()) < 0.03
-            with torch.enable_grad():
-                logits = search.forward(x)
-            assert not logits.requires_grad
-
-
-_LAYOUTS = {
-    "conv_bn": (conv_bn, images()),
-    "preact": (preact, images()),
-    "wide": (wide, images()),
-    "fast_cifar": (fast_cifar, images()),
-    "functional": (lambda: lively(Functional()), images()),
-}
-
-
-@pytest.mark.parametrize("given", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("name", _LAYOUTS)
-def test_channels_last_computes_the_same(name, given):
-    make, x = _LAYOUTS[name]
-    model, x, y = make(), x.contiguous(memory_format=given), labels(x)
-    seen = []
-    logits64, grad64 = in_float64(model, x, y)
-    with searching(model, x, channels_last=True) as search:
-        weights = [p for p in search.model.parameters() if p.ndim == 4]
-        assert weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
-        assert not search.is_exact and search.notes == ()
-
-        def spied(function):
-            def call(x, *args, **kwargs):
-                seen.append(x.is_contiguous(memory_format=torch.channels_last))
-                return function(x, *args, **kwargs)
-
-            return call
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(F, "conv2d", spied(F.conv2d))
-            logits, grad = input_gradient(search.forward, x, y)
-    assert seen and all(seen)
-    assert relative(logits, logits64) < 1e-5 and relative(grad, grad64) < 1e-5
-
-
-def test_channels_last_leaves_samples_of_other_ranks_alone():
-    model = lively(nn.Sequential(nn.Linear(12, 5)))
-    x = torch.rand(6, 12)
-    with searching(model, x, channels_last=True) as search:
-        assert torch.equal(search.forward(x), model(x))
-
-
-def test_a_model_that_needs_the_plain_layout_keeps_it_with_a_note():
-    class Viewing(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(144, 5)
-
-        def forward(self, x):
-            return self.linear(self.conv(x).view(len(x), -1))
-
-    model, x = lively(Viewing()), images()
-    with searching(model, x, channels_last=True) as search:
-        assert search.is_exact and torch.equal(search.forward(x), model(x))
-    (note,) = search.notes
-    assert note.startswith("channels_last=True was left out: it failed with RuntimeError: view")
-    with searching(model, x, channels_last=True, precision="bf16") as search:
-        assert search.precision == "bf16" and not search.channels_last and len(search.notes) == 1
-
-
-def test_a_copy_that_answers_otherwise_is_not_used():
-    """A hook that writes where the copy does not look: stale features."""
-
-    class Tapped(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net, self.taps = conv_bn(), []
-            self.net[2].register_forward_hook(lambda *args: self.taps.append(args[2]))
-
-        def forward(self, x):
-            self.taps.clear()
-            self.taps.append(torch.zeros(()))
-            self.net(x)
-            return self.taps[-1].mean((2, 3))[:, :5] if self.taps[-1].ndim else self.net(x)
-
-    model, x = Tapped().eval(), images()
-    for asked in ({"channels_last": True}, {"precision": "bf16"}):
-        with searching(model, x, **asked) as search:
-            assert search.is_exact and torch.equal(search.forward(x), model(x))
-        assert "was left out" in search.notes[0]
 
 
 def test_a_search_model_survives_what_it_was_made_from():
