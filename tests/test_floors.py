@@ -32,6 +32,7 @@ FLOORS = {
     "engine": "runs slot algorithms: plain, continuous, recorded",
     "oracle": "loss, input gradient and prediction at the slots; what is differentiated instead",
     "attacks": "the families as slot algorithms and constructors; call/: what every call does",
+    "selfcheck": "every kernel against its reference, on the device at hand",
     "ensemble": "AutoAttack and our own orders",
     "evaluation": "robust accuracy over data sets: streamed, kept, shared out, reported",
     "training": "steps that give losses to the user's own loop",

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 import fastadv
-from fastadv.cli import choices, evaluation, sources, training
+from fastadv.cli import choices, evaluation, self_check, sources, training
 from fastadv.cli.outcome import Outcome, attack_files, save_outcome
 from fastadv.cli.user_error import UserError
 from fastadv.demo.run import run_demo
@@ -52,7 +52,8 @@ def _options(
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line; the exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Run one command line; the exit code: 0 done, 1 `info --check` found a wrong kernel, 2 bad
+    input, 130 interrupted."""
     try:
         app(args=arguments, prog_name="fastadv")
     except UserError as error:
@@ -72,7 +73,11 @@ def parse_number(text: str) -> float:
 
 
 @app.command()
-def info() -> None:
+def info(
+    check: Annotated[
+        bool, typer.Option("--check", help="Run every kernel against its reference here.")
+    ] = False,
+) -> None:
     """Versions, devices, and the implementation that ops would run."""
     lines = {
         "fastadv": fastadv.__version__,
@@ -92,6 +97,8 @@ def info() -> None:
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:{width}}  {value}")
+    if check:
+        self_check.run_and_print()
 
 
 def _explained(device: torch.device) -> str:

@@ -91,7 +91,12 @@ def difference(
         _between(a, b, allowed, [one[k] for one in otherwise])
         for k, (a, b) in enumerate(zip(found, expected, strict=True))
     ]
-    return max(each, key=lambda one: (not one.is_allowed, one.largest))
+    return max(each, key=severity)
+
+
+def severity(one: Difference) -> tuple[bool, float]:
+    """What orders differences: one that is not allowed is worse than any that is."""
+    return not one.is_allowed, one.largest
 
 
 def _with_rows(arguments, shared):

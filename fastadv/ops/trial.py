@@ -14,7 +14,7 @@ import torch
 
 from fastadv import diagnostics
 from fastadv.ops import agreement
-from fastadv.ops.agreement import Difference
+from fastadv.ops.agreement import Difference, Result
 from fastadv.version import installed_version
 
 ROWS = 8  # samples that are compared
@@ -57,8 +57,9 @@ class Trial:
             return False
         if _is_recorded() or not agreement.rows_of(arguments, self.shared):
             return True
+        rows = min(ROWS, agreement.rows_of(arguments, self.shared))
         try:
-            expected = self._results(self._reference, arguments)
+            expected = self._results(self._reference, arguments, rows)
         except torch.OutOfMemoryError:
             return True
         except Exception:  # as for arguments that it does not take, or under deterministic rules
@@ -66,8 +67,8 @@ class Trial:
             return True
         try:
             with _unobserved():
-                found = self._results(self._launch, arguments)
-            failure = self._words(self._difference(found, expected, arguments))
+                found = self._results(self._launch, arguments, rows)
+            failure = self._words(self._difference(found, expected, arguments, rows))
         except torch.OutOfMemoryError:
             return True
         except Exception as error:
@@ -85,21 +86,32 @@ class Trial:
         given = [more for i, more in self._with.items() if arguments[i] is not None]
         return max([self._tolerance, *given])
 
-    def _results(self, run: Callable[..., Any], arguments: Sequence[Any], sign: int = 0) -> Any:
-        rows = min(ROWS, agreement.rows_of(arguments, self.shared))
+    def difference(
+        self, run: Callable[..., Any], arguments: Sequence[Any], rows: int
+    ) -> Difference:
+        """Between an implementation and the reference, on copies of the first `rows` samples."""
+        expected = self._results(self._reference, arguments, rows)
+        found = self._results(run, arguments, rows)
+        return self._difference(found, expected, arguments, rows)
+
+    def _results(
+        self, run: Callable[..., Any], arguments: Sequence[Any], rows: int, sign: int = 0
+    ) -> list[Result]:
         few = agreement.copies(arguments, self.shared, rows)
         if sign:
             agreement.round_otherwise(few, self.shared, sign)
         return agreement.results(run, self.parameters, few)
 
-    def _difference(self, found: Any, expected: Any, arguments: Sequence[Any]) -> Difference:
+    def _difference(
+        self, found: list[Result], expected: list[Result], arguments: Sequence[Any], rows: int
+    ) -> Difference:
         """Of ops that add up, in a second look, beside how well-conditioned the samples are."""
         tolerance = self.tolerance_of(arguments)
         elements = agreement.elements_of(arguments, self.shared)
         apart = agreement.difference(found, expected, tolerance, elements)
         if apart.is_allowed or not tolerance:
             return apart
-        otherwise = [self._results(self._reference, arguments, sign) for sign in (1, -1)]
+        otherwise = [self._results(self._reference, arguments, rows, sign) for sign in (1, -1)]
         return agreement.difference(found, expected, tolerance, elements, otherwise)
 
     def _words(self, found: Difference) -> str:

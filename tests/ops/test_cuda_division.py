@@ -3,12 +3,13 @@
 import pytest
 import torch
 from cuda_division import DivisionAsOnCuda
-from test_implementations import OPS, assert_agree, calls_of_attacks, results
+from test_implementations import OPS, assert_agree, results
 
 import fastadv
 from fastadv.ops import backend, registry
 from fastadv.ops.noise import start
 from fastadv.ops.square.start import square_start
+from fastadv.selfcheck.recording import calls_of_attacks
 
 # in L1, L2 and Square some sums and means divide by the size of a sample: 105 has no exact inverse
 SHAPE = (3, 5, 7)

@@ -3,39 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from members import MEMBERS, member
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
-import fastadv
 from fastadv.ops import backend, registry
-from fastadv.ops.fab.projection import hyperplane_projection
+from fastadv.selfcheck.recording import calls_of_attacks, copied
 
 OPS = sorted(registry.implementations())
 WITH_CPU_PATH = [name for name in OPS if registry.implementations()[name].cpu is not None]
 # whose CPU path adds up a sample's elements in another order; the others equal the reference
 CPU_ADDS_UP = ("fab_step_", "fab_nearest_", "hyperplane_projection")
-KEPT = (1, 2, 4, 8, 12)  # which calls of an op are looked at: first steps, checks, late ones
-KEPT_AGAIN = (4,)  # and of one that has been looked at in another norm
-
-
-class Recorded(TorchDispatchMode):
-    """Copies of the arguments of calls of our ops, by the op's name."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = {}
-        self.norm = ""
-        self.seen = {}  # how many calls by the op's name and the norm
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "fastadv":
-            name = func._schema.name.removeprefix("fastadv::")
-            number = self.seen[name, self.norm] = self.seen.get((name, self.norm), 0) + 1
-            is_again = any(op == name and norm != self.norm for op, norm in self.seen)
-            if number in (KEPT_AGAIN if is_again else KEPT):
-                self.calls.setdefault(name, []).append(copied(args))
-        return func(*args, **(kwargs or {}))
 
 
 class Forbidden(TorchDispatchMode):
@@ -44,52 +20,6 @@ class Forbidden(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func.namespace != "fastadv", f"the reference calls {func}"
         return func(*args, **(kwargs or {}))
-
-
-def copied(arguments):
-    def copy(value):
-        if not isinstance(value, torch.Tensor):
-            return value
-        return value.detach().clone(memory_format=torch.preserve_format)
-
-    return tree_map(copy, tuple(arguments))
-
-
-def network(size):
-    torch.manual_seed(0)
-    layers = torch.nn.Flatten(), torch.nn.Linear(size, 16), torch.nn.Tanh(), torch.nn.Linear(16, 5)
-    return torch.nn.Sequential(*layers)
-
-
-def attacks():
-    threats = fastadv.Linf(0.03), fastadv.L2(0.3), fastadv.L1(2.0)
-    for threat in threats:
-        yield fastadv.pgd(threat, steps=3, keep="last")
-        yield fastadv.pgd(threat, steps=3, keep="best")
-        for name in MEMBERS:
-            yield member(name, threat.norm, threat=threat)
-
-
-def calls_of_attacks(shape):
-    """Arguments that attacks give the ops, in mid-attack, and of ops that none of them calls."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.rand(4, *shape, generator=generator)
-    model = network(x[0].numel())
-    y = model(x).argmax(1)
-    grad = torch.randn(x.shape, generator=generator)
-    with Recorded() as recorded:
-        for attack in attacks():
-            recorded.norm = attack.threat.norm
-            attack(model, x, y)
-        fastadv.ops.linf_step(x + 0.01, grad, x, step_size=0.01, eps=0.02)
-        fastadv.ops.project_l1(x + 0.01 * grad, x, eps=1.0)
-        for norm in ("linf", "l2", "l1"):
-            w = grad.flatten(1)
-            b = (w * x.flatten(1)).sum(1) + 0.5
-            hyperplane_projection(x.flatten(1), w, b, norm=norm)
-        images = (255 * x).to(torch.uint8)
-        fastadv.ops.augment_batch(images, torch.arange(4), crop=2, flip="random", start_eps=0.1)
-    return recorded.calls
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from test_implementations import OPS, calls_of_attacks, copied
+from test_implementations import OPS
 
 import fastadv
 from fastadv import ops
 from fastadv.diagnostics import ExecutionWarning
 from fastadv.ops import agreement, backend, registry, trial
 from fastadv.ops.steps.select import select_rows_
+from fastadv.selfcheck.recording import calls_of_attacks, copied
 
 CPU = torch.device("cpu")
 pytestmark = [

@@ -12,6 +12,7 @@ import torch
 
 from fastadv.kernels import slots as columns
 from fastadv.ops import registry
+from fastadv.selfcheck.recording import calls_of_attacks
 
 sys.path.append(str(Path(__file__).parents[1] / "ops"))  # where the attacks lie
 
@@ -29,7 +30,7 @@ SHORT_ROWS = {
 
 @pytest.fixture(scope="module", params=SHAPES)
 def calls(request):
-    return implementations.calls_of_attacks(SHAPES[request.param])
+    return calls_of_attacks(SHAPES[request.param])
 
 
 def parameters(name: str) -> list[str]:

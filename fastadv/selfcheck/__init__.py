@@ -1,0 +1,1 @@
+"""Every kernel against its reference on the device at hand: `fastadv info --check`."""
