@@ -1,13 +1,12 @@
 """Continuous batching: the slot of a finished sample is refilled from a queue of work items."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 
 from fastadv.engine import looks
 from fastadv.engine.ledger import Ledger
 from fastadv.engine.plain import Confirm, Inspect, go_on, read
+from fastadv.engine.queue import Queue
 from fastadv.engine.stepping import Stepper
 from fastadv.engine.watchdog import Moment
 from fastadv.engine.work import Work
@@ -49,8 +48,8 @@ class _Run:
         self.work, self.ledger, self.confirm, self.inspect = work, ledger, confirm, inspect
         self.look = False  # at the last gradient of a slot too
         self.pending = pending
-        count = sum(1 for _ in self._queue(pending))
-        self.queue = self._queue(pending)
+        self.queue = Queue(pending, self.algorithm.items, ledger)
+        count = self.queue.count()
         batch = stepper.shape(count, batch_size) if count else 0
         self.samples = np.zeros(batch, dtype=np.int64)
         self.items = np.zeros(batch, dtype=np.int32)
@@ -92,12 +91,6 @@ class _Run:
         self._load(None, self.samples[again], self.items[again])
         self.state.slots[count:, columns.ACTIVE] = 0
 
-    def _queue(self, pending: np.ndarray) -> Iterator[tuple[int, int]]:
-        for item in range(self.algorithm.items):
-            for sample in pending:
-                if not self.ledger.is_settled(sample, item):
-                    yield sample, item
-
     def _harvest(self, began: Moment, rounds: int) -> None:
         """Enter the finished slots and free them, and those that no longer matter."""
         iterates, losses = self.algorithm.outcome(self.state)
@@ -116,22 +109,16 @@ class _Run:
         for rows, is_at_end in ((np.flatnonzero(stopped), False), (np.flatnonzero(at_end), True)):
             if len(rows) == 0:
                 continue
-            chosen, their_flags, their_losses = iterates, flags[rows], host_losses[rows]
-            index = self._device(rows)
+            samples, items = self.samples[rows], self.items[rows]
             if is_at_end and self.algorithm.needs_last:
-                last = self.state.take(index)
+                last = self.state.take(self._device(rows))
                 self.algorithm.evaluate(last)
                 chosen, losses = self.algorithm.outcome(last)
-                their_flags, their_losses = read(last.slots, losses)
+                self.ledger.record(samples, items, *read(last.slots, losses), chosen)
             else:
-                chosen = iterates.index_select(0, index)
-            self.ledger.record(
-                self.samples[rows], self.items[rows], their_flags, their_losses, chosen
-            )
+                self.ledger.record(samples, items, flags[rows], host_losses[rows], iterates, rows)
         self.busy &= ~(stopped | at_end)
-        for row in np.flatnonzero(self.busy):
-            if self.ledger.is_settled(self.samples[row], self.items[row]):
-                self.busy[row] = False
+        self.busy &= ~self.ledger.are_settled(self.samples, self.items)
 
     def _deny(self, iterates: torch.Tensor, flags: np.ndarray) -> bool:
         """Attack the slots further whose success the user's model denies; whether there are any."""
@@ -152,25 +139,24 @@ class _Run:
     def _refill(self) -> None:
         rows = self._assign()
         if len(rows):
-            self._load(self._device(rows), self.samples[rows], self.items[rows])
+            self._load(rows, self.samples[rows], self.items[rows])
 
     def _assign(self) -> np.ndarray:
         """Give free slots the next items of the queue; which slots got one."""
-        rows = []
-        for row in np.flatnonzero(~self.busy):
-            work_item = next(self.queue, None)
-            if work_item is None:
-                break
-            self.samples[row], self.items[row] = work_item
-            self.age[row] = 0
-            self.busy[row] = True
-            rows.append(row)
-        return np.array(rows, dtype=np.int64)
+        free = np.flatnonzero(~self.busy)
+        samples, items = self.queue.take(len(free))
+        rows = free[: len(samples)]
+        self.samples[rows], self.items[rows] = samples, items
+        self.age[rows] = 0
+        self.busy[rows] = True
+        return rows
 
-    def _load(self, rows: torch.Tensor | None, samples: np.ndarray, items: np.ndarray) -> None:
-        work = self.work.take(self._device(samples))
-        numbers = torch.as_tensor(items, device=self.work.x.device)
-        self.algorithm.start(self.state, rows, work, numbers)
+    def _load(self, rows: np.ndarray | None, samples: np.ndarray, items: np.ndarray) -> None:
+        given = [samples, items] if rows is None else [samples, items, rows]
+        numbers = self._device(np.stack(given))  # one copy to the device: each waits
+        work = self.work.take(numbers[0])
+        where = None if rows is None else numbers[2]
+        self.algorithm.start(self.state, where, work, numbers[1].int())
 
     def _shrink(self) -> None:
         """Drop idle slots once they are half of the batch: the queue is empty when slots idle."""

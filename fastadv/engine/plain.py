@@ -38,7 +38,7 @@ def run_plain(
     for first in range(0, len(pending), batch_size):
         for item in range(algorithm.items):
             chunk = pending[first : first + batch_size]
-            chunk = chunk[[not ledger.is_settled(sample, item) for sample in chunk]]
+            chunk = chunk[~ledger.are_settled(chunk, item)]
             if len(chunk) == 0:
                 continue
             state = run_chunk(stepper, work, chunk, item, look=inspect is not None)
