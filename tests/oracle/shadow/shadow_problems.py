@@ -99,11 +99,27 @@ def conv_bn(**more):
     )
 
 
-def preact(normalized=True):
-    net = lively(models.preact_resnet.PreActResNet(stem=8, channels=(8, 16), blocks=1, classes=5))
-    if not normalized:
-        return net
+def one_conv():
+    """The least that has a layer of every kind that a search model changes: compiled in no time."""
+    return lively(
+        nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), Head(6))
+    )
+
+
+def normalized(net):
     return fastadv.Normalized(net, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)).eval()
+
+
+def preact():
+    return lively(models.preact_resnet.PreActResNet(stem=8, channels=(8, 16), blocks=1, classes=5))
+
+
+def normalized_conv():
+    return normalized(one_conv())
+
+
+def normalized_preact():
+    return normalized(preact())
 
 
 def wide():

@@ -11,7 +11,7 @@ from shadow_problems import (
     input_gradient,
     labels,
     lively,
-    preact,
+    normalized_preact,
     relative,
     searching,
     wide,
@@ -85,7 +85,7 @@ _NETS = {
     ),
     # bn1 of the first block is given the stem's output, which the skip connection takes too; bn1 of
     # the second, and the last, that of a sum
-    "preact": (preact, images(), 3),
+    "preact": (normalized_preact, images(), 3),
     "wide": (wide, images(), 4),
     "fast_cifar": (fast_cifar, images(), 3),  # a max-pool between
 }

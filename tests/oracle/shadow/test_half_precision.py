@@ -16,6 +16,7 @@ from shadow_problems import (
     input_gradient,
     labels,
     lively,
+    normalized_preact,
     preact,
     relative,
     searching,
@@ -50,7 +51,7 @@ def _attention():
 
 _NETS = {
     "conv_bn": (conv_bn, images(), 4),
-    "preact": (preact, images(), 6),
+    "preact": (normalized_preact, images(), 6),
     "wide": (wide, images(), 9),
     "fast_cifar": (fast_cifar, images(), 7),
     "mnist": (_mnist, images(channels=1, size=28), 6),
@@ -174,7 +175,7 @@ def test_a_weight_that_arithmetic_uses_too_keeps_its_precision():
 @pytest.mark.parametrize("kind", ["function", "partial", "method", "normalized function"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_models_of_any_kind_can_be_searched_in_half_precision(kind, precision):
-    net, x, y = preact(normalized=False), images(), labels(images())
+    net, x, y = preact(), images(), labels(images())
 
     class Owner(nn.Module):
         def __init__(self):

@@ -12,7 +12,8 @@ from shadow_problems import (
     images,
     input_gradient,
     labels,
-    preact,
+    normalized_conv,
+    one_conv,
     relative,
     searching,
     trace,
@@ -43,7 +44,7 @@ def test_nothing_asked_costs_nothing():
 
 
 def test_a_normalized_model_is_one_still():
-    model, x = preact(), images()
+    model, x = normalized_conv(), images()
     for asked in ({}, *_WAYS):
         with searching(model, x, **asked) as search:
             assert type(search.model) is Normalized
@@ -52,12 +53,12 @@ def test_a_normalized_model_is_one_still():
             inner = search.forward_inner(normalised)
             torch.testing.assert_close(inner, search.forward(x))
             torch.testing.assert_close(inner, model(x), rtol=0.05, atol=0.05)
-    with searching(conv_bn(), x) as search, pytest.raises(TypeError, match="needs a Normalized"):
+    with searching(one_conv(), x) as search, pytest.raises(TypeError, match="needs a Normalized"):
         search.forward_inner(x)
 
 
 def test_hooks_of_a_normalized_model_run():
-    model, x = preact(), images()
+    model, x = normalized_conv(), images()
     model.register_forward_hook(lambda module, args, out: out * 3)
     for asked in ({}, *_WAYS[:4], _WAYS[-1]):  # compiled once
         with searching(model, x, **asked) as search:
@@ -78,7 +79,7 @@ def _trained(model):
 
 @pytest.mark.parametrize("asked", _WAYS, ids=str)
 def test_the_users_model_is_bit_for_bit_as_it_was(asked):
-    model, x, y = _trained(conv_bn()), images(), labels(images())
+    model, x, y = _trained(one_conv()), images(), labels(images())
     before, state = trace(model), torch.get_rng_state()
     with searching(model, x, **asked) as search:
         input_gradient(search.forward, x, y)
@@ -168,7 +169,7 @@ def test_memory_that_the_user_exchanges_is_followed():
 
 
 def test_refresh_of_shared_memory_has_nothing_to_do():
-    model, x = conv_bn(), images()
+    model, x = one_conv(), images()
     model.double()
     with searching(model, x.double(), compile="aot_eager") as search:
         assert search.replica is not None

@@ -12,7 +12,7 @@ from shadow_problems import (
     input_gradient,
     labels,
     lively,
-    preact,
+    normalized_preact,
     relative,
     searching,
     wide,
@@ -21,7 +21,7 @@ from torch import nn
 
 _LAYOUTS = {
     "conv_bn": (conv_bn, images()),
-    "preact": (preact, images()),
+    "preact": (normalized_preact, images()),
     "wide": (wide, images()),
     "fast_cifar": (fast_cifar, images()),
     "functional": (lambda: lively(Functional()), images()),
