@@ -5,6 +5,7 @@ import torch
 
 from fastadv.engine import looks
 from fastadv.engine.ledger import Ledger
+from fastadv.engine.pace import Pace
 from fastadv.engine.plain import Confirm, Inspect, go_on, read
 from fastadv.engine.queue import Queue
 from fastadv.engine.stepping import Stepper
@@ -46,6 +47,7 @@ class _Run:
     ) -> None:
         self.stepper, self.algorithm = stepper, stepper.algorithm
         self.work, self.ledger, self.confirm, self.inspect = work, ledger, confirm, inspect
+        self.pace = Pace(self.algorithm.stride, work.x.device)
         self.look = False  # at the last gradient of a slot too
         self.pending = pending
         self.queue = Queue(pending, self.algorithm.items, ledger)
@@ -61,14 +63,14 @@ class _Run:
 
     def finish(self) -> None:
         while self.busy.any():
-            rounds = min(
-                self.algorithm.stride, int((self.algorithm.steps - self.age[self.busy]).min())
-            )
+            busy = int(self.busy.sum())
+            rounds = min(self.pace.stride, self.algorithm.steps - int(self.age[self.busy].max()))
             began = self.stepper.moment()
             is_last = bool((self.age[self.busy] + rounds >= self.algorithm.steps).any())
             self.stepper.advance(self.state, rounds, look=self.look and is_last)
             self.age += rounds
             self._harvest(began, rounds)
+            self.pace.note(freed=busy - int(self.busy.sum()), busy=busy)
             self._tell()
             self._refill()
             self._shrink()
