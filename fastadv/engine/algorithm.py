@@ -48,7 +48,8 @@ class SlotAlgorithm(Protocol):
     steps: the most steps of a slot. items: work items a sample, its restarts or targets in the
     order in which they count. stride: steps between two looks at which slots are finished, which
     synchronise: a finished slot idles half of them; on a GPU up to four times as many, see
-    `fastadv.engine.pace`. needs_last: an iterate reached by the last step is evaluated too. oracle: a `fastadv.oracle.gradient.Oracle`, which is above this floor.
+    `fastadv.engine.pace`. needs_last: an iterate reached by the last step is evaluated too.
+    oracle: a `fastadv.oracle.gradient.Oracle`, which is above this floor.
     """
 
     oracle: Any
