@@ -46,7 +46,8 @@ def evaluate(
     and every attack of an ensemble on it, is written to; called again with the same arguments
     after an interruption, even kill -9, evaluation goes on from there to the same bits, also with
     another number of processes; the data are read again to see that they are the same, and the
-    model is run on the first finished samples, to see that it still classifies them so. progress:
+    model is run on the first finished samples, to see that it still classifies them so; ops must
+    run with the same backend. progress:
     a bar on a terminal, if rich or tqdm is installed; or a function that is given a
     `fastadv.evaluation.Status` before every attack, after every look at its slots and after every
     block, whose `percent` never falls; it must leave torch's random generators alone. Ctrl-C leaves
@@ -78,13 +79,13 @@ def evaluate(
     wanted = Wanted(model, data, attack, batch_size, path, execution or Execution(), progress)
     try:
         with generator_put_back(), exchange_of_processes(path) as exchange:
-            blocks, asked, environment = attacked_together(wanted, exchange)
+            blocks, asked, ran, environment = attacked_together(wanted, exchange)
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(f"evaluation interrupted: {kept_in(path)}")
         raise
     if not blocks:
         raise ValueError("data is empty: there is nothing to evaluate")
-    return _report(wanted, asked, joined_columns(blocks), joined_sums(blocks), environment)
+    return _report(wanted, asked, joined_columns(blocks), joined_sums(blocks), ran, environment)
 
 
 def _judged_square(stages: list[dict[str, Any]], total: int) -> dict[str, int]:
@@ -137,6 +138,7 @@ def _report(
     asked: State,
     columns: dict[str, torch.Tensor],
     sums: dict[str, Any],
+    ran: str,
     environment: dict[str, str],
 ) -> Report:
     attack, total = wanted.attack, len(columns["ids"])
@@ -159,6 +161,7 @@ def _report(
         robust=columns["clean_correct"] & ~columns["success"],
         **shown,
         search=asked.search,
+        backend=ran,
         cost=Cost(**sums.pop("cost")),
         **sums,
         warnings=counts,

@@ -4,7 +4,8 @@ import platform
 
 import torch
 
-from fastadv.ops import backend
+from fastadv.evaluation.in_use import in_words
+from fastadv.ops import backend, registry
 from fastadv.version import __version__, installed_version
 
 
@@ -18,5 +19,5 @@ def describe_environment(device: torch.device) -> dict[str, str]:
         "triton": installed_version("triton"),
         "python": platform.python_version(),
         "device": f"{device} ({name})",
-        "backend": f"{chosen} ({reason})",
+        "backend": f"{in_words(chosen, registry.fallen_back(device))} ({reason})",
     }

@@ -18,6 +18,7 @@ from fastadv.values import same_value
 
 _Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 DEFAULT_SEARCH = "the default"
+UNKNOWN_BACKEND = "unknown"  # of reports that were saved before it was kept
 _STAGE_COLUMNS = (
     "attack",
     "attacked",
@@ -40,10 +41,11 @@ class Report:
     parameters and the start of the SHA-256 of its structure and weights. eps, steps,
     restarts, seed: None where the attack has no such thing. forwards, backwards: samples times
     passes. seconds: attacking, without loading data. search: what of `Execution` the examples that
-    were found depend on. cost: what the time went into, as in `AttackResult`. warnings: samples for
-    each code of `AttackWarning`. Of an ensemble: stages, what each of its attacks did, and
-    broken_by, the index of the one that broke a sample, -1 if none did, -2 if the model got it
-    wrong as it was.
+    were found depend on. backend: what ops ran with, "triton", "cpu" or "reference"; where kernels
+    have failed also the ops whose references ran in their place. cost: what the time went into, as
+    in `AttackResult`. warnings: samples for each code of `AttackWarning`. Of an ensemble: stages,
+    what each of its attacks did, and broken_by, the index of the one that broke a sample, -1 if
+    none did, -2 if the model got it wrong as it was.
     """
 
     model: str
@@ -65,6 +67,7 @@ class Report:
     warnings: dict[str, int]
     environment: dict[str, str]
     search: str = DEFAULT_SEARCH
+    backend: str = UNKNOWN_BACKEND
     cost: Cost = Cost()
     broken_by: torch.Tensor | None = None
     stages: tuple[Stage, ...] = ()
@@ -205,8 +208,12 @@ class Report:
             f"clean accuracy  {percent(self.clean_accuracy)}\n{stages}"
             f"robust accuracy {self._robust_text()}\n"
             f"{self.n:,} samples, {self.seconds:.2f} s{self._cost_text()}, "
-            f"warnings: {self._warnings_text()}"
+            f"warnings: {self._warnings_text()}{self._backend_text()}"
         )
+
+    def _backend_text(self) -> str:
+        """Where it is more than a word."""
+        return f"\nbackend: {self.backend}" if ", " in self.backend else ""
 
     def _facts(self) -> dict[str, str]:
         dashed = [tables.or_dash(value) for value in (self.steps, self.restarts, self.seed)]

@@ -20,7 +20,7 @@ _COLUMNS = {
     "broken_by": torch.int64,
 }
 _PLAIN = {torch.bool: (bool,), torch.int64: (int,), torch.float64: (float, int)}
-_TEXT = ("model", "attack", "threat", "norm", "search")
+_TEXT = ("model", "attack", "threat", "norm", "search", "backend")
 _NORMS = ("linf", "l2", "l1")
 _COUNTS = ("n", "forwards", "backwards")
 _COUNTS_OR_NONE = ("steps", "restarts")

@@ -27,6 +27,7 @@ class Found(NamedTuple):
     blocks: list[Block]
     begun: list[Begun]
     inset: float = 0.0
+    backend: str = ""
 
 
 def found_in(asked: State, states: Iterable[State]) -> Found:
@@ -41,6 +42,7 @@ def found_in(asked: State, states: Iterable[State]) -> Found:
         [block for state in states for block in state.blocks],
         [Begun(part.ids, len(part.stages)) for state in states for part in state.unfinished],
         max((state.inset for state in states), default=0.0),
+        asked.backend,
     )
 
 
@@ -192,7 +194,7 @@ def _of_the_slowest(times: Iterable[tuple[Block, float]]) -> float:
 
 
 def _check_agreement(founds: Sequence[Found]) -> None:
-    for name in ("model", "attack"):
+    for name in ("model", "attack", "backend"):
         if len({getattr(found, name) for found in founds}) > 1:
             raise ValueError(f"every process must get the same {name}; they got different ones")
     lengths = [found.n for found in founds]

@@ -11,8 +11,9 @@ import torch
 from fastadv.attacks.call.result import Cost, Stage
 from fastadv.ensemble.cascade import Progress
 from fastadv.evaluation.checkpoint import save_tensors
+from fastadv.evaluation.in_use import check_backend
 
-_FORMAT = 4  # raised when the fields of State, Block or Unfinished change
+_FORMAT = 5  # raised when the fields of State, Block or Unfinished change
 COLUMNS = {
     "ids": torch.int64,
     "fingerprints": torch.int64,
@@ -110,22 +111,25 @@ class Unfinished:
 class State:
     """What one file holds: of a process, or, with `total`, of a finished evaluation.
 
-    search: what of `Execution` results depend on, in words. n: samples of the data, where that is
-    certain before they are read. total: samples of the data, which are all in `blocks`. inset: by
-    how much entries at a bound are moved inside to be differentiated, once that is found.
+    search: what of `Execution` results depend on, in words. backend: what ops run with. n: samples
+    of the data, where that is certain before they are read. total: samples of the data, which are
+    all in `blocks`. inset: by how much entries at a bound are moved inside to be differentiated,
+    once that is found.
     unfinished: blocks that were begun; a file keeps one, until it is finished, also where another
-    process goes on with it.
+    process goes on with it. fell_back: ops whose reference ran, as their kernel failed.
     """
 
     attack: str
     model: str
     version: str
     search: str
+    backend: str
     n: int | None
     total: int | None = None
     inset: float = 0.0
     blocks: list[Block] = field(default_factory=list)
     unfinished: list[Unfinished] = field(default_factory=list)
+    fell_back: list[str] = field(default_factory=list)
 
     def begin(self, part: Unfinished) -> None:
         """Keep `part`, in place of an earlier one of the same samples."""
@@ -164,6 +168,7 @@ class State:
                     f"checkpoint {path} belongs to another {what}: {_short(theirs)}, not "
                     f"{_short(mine)}. Choose another path, or delete it to start again"
                 )
+        check_backend(path, saved["backend"], self.backend)
         sizes = [sums["columns"] for sums in saved["blocks"]]
         parts = {name: column.split(sizes) for name, column in saved.pop("columns").items()}
         del saved["format"]

@@ -12,6 +12,7 @@ from fastadv.evaluation.checkpoint import digest_of_model
 from fastadv.evaluation.clean import device_of
 from fastadv.evaluation.display import Watch, shown
 from fastadv.evaluation.environment import describe_environment
+from fastadv.evaluation.in_use import Fallen, backend_ahead, in_words
 from fastadv.evaluation.intake import Intake
 from fastadv.evaluation.processes import Exchange, Place, files_of, path_of
 from fastadv.evaluation.report import DEFAULT_SEARCH
@@ -20,6 +21,7 @@ from fastadv.evaluation.share import Found, Share, disjoint, found_in, mine_of
 from fastadv.evaluation.state import Block, State, Unfinished
 from fastadv.execution import Execution
 from fastadv.isolation import Model, module_of
+from fastadv.ops import backend
 from fastadv.version import __version__
 
 # a checkpoint of one goes on with another (contract C2)
@@ -45,22 +47,29 @@ class _Outcome(NamedTuple):
     inset: float
     seen: int
     stream: str
+    backend: str
+    fell_back: list[str]
     environment: dict[str, str]
 
 
 def attacked_together(
     wanted: Wanted, exchange: Exchange
-) -> tuple[list[Block], State, dict[str, str]]:
-    """(blocks of all samples, what they are results of, environment), the same on each process."""
+) -> tuple[list[Block], State, str, dict[str, str]]:
+    """(blocks of all samples, what they are results of, backend, environment), the same on each
+    process."""
     work = _Work(wanted, exchange.place)
     share = Share(exchange.place, exchange.gathered(work.look))
     outcomes = exchange.gathered(lambda: work.attack(share))
     blocks = disjoint([*share.blocks, *(block for o in outcomes for block in o.blocks)])
     _check_whole(blocks, outcomes)
     inset = max(outcome.inset for outcome in outcomes)
-    whole = replace(work.asked, blocks=blocks, total=outcomes[0].seen, inset=inset)
+    fell_back = sorted({op for outcome in outcomes for op in outcome.fell_back})
+    whole = replace(
+        work.asked, blocks=blocks, total=outcomes[0].seen, inset=inset, fell_back=fell_back
+    )
     exchange.gathered(lambda: work.unite(whole, share))
-    return blocks, whole, outcomes[0].environment
+    ran = in_words(outcomes[0].backend, fell_back)
+    return blocks, whole, ran, outcomes[0].environment
 
 
 class _Work:
@@ -79,10 +88,12 @@ class _Work:
             digest_of_model(module_of(wanted.model)),
             __version__,
             _search_of(wanted.execution),
+            backend_ahead(device_of(wanted.model), wanted.data),
             self._samples.length,
         )
         files = [] if self._path is None else files_of(self._path)
         self._states = {file: self.asked.restored(file) for file in files}
+        self._fell_back = {op for state in self._states.values() for op in state.fell_back}
         self._is_united = files == [self._path]
         return found_in(self.asked, self._states.values())
 
@@ -91,12 +102,15 @@ class _Work:
         wanted, samples = self._wanted, self._samples
         own, path, begun = self._own_file(share)
         before = len(own.blocks)
+        device = device_of(wanted.model)
+        fallen = Fallen(self._path, self._fell_back, resumed=bool(share.blocks or begun))
+        fallen.begin(device or samples.device)
 
         def keep() -> None:
+            own.fell_back = fallen.now(device or samples.device)
             if path is not None:
                 own.save(path)
 
-        device = device_of(wanted.model)
         execution = replace(wanted.execution, batch_size=samples.batch_size)
         with shown(wanted.progress if self._place.rank == 0 else False) as watch:
             task = Task(
@@ -122,9 +136,15 @@ class _Work:
             for rows, part in Intake(samples, share, begun, self._path, check).blocks():
                 task.attack_block(rows, part)
             task.finish()
-        environment = describe_environment(device or samples.device)
+        there = device or samples.device
         return _Outcome(
-            own.blocks[before:], own.inset, samples.seen, samples.stream.hexdigest(), environment
+            own.blocks[before:],
+            own.inset,
+            samples.seen,
+            samples.stream.hexdigest(),
+            backend.explain(there)[0],
+            fallen.now(there),
+            describe_environment(there),
         )
 
     def _own_file(self, share: Share) -> tuple[State, Path | None, list[Unfinished]]:

@@ -154,6 +154,7 @@ def test_seconds_are_those_of_the_slowest_of_the_processes_that_ran_at_once():
     [
         (dict(model="n"), "every process must get the same model"),
         (dict(attack="b"), "every process must get the same attack"),
+        (dict(backend="cpu"), "every process must get the same backend"),
         (dict(n=3), r"every process must get the same data; they got \[None, 3\] samples"),
     ],
 )
@@ -196,10 +197,10 @@ def test_a_file_gives_back_what_was_saved(tmp_path):
             )
         },
     )
-    asked = State("a", "m", "1", "", 9)
+    asked = State("a", "m", "1", "", "cpu", 9)
     blocks = [block(5, 6, 7), block(1, rank=1, world=2, seconds=0.25, stages=[STAGE])]
-    state = State("a", "m", "1", "", 9, total=9, blocks=blocks, unfinished=[part])
-    for again in (state, State("a", "m", "1", "", 9)):
+    state = State("a", "m", "1", "", "cpu", 9, total=9, blocks=blocks, unfinished=[part])
+    for again in (state, State("a", "m", "1", "", "cpu", 9)):
         again.save(tmp_path / "c.pt")
         read = asked.restored(tmp_path / "c.pt")
         assert repr(read) == repr(again)
@@ -212,7 +213,7 @@ def test_a_part_is_kept_until_its_samples_are_finished():
     def part(*ids: int, stages: int) -> Unfinished:
         return Unfinished(torch.tensor(ids), torch.tensor(ids), 0.0, {}, [STAGE] * stages, {})
 
-    state = State("a", "m", "1", "", 9)
+    state = State("a", "m", "1", "", "cpu", 9)
     for step in (part(1, 2, stages=1), part(3, 4, stages=1), part(1, 2, stages=2)):
         state.begin(step)
     assert [(p.ids.tolist(), len(p.stages)) for p in state.unfinished] == [([3, 4], 1), ([1, 2], 2)]
