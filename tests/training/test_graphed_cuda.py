@@ -74,16 +74,16 @@ def test_nothing_waits_for_the_device_while_replaying():
     pair = Pair(
         lambda: training.PGDAT(THREAT, steps=2), net=_mlp(), optimizer=_sgd, cuda_graph=True
     )
-    data = _data(5)
-    pair.train(data[:4])
+    data = _data(6)
+    pair.train(data[:5])  # checked, warmed twice, and the two replays that are compared
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the mode is a prototype
         torch.cuda.set_sync_debug_mode("error")
     try:
-        loss = pair.run(pair.net, *data[4])
+        loss = pair.run(pair.net, *data[5])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert pair.run.replays == 2 and float(loss) > 0
+    assert pair.run.replays == 3 and float(loss) > 0
 
 
 class _Asks(nn.Module):
