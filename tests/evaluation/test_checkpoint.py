@@ -12,8 +12,9 @@ from fastadv.data import load_digits
 from fastadv.evaluation import evaluate
 from fastadv.models import digits_net
 
-ATTACK = fastadv.pgd(fastadv.Linf(0.1), steps=3, restarts=2, seed=1)
+ATTACK = fastadv.pgd(fastadv.Linf(0.1), steps=2, restarts=2, seed=1)
 BATCH = 2  # blocks of 16
+SAMPLES = 44  # three blocks, the last one cut short
 CLEAN_CALLS = 8  # of a block
 
 
@@ -35,7 +36,8 @@ class Failing(nn.Module):
 @pytest.fixture(scope="module")
 def data():
     x, y = load_digits("test")
-    return x[:70], digits_net(3)(x[:70]).argmax(1).where(torch.arange(70) % 4 != 0, y[:70])
+    x, y = x[:SAMPLES], y[:SAMPLES]
+    return x, digits_net(3)(x).argmax(1).where(torch.arange(SAMPLES) % 4 != 0, y)
 
 
 def comparable(report) -> dict:
@@ -57,16 +59,16 @@ def interrupt(data, path, batch_size=BATCH):
     whole = Failing()
     run(whole, data, batch_size=batch_size)
     with pytest.raises(RuntimeError, match="killed"):
-        run(Failing(at=whole.calls * 7 // 10), data, path, batch_size=batch_size)
+        run(Failing(at=whole.calls * 9 // 10), data, path, batch_size=batch_size)
 
 
 def test_interrupted_at_any_block_and_resumed_equals_uninterrupted(data, tmp_path):
     whole = Failing()
     expected = comparable(run(whole, data))
-    for k in range(5):
-        path = tmp_path / f"{k}.pt"
+    for at in (1, whole.calls // 2, whole.calls * 9 // 10):  # one call in each block
+        path = tmp_path / f"{at}.pt"
         with pytest.raises(RuntimeError, match="killed"):
-            run(Failing(at=1 + k * whole.calls // 5), data, path)
+            run(Failing(at=at), data, path)
         resumed = Failing()
         assert comparable(run(resumed, data, path)) == expected
         assert resumed.calls <= whole.calls
@@ -95,14 +97,14 @@ def test_interrupted_after_every_block_repeats_the_first_clean_block_only(data, 
             return getattr(ATTACK, name)
 
     calls = 0
-    for _ in range(4):
+    for _ in range(2):
         model = Failing()
         with pytest.raises(KeyboardInterrupt):
             run(model, data, tmp_path / "c.pt", OneBlock())
         calls += model.calls
     model = Failing()
     assert comparable(run(model, data, tmp_path / "c.pt", OneBlock())) == expected
-    assert calls + model.calls == whole.calls + 4 * CLEAN_CALLS
+    assert calls + model.calls == whole.calls + 2 * CLEAN_CALLS
 
 
 def test_a_finished_checkpoint_calls_the_model_on_its_first_clean_block_only(data, tmp_path):
@@ -179,7 +181,7 @@ def test_a_checkpoint_needs_a_loss_with_a_name(data, tmp_path):
 def test_a_checkpoint_does_not_depend_on_how_the_data_are_cut(data, tmp_path):
     """Out of memory at one batch size: go on with a smaller one."""
     interrupt(data, tmp_path / "c.pt", batch_size=3)
-    assert 0 < len(torch.load(tmp_path / "c.pt", weights_only=True)["columns"]["step"]) < 70
+    assert 0 < len(torch.load(tmp_path / "c.pt", weights_only=True)["columns"]["step"]) < SAMPLES
     resumed = run(Failing(), data, tmp_path / "c.pt", batch_size=2)
     assert torch.equal(resumed.success, run(Failing(), data).success)
 
@@ -193,11 +195,11 @@ def test_what_a_checkpoint_belongs_to_is_checked(data, tmp_path):
     other = Failing()
     with torch.no_grad():
         other.net[0].bias[0] += 1e-3
-    longer = fastadv.pgd(fastadv.Linf(0.1), steps=4, restarts=2, seed=1)
+    longer = fastadv.pgd(fastadv.Linf(0.1), steps=3, restarts=2, seed=1)
     for arguments, message in (
-        ((Failing(), data, path, longer), "belongs to another attack: .*steps=3"),
+        ((Failing(), data, path, longer), "belongs to another attack: .*steps=2"),
         ((other, data, path), "belongs to another model"),
-        ((Failing(), (x[:60], y[:60]), path), "another number of samples: 70, not 60"),
+        ((Failing(), (x[:36], y[:36]), path), "another number of samples: 44, not 36"),
         ((Failing(), (changed, y), path), "belongs to other data: sample 3 was another"),
         ((Failing(), (x, (y + 1) % 10), path), "belongs to other data: sample 0 was another"),
     ):
