@@ -119,7 +119,7 @@ def counted_warnings() -> Iterator[list[AttackWarning]]:
         found.append(warning.message)
 
 
-def run(name, model, count=4, **settings):
+def run(name, model, count=3, **settings):
     """(step, its iterates, losses, AttackWarnings) of `count` batches."""
     step = make_step(name, model, **settings)
     optimizer, losses = sgd(model), []
