@@ -47,13 +47,15 @@ def count_step(
 ) -> StepCost:
     """The cost of one step: `run_k_steps(k + 1)` less `run_k_steps(k)` less the model.
 
-    One-off work (checks, copies, the start) is in both runs and cancels. model, x: what the attack
+    One-off work (checks, copies, the start) is in both runs and cancels; an op's first call, which
+    is compared with its reference, is made before them. model, x: what the attack
     is run on; the model's forward and backward to x is counted alone and taken off. The backend is
     the one chosen by `fastadv.ops.use_backend`.
 
     Example: `count_step(lambda k: fastadv.pgd(threat, steps=k, keep="last")(model, x, y),
     model=model, x=x)`.
     """
+    run_k_steps(k + 1)
     shorter, longer = (_tally(lambda k=k: run_k_steps(k)) for k in (k, k + 1))
     own = _tally(_forward_and_backward(model, x))
     names = {
