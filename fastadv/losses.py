@@ -3,22 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
+from fastadv.ops.heads.arguments import KINDS, Kind, LossName
+
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-LossName = Literal["ce", "margin", "dlr", "difference", "kl"]
-
-# public name -> kind of the fused head
-_KINDS: dict[str, str] = {
-    "ce": "cross_entropy",
-    "margin": "margin",
-    "dlr": "dlr",
-    "difference": "difference",
-    "kl": "kl",
-}
 _NEEDS_LABELS_WHEN_TARGETED = ("dlr", "difference")
 
 
@@ -26,7 +18,7 @@ _NEEDS_LABELS_WHEN_TARGETED = ("dlr", "difference")
 class Loss:
     """A loss as the engine runs it: a head kind with its parameter, or a callable (kind "none")."""
 
-    kind: str
+    kind: Kind
     parameter: float = 0.0
     function: LossFunction | None = None
 
@@ -58,7 +50,7 @@ def resolve(loss: LossName | LossFunction, *, kappa: float, label_smoothing: flo
             raise ValueError(
                 f"loss must be one of {get_args(LossName)} or a callable; got {loss!r}"
             )
-        return Loss(_KINDS[loss], kappa if loss == "margin" else label_smoothing)
+        return Loss(KINDS[loss], kappa if loss == "margin" else label_smoothing)
     if not callable(loss):
         raise TypeError(f"loss must be one of {get_args(LossName)} or a callable; got {loss!r}")
     return Loss("none", 0.0, loss)

@@ -15,6 +15,7 @@ from benchmarks.ops.cases import OpCase, Shape, close_to, step_tensors
 from fastadv import ops
 from fastadv.kernels import slots as columns
 from fastadv.ops import backend
+from fastadv.ops.heads.arguments import Kind
 
 Call = Callable[[], torch.Tensor]
 Build = Callable[[Shape, torch.dtype, torch.device], OpCase]
@@ -165,7 +166,7 @@ def augment(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
     return against_reference("augment_batch", shape, dtype, lambda: run, ulps=1, bytes_moved=moved)
 
 
-def head(kind: str, tracked: bool = False) -> Build:
+def head(kind: Kind, tracked: bool = False) -> Build:
     """Another loss than the cross-entropy's; tracked: with the slot state, as an attack has it."""
 
     def build(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:

@@ -7,6 +7,7 @@ import torch
 from fastadv import losses
 from fastadv.engine.state import SlotState
 from fastadv.ops.heads import loss_head as heads
+from fastadv.ops.heads.arguments import Kind
 
 
 class Rules(NamedTuple):
@@ -69,7 +70,7 @@ class Objective:
         state: SlotState,
         loss: torch.Tensor,
         grad: torch.Tensor | None,
-        kind: str,
+        kind: Kind,
         rules: Rules | None,
     ) -> None:
         tracked = (None, None) if rules is None else (state.slots, state.best_loss)

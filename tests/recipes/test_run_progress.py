@@ -63,8 +63,9 @@ def test_tensorboard_gets_the_curves_and_forgets_what_is_done_again(tmp_path, mo
         close = flush
 
     module = types.SimpleNamespace(SummaryWriter=Writer)
+    data = small_data()  # read before: it imports too
     monkeypatch.setattr(run_log.importlib, "import_module", lambda name: module)
-    result = train(small_recipe(), small_data(), tmp_path, progress=False, tensorboard=True)
+    result = train(small_recipe(), data, tmp_path, progress=False, tensorboard=True)
     assert opened == [(str(tmp_path / "tensorboard"), 1)]
     robust = [(value, epoch) for name, value, epoch in written if name == "robust"]
     assert robust == [(row["robust"], row["epoch"]) for row in result.epochs]
@@ -75,6 +76,7 @@ def test_missing_tensorboard_says_what_to_install(tmp_path, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
+    data = small_data()  # read before: it imports too
     monkeypatch.setattr(run_log.importlib, "import_module", missing)
     with pytest.raises(ModuleNotFoundError, match='pip install "tensorboard>=2.16"'):
-        train(small_recipe(), small_data(), tmp_path, progress=False, tensorboard=True)
+        train(small_recipe(), data, tmp_path, progress=False, tensorboard=True)

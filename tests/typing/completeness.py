@@ -1,5 +1,9 @@
 """How much of the public interface has a known type, by `pyright --verifytypes`: `make check` runs
-this with the environment's python, and it fails below the least share."""
+this with the environment's python, and it fails below the least share.
+
+--ignoreexternal: a name of ours counts as known where only torch's own annotations are incomplete
+(without it 54 %: half of our functions take or return what torch calls Any somewhere inside).
+"""
 
 import json
 import os

@@ -1,13 +1,22 @@
 """What a loss head may be given: the names of its losses, and checks of its tensors."""
 
+from typing import Literal
+
 import torch
 
 from fastadv.ops import layout
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
-_KINDS = {"ce": "cross_entropy", "margin": "margin", "dlr": "dlr"}
-_KINDS |= {"difference": "difference", "kl": "kl"}
+LossName = Literal["ce", "margin", "dlr", "difference", "kl"]
+Kind = Literal["cross_entropy", "margin", "dlr", "difference", "kl", "none"]  # none: no loss
+KINDS: dict[str, Kind] = {
+    "ce": "cross_entropy",
+    "margin": "margin",
+    "dlr": "dlr",
+    "difference": "difference",
+    "kl": "kl",
+}
 
 
 def check_classes(kind: str, classes: int, targeted: bool) -> None:
@@ -26,14 +35,14 @@ def checked(
     targets: torch.Tensor | None,
     reference: torch.Tensor | None,
     *,
-    loss: str,
+    loss: LossName,
     smoothing: float,
     kappa: float,
-) -> tuple[Tensors, str, float]:
+) -> tuple[Tensors, Kind, float]:
     """The op's (logits, labels, targets, reference), kind and parameter; raises ValueError."""
-    kind = _KINDS.get(loss)
+    kind = KINDS.get(loss)
     if kind is None:
-        raise ValueError(f"loss must be one of {tuple(_KINDS)}; got {loss!r}")
+        raise ValueError(f"loss must be one of {tuple(KINDS)}; got {loss!r}")
     if logits.ndim != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
         raise ValueError(
             f"logits must be (B, C) with C >= 2, floating-point; got {tuple(logits.shape)} "
