@@ -17,10 +17,8 @@ SHAPE = (2, 3, 8, 8)
 
 
 class NoGraphs:
-    """A backend of graphs whose replays make the step once more, as long as it `computes`, for the
-    first ones are compared with eager steps; then they do nothing."""
+    """A backend of graphs whose replays do nothing."""
 
-    computes = True
     recorded = 0
 
     def warm(self, function: Callable[[], None]) -> None:
@@ -28,10 +26,10 @@ class NoGraphs:
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         self.recorded += 1
-        return lambda: function() if self.computes else None
+        return lambda: None
 
     def rehearse(self, function: Callable[[], None]) -> None:
-        function()
+        raise AssertionError("replays that do nothing are not compared with steps")
 
     def generators(self) -> list[torch.Generator]:
         return []
@@ -49,14 +47,19 @@ class RecordedStep:
         self.batch = torch.rand(SHAPE), torch.tensor([0, 1])
         step = fastadv.training.FastAT(fastadv.Linf(8 / 255))
         self.backend = NoGraphs()
-        with mock.patch.object(graphed_step, "backend_for", lambda *_: self.backend):
+        with (
+            fastadv.ops.use_backend("reference"),  # the stub's kernels compute nothing
+            mock.patch.object(graphed_step, "backend_for", lambda *_: self.backend),
+            mock.patch.object(planner, "_CHECKED", 0),
+        ):
             self.run = fastadv.training.graphed(step, optimizer)
             for facts in (contextlib.nullcontext(), read_every_time()):
                 with facts:
-                    compared = self.run.replays + planner._CHECKED
-                    while self.run.replays < compared:
+                    recorded = self.backend.recorded
+                    while self.backend.recorded == recorded:
                         self()
-        self.backend.computes = False
+        for entry in self.run._graphs._entries.values():
+            entry.checked = planner._CHECKED
 
     def __call__(self) -> None:
         self.run(self.net, *self.batch)
