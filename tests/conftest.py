@@ -48,6 +48,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(reporting.Reporting(EMULATED.split("+")[1:]))
 
 
+# minutes, in processes of their own: begun first, by one worker, of whose rest others then take
+_LONGEST = ("tests/kernels/", "tests/ptx/test_kernels_as_compiled.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
+
+
 @pytest.fixture
 def device() -> torch.device:
     return torch.device(DEVICE)

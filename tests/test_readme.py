@@ -58,11 +58,11 @@ def test_links_lead_to_files():
 
 
 def test_paths_that_are_named_are_there():
-    """But for those of the family that CONTRIBUTING makes up, shift."""
+    """But for those of the family that CONTRIBUTING makes up, nudge."""
     named = re.compile(r"`((?:kernels|fastadv|tests|benchmarks|docs|examples)/[\w/.-]*)`")
     for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"):
         missing = [name for name in named.findall(page.read_text()) if not (ROOT / name).exists()]
-        assert [name for name in missing if "/shift/" not in name] == [], page
+        assert [name for name in missing if "/nudge/" not in name] == [], page
 
 
 def test_every_benchmark_command_is_named():
