@@ -26,6 +26,7 @@ FLOORS = {
     "wrappers": "Normalized, BPDA: models of other inputs",
     "execution": "how an attack is run, not what it computes",
     "memory": "what to do when it runs out",
+    "outputs": "what a model may return",
     "graphs": "recorded steps",
     "textbook": "the loops that everyone writes, to compare with",
     "quantise": "adversarial examples as bytes",

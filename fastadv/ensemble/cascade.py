@@ -173,6 +173,7 @@ def _run_stage(
         execution=execution,
         clean_logits=attacked.logits[alive],
     )
+    call.oracle.whole = min(call.batch_size, len(attacked.x))
     found = call.fallen()
     progress.inset = call.oracle.inset
     rows = alive[found.indices]

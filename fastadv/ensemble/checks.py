@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from fastadv import diagnostics, memory
+from fastadv import diagnostics, memory, outputs
 from fastadv.isolation import Model, isolated
 from fastadv.ops import doubles
 
@@ -36,7 +36,10 @@ def examine(model: Model, x: torch.Tensor, *, seed: int, expects_random: bool) -
 
 
 def _answers(model: Model, x: torch.Tensor) -> torch.Tensor:
-    return memory.in_parts(lambda part: model(part.clone()), x, rows=max(1, len(x)))
+    def answer(part: torch.Tensor) -> torch.Tensor:
+        return outputs.logits_in(model(part.clone()), part)
+
+    return memory.in_parts(answer, x, rows=max(1, len(x)))
 
 
 def warn_of_square(broken: int, total: int) -> None:

@@ -3,15 +3,19 @@
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from fastadv import memory
+from fastadv import memory, outputs
 from fastadv.isolation import Model, isolated, module_of
 
 
 def logits_of(model: Model, x: torch.Tensor, *, batch_size: int, seed: int = 0) -> torch.Tensor:
     """(n, C) logits that the model gives x, in eval mode, on the model's device."""
     device = device_of(model) or x.device
+
+    def answer(part: torch.Tensor) -> torch.Tensor:
+        return outputs.logits_in(model(part.to(device)), part)
+
     with isolated(model, device=device, seed=seed):
-        return memory.in_parts(lambda part: model(part.to(device)), x, rows=batch_size)
+        return memory.in_parts(answer, x, rows=batch_size)
 
 
 def device_of(model: Model) -> torch.device | None:

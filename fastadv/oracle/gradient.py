@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastadv import losses, memory
+from fastadv import losses, memory, outputs
 from fastadv.engine.state import SlotState
 from fastadv.isolation import Model, modules_behind
 from fastadv.kernels import slots as columns
@@ -59,6 +59,7 @@ class Oracle:
         self.passes = passes
         self.room: int = UNLIMITED
         self.classes: int = 0  # known after the first forward
+        self.whole: int = 0  # rows of the first forward, or of a batch that rows were dropped from
         self.largest_label = -1  # set where a callable loss would see labels before any check
         self.forwards: int = 0
         self.backwards: int = 0
@@ -245,17 +246,20 @@ class Oracle:
         version = x._version
         began = time.perf_counter()
         try:
-            logits = model(x)
-        except RuntimeError as error:
-            if x._version == version and "in-place operation" not in str(error):
-                raise
-            raise ValueError(_IN_PLACE) from error
+            logits = outputs.logits_in(model(x), x)
+            losses.check_logits(logits, x)
+        except Exception as error:
+            is_written = x._version != version or "in-place operation" in str(error)
+            if isinstance(error, RuntimeError) and is_written:
+                raise ValueError(_IN_PLACE) from error
+            outputs.explain_rows(error, len(x), self.whole)
+            raise
         self.seconds += time.perf_counter() - began
         self.forwards += len(x)
-        losses.check_logits(logits, x)
         if logits.shape[1] != self.classes:
             self.objective.check_classes(logits.shape[1])
             self.classes = logits.shape[1]
+            self.whole = self.whole or len(x)
             if self.largest_label >= self.classes:
                 raise ValueError(
                     f"y or target must lie in [0, {self.classes}), the classes of the model; got "

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import torch
 
-from fastadv import losses
+from fastadv import losses, outputs
 from fastadv.attacks.call import inputs
 from fastadv.execution import Precision
 from fastadv.isolation import Model
@@ -118,7 +118,7 @@ def checking(call: Model, model: Model, x: torch.Tensor, y: torch.Tensor) -> Mod
         version = given._version
         try:
             with inputs.explained_dtype(model, x):
-                logits = call(given)
+                logits = outputs.logits_in(call(given), x)
         except RuntimeError as error:
             if "in-place operation" not in str(error):
                 raise

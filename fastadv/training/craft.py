@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastadv import losses
+from fastadv import losses, outputs
 from fastadv.execution import Precision
 from fastadv.graphs.parallel import WRAPPERS
 from fastadv.isolation import (
@@ -177,7 +177,7 @@ def ascend(
         nonlocal first
         leaf = at.detach().requires_grad_()
         with torch.enable_grad():
-            logits = model(leaf)
+            logits = outputs.logits_in(model(leaf), x)
             losses.check_logits(logits, x)
             half = logits.dtype == torch.float16
             logits = logits.float() if half else logits

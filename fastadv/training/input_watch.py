@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from fastadv import diagnostics
+from fastadv import diagnostics, outputs
 from fastadv.isolation import Model, modules_behind, restored_generators
 from fastadv.ops import doubles
 from fastadv.oracle import clamping
@@ -103,7 +103,7 @@ def probe(model: Model) -> InputGradient:
     def gradient(x: torch.Tensor) -> torch.Tensor:
         leaf = x.detach().clone().requires_grad_()
         with _unseen(model, "eval", x.device), torch.enable_grad():
-            logits = model(leaf)
+            logits = outputs.logits_in(model(leaf), x)
             half = logits.dtype == torch.float16
             logits = logits.float() if half else logits
         if not logits.requires_grad:

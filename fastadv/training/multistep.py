@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 
+from fastadv import outputs
 from fastadv.isolation import Model
 from fastadv.ops import layout
 from fastadv.ops.noise import start
@@ -72,7 +73,7 @@ class TRADES(CraftedStep):
         return Ascent(self.threat, self.steps, step, eps, loss="kl")
 
     def _reference(self, model: Model, x: torch.Tensor) -> torch.Tensor:
-        clean = model(x)
+        clean = outputs.logits_in(model(x), x)
         return clean.softmax(1, dtype=layout.compute_dtype(clean))
 
     def _objective(self) -> Objective:

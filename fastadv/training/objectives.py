@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 
-from fastadv import losses
+from fastadv import losses, outputs
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel
 from fastadv.training.craft import Differentiate, directly, inner_module
@@ -57,7 +57,7 @@ class Reduced:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         model = self.others if self.is_called else self.first
         self.is_called = True
-        logits = model(x)
+        logits = outputs.logits_in(model(x), x)
         losses.check_logits(logits, x)
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 

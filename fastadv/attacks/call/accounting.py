@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from fastadv import outputs
 from fastadv.attacks.call.result import Cost
 from fastadv.attacks.call.search import Search
 from fastadv.graphs.planner import Backend
@@ -64,7 +65,7 @@ def _both(model: Model, x: torch.Tensor) -> Callable[[], None]:
     def run() -> None:
         leaf = x.clone().requires_grad_()
         with torch.enable_grad():
-            logits = model(leaf)
+            logits = outputs.logits_in(model(leaf), leaf)
         torch.autograd.grad(logits, leaf, torch.ones_like(logits))
 
     return run

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from fastadv import outputs
 from fastadv.engine.plain import Inspect
 from fastadv.kernels import slots as columns
 from fastadv.oracle.gradient import Oracle
@@ -45,10 +46,21 @@ class BoundsWatch:
         lost = rows[marks & suspect != 0][:_LOOKED_AT]
         if len(lost):
             self.is_open = False
-            index = torch.as_tensor(lost, device=iterates.device)
-            self._oracle.find_inset(iterates.detach().index_select(0, index))
+            self._look_again(iterates.detach(), lost)
             if self._oracle.inset:
                 raise GradientLostError
         heard = [bool(self._kept & kept) for kept in _KEPT]
         self.is_open &= not all(heard)
         return self.is_open
+
+    def _look_again(self, iterates: torch.Tensor, rows: np.ndarray) -> None:
+        """At these rows; of a model that is tied to whole batches, at the batch of the first."""
+        index = torch.as_tensor(rows, device=iterates.device)
+        try:
+            self._oracle.find_inset(iterates.index_select(0, index))
+        except outputs.OF_SIZES:
+            first = rows[0] // self._oracle.whole * self._oracle.whole
+            batch = iterates[first : first + self._oracle.whole]
+            if len(batch) == len(rows):
+                raise
+            self._oracle.find_inset(batch)

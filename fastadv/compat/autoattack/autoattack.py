@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
+from fastadv import outputs
 from fastadv.attacks.attack import Attack
 from fastadv.compat.autoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from fastadv.compat.autoattack.fab_pt import FABAttack_PT
@@ -132,7 +133,7 @@ class AutoAttack:
             self.apgd.use_largereps = self.apgd_targeted.use_largereps = True
 
     def get_logits(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model(x)
+        return outputs.logits_in(self.model(x), x)
 
     def get_seed(self) -> float:
         """The seed of a run: the one given, or the time."""

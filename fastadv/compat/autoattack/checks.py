@@ -4,7 +4,7 @@ import warnings
 
 import torch
 
-from fastadv import diagnostics
+from fastadv import diagnostics, outputs
 from fastadv.compat.autoattack.other_utils import L2_norm, Logger
 from fastadv.ensemble.checks import examine
 from fastadv.isolation import Model, isolated
@@ -98,7 +98,7 @@ def check_randomized(
     A message goes to the logger, without one it is a Python warning; so in all checks here.
     """
     with isolated(model, device=x.device, seed=0):
-        answers = [model(x.clone()) for _ in range(n)]
+        answers = [outputs.logits_in(model(x.clone()), x) for _ in range(n)]
     hits = {int((z.argmax(1) == y).sum()) for z in answers}
     units = [z / (L2_norm(z, keepdim=True) + _TINY) for z in answers]
     spread = max(
@@ -112,7 +112,7 @@ def check_range_output(
 ) -> int:
     """The number of classes; tells if all answers at x are probabilities."""
     with isolated(model, device=x.device, seed=0):
-        z = model(x.clone())
+        z = outputs.logits_in(model(x.clone()), x)
     in_range = bool(((z > -alpha) & (z < 1 + alpha)).all())
     sums_to_one = bool(((z.sum(1) - 1).abs() < alpha).all())
     _tell(probabilities_text() if in_range and sums_to_one else None, logger)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from fastadv import outputs
 from fastadv.compat.autoattack import AutoAttack
 from fastadv.compat.autoattack.sub_attack import own_device
 from fastadv.compat.robustbench import peer, records, samples
@@ -116,6 +117,7 @@ def clean_accuracy(
     correct = 0
     with isolated(model, device=where, seed=0):
         for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            prediction = model(images.clone().to(where)).argmax(1)
+            logits = outputs.logits_in(model(images.clone().to(where)), images)
+            prediction = logits.argmax(1)
             correct += int((prediction == labels.to(where)).sum())
     return correct / len(x)

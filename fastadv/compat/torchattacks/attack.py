@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fastadv
-from fastadv import losses
+from fastadv import losses, outputs
 from fastadv.attacks.call import inputs as checks
 from fastadv.attacks.call import targets
 from fastadv.compat.torchattacks import modes, normalization, saving
@@ -221,12 +221,12 @@ class Attack:
 
     def get_logits(self, inputs: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """model(inputs), inputs being what the attack is called with; labels are ignored."""
-        return self.model(inputs)
+        return outputs.logits_in(self.model(inputs), inputs)
 
     def get_output_with_eval_nograd(self, inputs: torch.Tensor) -> torch.Tensor:
         """`get_logits` in eval mode and without a gradient; every flag is put back."""
         with isolated(self.model, device=inputs.device, seed=self._seed):
-            return self.model(inputs)
+            return outputs.logits_in(self.model(inputs), inputs)
 
     def get_random_target_label(
         self, inputs: torch.Tensor, labels: torch.Tensor | None = None

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from fastadv import outputs
 from fastadv.isolation import Model, restored_generators
 from fastadv.oracle.shadow import folding
 from fastadv.oracle.shadow import precision as precisions
@@ -52,13 +53,13 @@ class SearchModel:
 
     def _call(self, model: Model, x: torch.Tensor) -> torch.Tensor:
         if self.is_exact:
-            return model(x)
+            return outputs.logits_in(model(x), x)
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         if self.precision == "fp32":
-            return model(x)
+            return outputs.logits_in(model(x), x)
         with precisions.autocast(x.device.type, self.precision):
-            return model(x).to(x.dtype)
+            return outputs.logits_in(model(x), x).to(x.dtype)
 
     def refresh(self) -> None:
         """Follow weights of `own` that were changed in place; no tensor moves."""

@@ -140,7 +140,7 @@ def test_a_nan_gradient_is_warned_of_with_its_count(keep):
     ("model", "got"),
     [
         (lambda z: (_plain(z), z), "got tuple"),
-        (lambda z: {"logits": _plain(z)}, "got dict"),
+        (lambda z: {"scores": _plain(z)}, "got dict"),
         (lambda z: _plain(z)[:-1], r"got \(5, 3\)"),
         (lambda z: _plain(z)[0], r"got \(3,\)"),
         (lambda z: _plain(z)[:, :, None], r"got \(6, 3, 1\)"),

@@ -1,0 +1,68 @@
+"""What a model may return: its logits, bare, in an object or a dict, for as many rows as it got."""
+
+from collections.abc import Mapping
+
+import torch
+
+from fastadv import memory
+
+# what torch and Python raise where sizes do not fit: these alone may mean too few rows
+OF_SIZES = (RuntimeError, ValueError, IndexError, AssertionError)
+_TAKEN = (
+    'A tensor, an object with .logits (as transformers returns) and a dict with "logits" are taken'
+)
+
+
+def logits_in(output: object, x: torch.Tensor) -> torch.Tensor:
+    """The logits in `output`, what a model returned at x: itself, its `.logits` or ["logits"].
+
+    Looks at types alone, and at nothing but one where `output` is a tensor. Raises ValueError for
+    anything else: a tuple may hold its logits anywhere.
+
+    >>> logits_in({"logits": torch.ones(1, 2), "loss": None}, torch.zeros(1, 3))
+    tensor([[1., 1.]])
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    is_mapping = isinstance(output, Mapping)
+    held = output.get("logits") if is_mapping else getattr(output, "logits", None)
+    if isinstance(held, torch.Tensor):
+        return held
+    raise ValueError(
+        f"the model must return (B, C) logits, here ({len(x)}, C); got {type(output).__name__}"
+        f"{_details(output, held)}. Wrap it to return its logits alone{_remedy(output)}. {_TAKEN}"
+    )
+
+
+def _details(output: object, held: object) -> str:
+    if held is not None:
+        return f" with logits that are no tensor but {type(held).__name__}"
+    if isinstance(output, Mapping):
+        return f" with keys {list(output)}"
+    if isinstance(output, tuple | list):
+        return f" of {', '.join(type(part).__name__ for part in output) or 'nothing'}"
+    return ""
+
+
+def _remedy(output: object) -> str:
+    """How to, where a tensor lies that may be the logits."""
+    if isinstance(output, Mapping):
+        named = list(output.items())
+    elif isinstance(output, tuple | list):
+        named = list(enumerate(output))
+    else:
+        return ""
+    key = next((key for key, part in named if isinstance(part, torch.Tensor)), None)
+    return "" if key is None else f": lambda x: model(x)[{key!r}]"
+
+
+def explain_rows(error: Exception, rows: int, whole: int) -> None:
+    """Raise `error` again with more words where a model fails with `rows` samples that has answered
+    `whole`, 0 if none yet."""
+    is_of_sizes = type(error) in OF_SIZES and not memory.is_out_of_memory(error)
+    if is_of_sizes and whole not in (0, rows):
+        raise type(error)(
+            f"the model fails on {rows} samples, of a batch of {whole}: {error}. If it is tied to "
+            "the whole batch (by a mask, a hidden state or a second input of its size): keep='last'"
+            " passes whole batches; give per-sample inputs as extra="
+        ) from error
