@@ -32,7 +32,7 @@ from fastadv.ensemble import autoattack
 from fastadv.execution import Execution
 from fastadv.threat_model import L1, L2, Linf, contains, start_point
 from fastadv.version import __version__ as __version__
-from fastadv.wrappers import BPDA, Normalized
+from fastadv.wrappers import BPDA, Normalized, Unsquashed
 
 # loaded when they are named: an attack needs none of it
 _LAZY = {
@@ -74,6 +74,7 @@ __all__ = [
     "Linf",
     "Normalized",
     "Report",
+    "Unsquashed",
     "apgd_ce",
     "apgd_dlr",
     "apgd_t",

@@ -23,7 +23,7 @@ FLOORS = {
     "threat_model": "Linf, L2, L1: what an adversary may change",
     "losses": "what an attack ascends",
     "isolation": "the user's model is left as it was",
-    "wrappers": "Normalized, BPDA: models of other inputs",
+    "wrappers": "Normalized, Unsquashed, BPDA: models of other inputs, outputs, gradients",
     "execution": "how an attack is run, not what it computes",
     "memory": "what to do when it runs out",
     "outputs": "what a model may return",
