@@ -30,6 +30,7 @@ from fastadv.attacks.call.preparation import release
 from fastadv.diagnostics import AttackWarning, ExecutionWarning
 from fastadv.ensemble import autoattack
 from fastadv.execution import Execution
+from fastadv.objective import Objective
 from fastadv.threat_model import L1, L2, Linf, contains, start_point
 from fastadv.version import __version__ as __version__
 from fastadv.wrappers import BPDA, Normalized, Unsquashed
@@ -40,12 +41,13 @@ _LAZY = {
     "evaluate": "fastadv.evaluation",
     "robustness_curve": "fastadv.evaluation",
     "evaluation": "fastadv",
+    "objectives": "fastadv",
     "training": "fastadv",
 }
 
 if TYPE_CHECKING:
     from fastadv import evaluation as evaluation
-    from fastadv import training
+    from fastadv import objectives, training
     from fastadv.evaluation import Report, evaluate, robustness_curve
 else:
 
@@ -73,6 +75,7 @@ __all__ = [
     "ExecutionWarning",
     "Linf",
     "Normalized",
+    "Objective",
     "Report",
     "Unsquashed",
     "apgd_ce",
@@ -86,6 +89,7 @@ __all__ = [
     "fab_t",
     "fgsm",
     "mifgsm",
+    "objectives",
     "ops",
     "pgd",
     "release",

@@ -10,7 +10,7 @@ from types import FunctionType, MethodType
 import torch
 from torch import nn
 
-Model = Callable[[torch.Tensor], torch.Tensor]
+Model = Callable[..., torch.Tensor]  # of x, and of what `extra=` gives beside it
 
 # whose RNNs run on cuDNN; ROCm, whose MIOpen has the same rule, says cuda too
 _CUDNN_DEVICE = "cuda"

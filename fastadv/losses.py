@@ -1,4 +1,4 @@
-"""Losses by name or as callables (logits, y) -> (B,), and where each is defined."""
+"""Losses by name, as callables (logits, y) -> (B,) or objectives, and where each is defined."""
 
 import math
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import get_args
 
 import torch
 
+from fastadv.objective import Objective
 from fastadv.ops.heads.arguments import KINDS, Kind, LossName
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -16,11 +17,18 @@ _NEEDS_LABELS_WHEN_TARGETED = ("dlr", "difference")
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss as the engine runs it: a head kind with its parameter, or a callable (kind "none")."""
+    """A loss as the engine runs it: a head kind with its parameter, or a callable or an objective
+    (kind "none")."""
 
     kind: Kind
     parameter: float = 0.0
     function: LossFunction | None = None
+    objective: Objective | None = None
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the loss head computes it."""
+        return self.function is None and self.objective is None
 
     @property
     def needs_reference(self) -> bool:
@@ -34,8 +42,11 @@ class Loss:
 UNCAPPED_MARGIN = Loss("margin", math.inf)  # max_{j != y} z_j - z_y, whatever its sign
 
 
-def resolve(loss: LossName | LossFunction, *, kappa: float, label_smoothing: float) -> Loss:
-    """The Loss of a name or callable; ValueError for an unknown name or a misplaced option."""
+def resolve(
+    loss: LossName | LossFunction | Objective, *, kappa: float, label_smoothing: float
+) -> Loss:
+    """The Loss of a name, callable or objective; ValueError for an unknown name or a misplaced
+    option."""
     if kappa and loss != "margin":
         raise ValueError(f"kappa={kappa:g} belongs to loss='margin'; got loss={loss!r}")
     if label_smoothing and loss != "ce":
@@ -51,6 +62,8 @@ def resolve(loss: LossName | LossFunction, *, kappa: float, label_smoothing: flo
                 f"loss must be one of {get_args(LossName)} or a callable; got {loss!r}"
             )
         return Loss(KINDS[loss], kappa if loss == "margin" else label_smoothing)
+    if isinstance(loss, Objective):
+        return Loss("none", objective=loss)
     if not callable(loss):
         raise TypeError(f"loss must be one of {get_args(LossName)} or a callable; got {loss!r}")
     return Loss("none", 0.0, loss)
@@ -81,4 +94,16 @@ def check_logits(logits: object, x: torch.Tensor) -> None:
         raise ValueError(
             f"the model must return (B, C) logits, here ({len(x)}, C); got {got}. Wrap it to "
             "return its logits alone"
+        )
+
+
+def check_output(output: object, x: torch.Tensor) -> None:
+    """Raises ValueError unless `output`, a model's at x, is floats with a row a sample: all that an
+    objective asks of it."""
+    is_tensor = isinstance(output, torch.Tensor)
+    if not is_tensor or output.ndim == 0 or len(output) != len(x):
+        got = tuple(output.shape) if is_tensor else type(output).__name__
+        raise ValueError(
+            f"the model must return a tensor with a row a sample, ({len(x)}, ...); got {got}. Wrap "
+            "it to return what the objective takes"
         )

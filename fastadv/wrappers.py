@@ -37,8 +37,8 @@ class Normalized(nn.Module):
                 f"mean and std must be one float a channel, std > 0; got mean={mean}, std={std}"
             )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model(self.normalize(x))
+    def forward(self, x: torch.Tensor, *extra: torch.Tensor) -> torch.Tensor:
+        return self.model(self.normalize(x), *extra)
 
     def may_be_bypassed(self, x: torch.Tensor) -> bool:
         """Whether fused steps may write the normalised input of x themselves: nothing looks on."""

@@ -21,6 +21,8 @@ FLOORS = {
     "models": "networks to attack and train (beside the tower)",
     "values": "settings that may be tensors: compared, pasted back",
     "threat_model": "Linf, L2, L1: what an adversary may change",
+    "objective": "what an adversary wants of a model that is no plain classifier",
+    "objectives": "ready-made ones",
     "losses": "what an attack ascends",
     "isolation": "the user's model is left as it was",
     "wrappers": "Normalized, Unsquashed, BPDA: models of other inputs, outputs, gradients",

@@ -1,7 +1,7 @@
 """What every attack object is: settings, and how it is called."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -51,6 +51,7 @@ class Attack(Settings, Protocol):
         target: Target | None = None,
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
+        extra: Sequence[torch.Tensor] = (),
         execution: Execution | None = None,
     ) -> torch.Tensor:
         """The adversarial examples alone; arguments as in `run`.
@@ -65,6 +66,7 @@ class Attack(Settings, Protocol):
             target=target,
             sample_ids=sample_ids,
             x_init=x_init,
+            extra=extra,
             execution=execution or Execution(),
         )
         return call.last_iterates() if self.keep == "last" else call.result().x_adv
@@ -78,6 +80,7 @@ class Attack(Settings, Protocol):
         target: Target | None = None,
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
+        extra: Sequence[torch.Tensor] = (),
         execution: Execution | None = None,
     ) -> AttackResult:
         """Attack `model` at x and verify every success on the user's own model.
@@ -88,9 +91,11 @@ class Attack(Settings, Protocol):
         integers that key the randomness: the same id, the same bits, whatever the batch. None is
         0..B-1, by position: give data-set indices, or count them by `streaming()`, to make the
         examples of a data set independent of its batches. x_init: the start iterates instead of
-        random ones. The model, its gradients, the random state and x are left as they were. Raises
-        ValueError or TypeError for inputs that cannot be attacked; emits `AttackWarning` for what
-        weakens the attack.
+        random ones. extra: (B, ...) tensors that the model takes beside x, model(x, *extra), and
+        that go with their samples wherever these go. With a `fastadv.Objective` as loss the model
+        may return anything that it judges, and y is what it judges by. The model, its gradients,
+        the random state and x are left as they were. Raises ValueError or TypeError for inputs that
+        cannot be attacked; emits `AttackWarning` for what weakens the attack.
 
         Example: `fastadv.pgd(fastadv.Linf(8 / 255)).run(model, x, y).success.float().mean()`.
         """
@@ -102,6 +107,7 @@ class Attack(Settings, Protocol):
             target=target,
             sample_ids=sample_ids,
             x_init=x_init,
+            extra=extra,
             execution=execution or Execution(),
         ).result()
 

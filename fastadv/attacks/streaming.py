@@ -1,6 +1,7 @@
 """Attacks that count the samples they have seen, for loops over batches."""
 
 import operator
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -73,10 +74,13 @@ class StreamingAttack:
         target: Target | None = None,
         sample_ids: None = None,
         x_init: torch.Tensor | None = None,
+        extra: Sequence[torch.Tensor] = (),
         execution: Execution | None = None,
     ) -> torch.Tensor:
         """The adversarial examples alone; arguments as of the attack, but for sample_ids."""
-        more = self._arguments(x, sample_ids, target=target, x_init=x_init, execution=execution)
+        more = self._arguments(
+            x, sample_ids, target=target, x_init=x_init, extra=extra or None, execution=execution
+        )
         x_adv = self.attack(model, x, y, **more)
         self.seen += len(x)
         return x_adv
@@ -90,10 +94,13 @@ class StreamingAttack:
         target: Target | None = None,
         sample_ids: None = None,
         x_init: torch.Tensor | None = None,
+        extra: Sequence[torch.Tensor] = (),
         execution: Execution | None = None,
     ) -> AttackResult:
         """As `Attack.run`, but for sample_ids; an ensemble takes no target and no x_init."""
-        more = self._arguments(x, sample_ids, target=target, x_init=x_init, execution=execution)
+        more = self._arguments(
+            x, sample_ids, target=target, x_init=x_init, extra=extra or None, execution=execution
+        )
         result = self.attack.run(model, x, y, **more)
         self.seen += len(x)
         return result

@@ -101,7 +101,8 @@ class _Run:
             self.stepper.note(began, self.state, rounds)
         if self.inspect is not None:
             busy = np.flatnonzero(self.busy)
-            self.look = self.inspect(iterates, flags[:, columns.FAULT], busy)
+            faults = flags[:, columns.FAULT]
+            self.look = self.inspect(iterates, faults, busy, self.samples[busy])
         if self.confirm is not None and self._deny(iterates, flags):
             iterates, losses = self.algorithm.outcome(self.state)
             flags, host_losses = read(self.state.slots, losses)

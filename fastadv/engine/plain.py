@@ -15,8 +15,9 @@ from fastadv.ops import doubles
 
 # (samples, iterates) -> which of them fool the user's own model, (k,) bool on the host
 Confirm = Callable[[np.ndarray, torch.Tensor], np.ndarray]
-# (iterates, faults, rows of them that count) -> whether to look at further gradients; may raise
-Inspect = Callable[[torch.Tensor, np.ndarray, np.ndarray], bool]
+# (iterates, faults, rows of them that count, their samples) -> whether to look at further
+# gradients; may raise
+Inspect = Callable[[torch.Tensor, np.ndarray, np.ndarray, np.ndarray], bool]
 
 
 def run_plain(
@@ -49,7 +50,7 @@ def run_plain(
             iterates, losses = algorithm.outcome(state)
             flags, host_losses = read(state.slots, losses)
             if inspect is not None:
-                inspect(iterates, flags[:, columns.FAULT], np.arange(len(chunk)))
+                inspect(iterates, flags[:, columns.FAULT], np.arange(len(chunk)), chunk)
             ledger.record(chunk, np.full(len(chunk), item), flags, host_losses, iterates)
             looks.tell(ledger, pending, items=algorithm.items)
 

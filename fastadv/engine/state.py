@@ -18,7 +18,7 @@ class SlotState:
 
     slots: (B, 5) int32, columns in `fastadv.kernels.slots`. `leaf` is what the model is fed.
     grad_logits is made when the first logits are seen. unprobed: rows were loaded whose first
-    gradient has not been looked at.
+    gradient has not been looked at. y, extra: as in `Work`.
     """
 
     x: torch.Tensor
@@ -38,6 +38,8 @@ class SlotState:
     model_input: torch.Tensor | None
     grad_logits: torch.Tensor | None = None
     unprobed: bool = True
+    y: torch.Tensor | None = None
+    extra: tuple[torch.Tensor, ...] = ()
 
     @classmethod
     def empty(
@@ -71,6 +73,8 @@ class SlotState:
             x_best=image(x.dtype, keep_best),
             momentum=image(dtype, momentum),
             model_input=image(x.dtype, model_input),
+            y=rows(work.y),
+            extra=tuple(layout.dense_like(tensor, batch) for tensor in work.extra),
         )
 
     def __len__(self) -> int:
@@ -89,8 +93,10 @@ class SlotState:
         """
         self._put("x", rows, work.x)
         self._put("x_adv", rows, start)
-        for name in ("labels", "targets", "reference", "eps", "step_size"):
+        for name in ("labels", "targets", "reference", "eps", "step_size", "y"):
             self._put(name, rows, getattr(work, name))
+        for own, tensor in zip(self.extra, work.extra, strict=True):
+            put_rows(own, rows, tensor)
         if self.best_loss is not None:
             self._put("best_loss", rows, self.loss.new_full((len(work),), float("-inf")))
             self._put("x_best", rows, best)
@@ -143,7 +149,8 @@ class SlotState:
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), torch.Tensor)
         }
-        return replace(self, **{**views, "grad_logits": None})
+        extra = tuple(tensor[part] for tensor in self.extra)
+        return replace(self, **{**views, "grad_logits": None, "extra": extra})
 
 
 class ExtendedState(Protocol):
@@ -194,6 +201,8 @@ def take_fields(state: _State, rows: torch.Tensor) -> _State:
         value = getattr(state, field.name)
         if isinstance(value, torch.Tensor):
             taken[field.name] = layout.gather_rows(value, rows)
+        elif field.name == "extra":
+            taken[field.name] = tuple(layout.gather_rows(tensor, rows) for tensor in value)
         elif isinstance(value, SlotState):
             taken[field.name] = value.take(rows)
     return replace(state, **taken)  # type: ignore[type-var]
@@ -207,6 +216,9 @@ def put_fields(state: object, rows: torch.Tensor, part: object) -> None:
             continue
         if isinstance(value, torch.Tensor):
             value.detach().index_copy_(0, rows, new.detach())
+        elif field.name == "extra":
+            for own, tensor in zip(value, new, strict=True):
+                own.index_copy_(0, rows, tensor)
         elif isinstance(value, SlotState):
             value.put(rows, new)
 
@@ -218,6 +230,8 @@ def named_tensors(state: object) -> dict[str, torch.Tensor]:
         value = getattr(state, field.name)
         if isinstance(value, torch.Tensor):
             named[field.name] = value
+        elif field.name == "extra":
+            named |= {f"{field.name}[{k}]": tensor for k, tensor in enumerate(value)}
         elif is_dataclass(value):
             named.update(named_tensors(value))
     return named
@@ -228,6 +242,10 @@ def same_shapes(state: object, other: object) -> bool:
     for field in fields(state):  # type: ignore[arg-type]
         value, new = getattr(state, field.name), getattr(other, field.name)
         if field.name == "grad_logits":
+            continue
+        if field.name == "extra":
+            if [rows.shape for rows in value] != [rows.shape for rows in new]:
+                return False
             continue
         if isinstance(value, SlotState) and not same_shapes(value, new):
             return False

@@ -1,6 +1,7 @@
 """What is to be attacked: samples, labels, targets, radii and start points."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -13,7 +14,8 @@ class Work:
 
     x, x_init: (n, ...). labels, targets, sample_ids: (n,) int64. reference: (n, C) clean
     probabilities. ranking: (n, T) int64, the classes to aim at, most likely first. eps, step_size:
-    (n,) in the dtype that x is computed in.
+    (n,) in the dtype that x is computed in. y: (n, ...) what an objective judges by, while labels
+    are 0. extra: (n, ...) each, what the model takes beside x.
     """
 
     x: torch.Tensor
@@ -25,15 +27,19 @@ class Work:
     eps: torch.Tensor
     step_size: torch.Tensor
     x_init: torch.Tensor | None
+    y: torch.Tensor | None = None
+    extra: tuple[torch.Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.x)
 
     def take(self, samples: torch.Tensor) -> "Work":
-        def pick(rows: torch.Tensor | None) -> torch.Tensor | None:
+        def pick(rows: Any) -> Any:
+            if isinstance(rows, tuple):
+                return tuple(map(pick, rows))
             return None if rows is None else layout.gather_rows(rows, samples)
 
-        return Work(**{name: pick(rows) for name, rows in vars(self).items()})  # type: ignore[arg-type]
+        return Work(**{name: pick(rows) for name, rows in vars(self).items()})
 
     def aimed(self, ranks: torch.Tensor) -> "Work":
         """This work with the target of rank `ranks` for each row, where targets are ranked."""

@@ -109,7 +109,7 @@ class AutoAttack:
         if len(look.given.x) == 0:
             return replace(look.result(), broken_by=torch.empty_like(look.given.sample_ids))
         logits = look.clean_logits()
-        labels = logits.argmax(1) if look.given.y is None else look.given.y
+        labels = logits.argmax(1) if look.given.labels is None else look.given.labels
         inputs.check_range(labels, logits.shape[1], name="y")
         checks.examine(
             model,

@@ -60,8 +60,12 @@ def moved_inside(x: torch.Tensor, bounds: Bounds, amount: float) -> torch.Tensor
 
 
 def gradient_of(logits: torch.Tensor, leaf: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
-    """Of a weighted sum of the logits: no loss, which may be flat where a model is confident."""
-    weights = torch.linspace(-scale, scale, logits.shape[1], dtype=logits.dtype, device=leaf.device)
+    """Of a weighted sum of the logits, (B, ...): no loss, which may be flat where a model is
+    confident."""
+    shape = logits.shape[1:]
+    weights = torch.linspace(
+        -scale, scale, shape.numel(), dtype=logits.dtype, device=leaf.device
+    ).view(shape)
     (grad,) = torch.autograd.grad(logits, leaf, weights.expand_as(logits), allow_unused=True)
     return torch.zeros_like(leaf) if grad is None else grad
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,11 +13,12 @@ from fastadv.engine.state import SlotState
 from fastadv.isolation import Model, modules_behind
 from fastadv.kernels import slots as columns
 from fastadv.oracle import clamping
-from fastadv.oracle.objective import Objective, Rules
+from fastadv.oracle.judge import Judge, Rules
 from fastadv.oracle.shadow.search_model import SearchModel
 from fastadv.wrappers import Normalized
 
 UNLIMITED = 2**62
+Extra = tuple[torch.Tensor, ...]
 _IN_PLACE = "the model modifies its input in place: make its first operation out of place"
 
 
@@ -55,7 +56,7 @@ class Oracle:
         self.bounds = bounds
         self.inset: float = inset
         self.search: SearchModel | None = None
-        self.objective: Objective = Objective(loss, targeted=targeted)
+        self.judge: Judge = Judge(loss, targeted=targeted)
         self.passes = passes
         self.room: int = UNLIMITED
         self.classes: int = 0  # known after the first forward
@@ -98,34 +99,40 @@ class Oracle:
             not self.inset and isinstance(self.model, Normalized) and self.model.may_be_bypassed(x)
         )
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
+    def logits(self, x: torch.Tensor, extra: Extra = ()) -> torch.Tensor:
         """(B, C) logits of the user's own model at x, without a gradient; the mean over passes."""
         before = self.forwards
         try:
-            return self._plain_logits(self.model, x)
+            return self._plain_logits(self.model, x, extra)
         finally:
             self.own_forwards += self.forwards - before
 
-    def search_logits(self, x: torch.Tensor) -> torch.Tensor:
+    def search_logits(self, x: torch.Tensor, extra: Extra = ()) -> torch.Tensor:
         """The same of the model that is searched."""
-        return self.logits(x) if self.search is None else self._plain_logits(self.search.forward, x)
+        if self.search is None:
+            return self.logits(x, extra)
+        return self._plain_logits(self.search.forward, x, extra)
 
-    def _plain_logits(self, model: Model, x: torch.Tensor) -> torch.Tensor:
-        parts = [self._mean_logits(model, part) for part in x.split(self.room)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _plain_logits(self, model: Model, x: torch.Tensor, extra: Extra) -> torch.Tensor:
+        if len(x) <= self.room:
+            return self._mean_logits(model, x, extra)
+        parts = zip(*(rows.split(self.room) for rows in (x, *extra)), strict=True)
+        return torch.cat([self._mean_logits(model, part, more) for part, *more in parts])
 
-    def _mean_logits(self, model: Model, x: torch.Tensor) -> torch.Tensor:
+    def _mean_logits(
+        self, model: Model, x: torch.Tensor, extra: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
         try:
             with torch.no_grad():
-                total = self._forward(model, x)
+                total = self._forward(model, x, extra)
                 for _ in range(self.passes - 1):
-                    total = total + self._forward(model, x)
+                    total = total + self._forward(model, x, extra)
             return total / self.passes if self.passes > 1 else total
         except Exception as error:
             if not memory.may_halve(error, len(x), x.device):
                 raise
         self._halve(len(x), x.device)
-        return self._plain_logits(model, x)
+        return self._plain_logits(model, x, tuple(extra))
 
     def _halve(self, rows: int, device: torch.device) -> None:
         self.room = (rows + 1) // 2
@@ -144,8 +151,8 @@ class Oracle:
             total, mean_logits = total + grad, mean_logits + logits
         mean_logits = mean_logits / self.passes
         if at is not state:
-            mean_logits = self.search_logits(state.x_adv.detach())
-        self.objective.track(state, mean_logits, rules)
+            mean_logits = self.search_logits(state.x_adv.detach(), state.extra)
+        self.judge.track(state, mean_logits, rules)
         return total / self.passes
 
     def differentiable(self, state: SlotState) -> SlotState:
@@ -156,7 +163,7 @@ class Oracle:
         x_adv = clamping.moved_inside(state.x_adv.detach(), self.bounds, self.inset)
         return replace(state, x_adv=x_adv)
 
-    def find_inset(self, x_adv: torch.Tensor) -> None:
+    def find_inset(self, x_adv: torch.Tensor, extra: Extra = ()) -> None:
         """Look whether the model loses the gradient at bounds, and set `inset`; synchronises."""
         assert self.bounds is not None, "nothing lies at no bounds"
         model = self.model if self.search is None else self.search.forward
@@ -164,7 +171,7 @@ class Oracle:
         def gradient(x: torch.Tensor) -> torch.Tensor:
             leaf = x.detach().clone().requires_grad_()
             with torch.enable_grad():
-                logits = self._forward(model, leaf)
+                logits = self._forward(model, leaf, [rows[: len(x)] for rows in extra])
             self.backwards += len(x)
             if self.search is None:
                 self.own_forwards += len(x)
@@ -215,7 +222,7 @@ class Oracle:
         logits = self.graph(state)
         judged = seen[-1]
         if judged is None:
-            grad_logits = self.objective.judge(logits.detach(), state, loss, rules)
+            grad_logits = self.judge.differentiate(logits.detach(), state, loss, rules)
             judged = _Judged(logits.detach(), grad_logits)
             seen.append(judged)
         return self.backward(logits, state, judged.grad_logits), judged.logits
@@ -227,7 +234,7 @@ class Oracle:
             assert isinstance(self.model, Normalized)
             model = self.model.model if self.search is None else self.search.forward_inner
         with torch.enable_grad():
-            logits = self._forward(model, state.leaf.requires_grad_())
+            logits = self._forward(model, state.leaf.requires_grad_(), state.extra)
             self.own_forwards += len(state) if self.search is None else 0
             if self._scale != 1.0:
                 logits = logits.float()  # the loss head's gradient would be rounded before scaling
@@ -242,12 +249,14 @@ class Oracle:
     def _scale(self) -> float:
         return 1.0 if self.search is None else self.search.scale
 
-    def _forward(self, model: Model, x: torch.Tensor) -> torch.Tensor:
+    def _forward(
+        self, model: Model, x: torch.Tensor, extra: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
         version = x._version
         began = time.perf_counter()
         try:
-            logits = outputs.logits_in(model(x), x)
-            losses.check_logits(logits, x)
+            logits = outputs.logits_in(model(x, *extra), x)
+            self.judge.check_output(logits, x)
         except Exception as error:
             is_written = x._version != version or "in-place operation" in str(error)
             if isinstance(error, RuntimeError) and is_written:
@@ -256,18 +265,21 @@ class Oracle:
             raise
         self.seconds += time.perf_counter() - began
         self.forwards += len(x)
-        if logits.shape[1] != self.classes:
-            self.objective.check_classes(logits.shape[1])
-            self.classes = logits.shape[1]
-            self.whole = self.whole or len(x)
-            if self.largest_label >= self.classes:
-                raise ValueError(
-                    f"y or target must lie in [0, {self.classes}), the classes of the model; got "
-                    f"{self.largest_label}"
-                )
+        self.whole = self.whole or len(x)
+        if self.judge.loss.objective is None and logits.shape[1] != self.classes:
+            self._note_classes(logits.shape[1])
         if x._version != version:
             raise ValueError(_IN_PLACE)
         return logits
+
+    def _note_classes(self, classes: int) -> None:
+        self.judge.check_classes(classes)
+        self.classes = classes
+        if self.largest_label >= classes:
+            raise ValueError(
+                f"y or target must lie in [0, {classes}), the classes of the model; got "
+                f"{self.largest_label}"
+            )
 
     def backward(
         self,

@@ -7,10 +7,10 @@ from fastadv.training.free import FreeAT
 from fastadv.training.graphed_step import GraphedStep, graphed
 from fastadv.training.modifiers import AWP, CleanMixing, GradAlign
 from fastadv.training.multistep import MART, PGDAT, TRADES
-from fastadv.training.objectives import Crafted
 from fastadv.training.sentinel import Sentinel
 from fastadv.training.step import CraftedStep
 from fastadv.training.verdict import Check, Collapse, TrainingWarning
+from fastadv.training.weight_loss import Crafted
 from fastadv.training.yopo import YOPO
 
 __all__ = [

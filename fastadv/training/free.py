@@ -15,11 +15,11 @@ from fastadv.threat_model import ThreatModel
 from fastadv.training import arguments, craft
 from fastadv.training.draws import DeviceDraws, draw_of
 from fastadv.training.input_watch import InputWatch, probe
-from fastadv.training.objectives import (
+from fastadv.training.weight_loss import (
     Crafted,
     Modifier,
-    Objective,
     Reduced,
+    WeightLoss,
     cross_entropy,
     modified,
 )
@@ -146,7 +146,7 @@ class FreeAT:
         )
 
     def _gradient_inside(
-        self, model: Model, objective: Objective, batch: Crafted
+        self, model: Model, objective: WeightLoss, batch: Crafted
     ) -> torch.Tensor | None:
         """Where the model clamps, the gradient of the loss by a pass of its own, with entries at
         the bounds moved inside; None elsewhere. Nothing but a graph of modifiers sees weights."""

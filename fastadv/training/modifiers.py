@@ -10,7 +10,7 @@ from torch.func import functional_call
 from fastadv.isolation import restored_generators
 from fastadv.threat_model import start_point
 from fastadv.training.craft import statistics_policy
-from fastadv.training.objectives import Crafted, Objective, Reduced
+from fastadv.training.weight_loss import Crafted, Reduced, WeightLoss
 
 _TINY = 1e-20  # guards 0/0: a layer without a gradient is not perturbed
 
@@ -38,7 +38,7 @@ class AWP:
         if not 0 < self.gamma < 1:
             raise ValueError(f"gamma must lie in (0, 1); got {self.gamma}")
 
-    def __call__(self, objective: Objective, model: Reduced, batch: Crafted) -> torch.Tensor:
+    def __call__(self, objective: WeightLoss, model: Reduced, batch: Crafted) -> torch.Tensor:
         inner = model.others
         if not isinstance(inner, nn.Module):
             raise TypeError(f"AWP needs an nn.Module; got {type(inner).__name__}")
@@ -86,7 +86,7 @@ class GradAlign:
         if not self.weight >= 0:
             raise ValueError(f"weight must not be negative; got {self.weight}")
 
-    def __call__(self, objective: Objective, model: Reduced, batch: Crafted) -> torch.Tensor:
+    def __call__(self, objective: WeightLoss, model: Reduced, batch: Crafted) -> torch.Tensor:
         loss = objective(model, batch)
         near = start_point(
             batch.threat,
@@ -129,7 +129,7 @@ class CleanMixing:
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must lie in [0, 1]; got {self.weight}")
 
-    def __call__(self, objective: Objective, model: Reduced, batch: Crafted) -> torch.Tensor:
+    def __call__(self, objective: WeightLoss, model: Reduced, batch: Crafted) -> torch.Tensor:
         loss = objective(model, batch)
         clean = F.cross_entropy(model(batch.x), batch.y)
         return (1 - self.weight) * loss + self.weight * clean

@@ -11,8 +11,8 @@ from fastadv.isolation import Model
 from fastadv.ops import layout
 from fastadv.ops.noise import start
 from fastadv.training.craft import Ascent, BNPolicy
-from fastadv.training.objectives import Objective, mart, trades
 from fastadv.training.step import CraftedStep
+from fastadv.training.weight_loss import WeightLoss, mart, trades
 
 _START_NOISE = 0.001  # standard deviation, in input units: TRADES' and MART's own
 
@@ -76,7 +76,7 @@ class TRADES(CraftedStep):
         clean = outputs.logits_in(model(x), x)
         return clean.softmax(1, dtype=layout.compute_dtype(clean))
 
-    def _objective(self) -> Objective:
+    def _objective(self) -> WeightLoss:
         return functools.partial(trades, beta=self.beta, label_smoothing=self.label_smoothing)
 
 
@@ -105,7 +105,7 @@ class MART(CraftedStep):
         step = self._scaled(self.step_size, default=0.25)
         return Ascent(self.threat, self.steps, step, eps)
 
-    def _objective(self) -> Objective:
+    def _objective(self) -> WeightLoss:
         return functools.partial(mart, beta=self.beta, label_smoothing=self.label_smoothing)
 
 

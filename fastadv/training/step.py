@@ -16,11 +16,11 @@ from fastadv.training import arguments, craft
 from fastadv.training.bank import PerturbationBank
 from fastadv.training.draws import DeviceDraws, draw_of
 from fastadv.training.input_watch import InputWatch
-from fastadv.training.objectives import (
+from fastadv.training.weight_loss import (
     Crafted,
     Modifier,
-    Objective,
     Reduced,
+    WeightLoss,
     cross_entropy,
     modified,
 )
@@ -197,7 +197,7 @@ class CraftedStep:
         """(B, C) probabilities that the loss of the ascent compares with."""
         return None
 
-    def _objective(self) -> Objective:
+    def _objective(self) -> WeightLoss:
         return functools.partial(cross_entropy, label_smoothing=self.label_smoothing)
 
     def _uniform_start(

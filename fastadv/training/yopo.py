@@ -16,7 +16,7 @@ from fastadv.threat_model import ThreatModel, start_point
 from fastadv.training import arguments, craft
 from fastadv.training.draws import DeviceDraws, draw_of
 from fastadv.training.input_watch import InputWatch
-from fastadv.training.objectives import Reduced
+from fastadv.training.weight_loss import Reduced
 
 
 @dataclass(eq=False, repr=False)

@@ -270,9 +270,9 @@ def test_free_replays_take_the_gradient_at_perturbed_weights():
     )
     grads = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
-    objective = training.objectives.cross_entropy
+    objective = training.weight_loss.cross_entropy
     crafted = training.Crafted(x, x, y, 0.1, torch.arange(len(x)), 0, 0, THREAT)
-    training.AWP(0.05)(objective, training.objectives.Reduced.of(net), crafted).backward()
+    training.AWP(0.05)(objective, training.weight_loss.Reduced.of(net), crafted).backward()
     for mine, theirs in zip(grads, net.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs.grad)
 

@@ -18,7 +18,7 @@ from fastadv.ops.apgd.check import apgd_check_
 from fastadv.ops.apgd.schedule import apgd_checkpoints
 from fastadv.ops.steps import select
 from fastadv.oracle.gradient import Oracle
-from fastadv.oracle.objective import Rules
+from fastadv.oracle.judge import Rules
 from fastadv.threat_model import StartKind, ThreatModel, start_point
 
 _START_KINDS: dict[str, StartKind] = {"linf": "uniform", "l2": "sphere"}
@@ -137,7 +137,8 @@ class AscentSlots(Protocol):
         common = state.common
         assert common.x_best is not None
         x_adv = common.x_adv.detach()
-        self.oracle.objective.track(common, self.oracle.logits(x_adv), self.rules)
+        logits = self.oracle.logits(x_adv, common.extra)
+        self.oracle.judge.track(common, logits, self.rules)
         select.select_rows_(common.x_best, x_adv, common.slots[:, columns.IMPROVED])
         if state.x_hit is not None:
             select.select_rows_(state.x_hit, x_adv, (~common.correct).int())

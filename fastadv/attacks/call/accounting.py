@@ -12,7 +12,7 @@ from fastadv.attacks.call.result import Cost
 from fastadv.attacks.call.search import Search
 from fastadv.graphs.planner import Backend
 from fastadv.isolation import Model
-from fastadv.oracle.gradient import Oracle
+from fastadv.oracle.gradient import Extra, Oracle
 
 _LEAST_ROUNDS = 3
 _MOST_ROUNDS = 50
@@ -20,7 +20,14 @@ _LEAST_SECONDS = 0.2  # in which a pass of a small network is repeated
 
 
 def cost_of(
-    oracle: Oracle, search: Search, x: torch.Tensor, *, rows: int, began: float, timed: bool
+    oracle: Oracle,
+    search: Search,
+    x: torch.Tensor,
+    *,
+    extra: Extra,
+    rows: int,
+    began: float,
+    timed: bool,
 ) -> Cost:
     """The cost of a call that began at `began`; timed: measure its limit too."""
     seconds = time.perf_counter() - began
@@ -32,25 +39,29 @@ def cost_of(
         with contextlib.suppress(
             torch.OutOfMemoryError, MemoryError
         ):  # what was found is worth more
-            limit = _limit(oracle, x, rows=rows, backend=search.recorder)
+            limit = _limit(oracle, x, extra, rows=rows, backend=search.recorder)
     return search.cost._replace(
         seconds=seconds, model_seconds=oracle.seconds if on_cpu else limit, limit_seconds=limit
     )
 
 
-def _limit(oracle: Oracle, x: torch.Tensor, *, rows: int, backend: Backend | None) -> float:
+def _limit(
+    oracle: Oracle, x: torch.Tensor, extra: Extra, *, rows: int, backend: Backend | None
+) -> float:
     """Seconds that the passes counted by `oracle` take at `rows` samples a pass, nothing else.
 
     The same models in the same precision, captured as a graph where steps are. The passes that this
     takes, of each kind four to fifty, are not counted. Must be called inside `isolated(model)`.
     """
     x = x[:rows].detach()
-    search = oracle.model if oracle.search is None else oracle.search.forward
+    more = [part[:rows] for part in extra]
+    own = _given(oracle.model, more)
+    search = own if oracle.search is None else _given(oracle.search.forward, more)
     forwards = oracle.forwards - oracle.own_forwards
     backwards = oracle.backwards - oracle.own_backwards
     kinds = (
-        (oracle.own_backwards, _both(oracle.model, x)),
-        (oracle.own_forwards - oracle.own_backwards, _forward(oracle.model, x)),
+        (oracle.own_backwards, _both(own, x)),
+        (oracle.own_forwards - oracle.own_backwards, _forward(own, x)),
         (backwards, _both(search, x)),
         (forwards - backwards, _forward(search, x)),
     )
@@ -59,6 +70,10 @@ def _limit(oracle: Oracle, x: torch.Tensor, *, rows: int, backend: Backend | Non
         if count > 0:
             total += count * _seconds(run, x.device, backend) / len(x)
     return total
+
+
+def _given(model: Model, extra: list[torch.Tensor]) -> Model:
+    return (lambda x: model(x, *extra)) if extra else model
 
 
 def _both(model: Model, x: torch.Tensor) -> Callable[[], None]:

@@ -6,7 +6,7 @@ import torch
 from fastadv import outputs
 from fastadv.engine.plain import Inspect
 from fastadv.kernels import slots as columns
-from fastadv.oracle.gradient import Oracle
+from fastadv.oracle.gradient import Extra, Oracle
 
 _LOOKED_AT = 64  # samples of the second look
 _KEPT = (columns.KEPT_AT_LOW, columns.KEPT_AT_HIGH)
@@ -28,6 +28,7 @@ class BoundsWatch:
     def __init__(self, oracle: Oracle, inset: float | None) -> None:
         self._oracle = oracle
         self._kept = 0
+        self.extra: Extra = ()  # what the model takes beside x, of all samples
         self.is_open: bool = inset is None and oracle.bounds is not None
 
     @property
@@ -35,7 +36,9 @@ class BoundsWatch:
         """For the engine; None once all is decided."""
         return self._inspect if self.is_open else None
 
-    def _inspect(self, iterates: torch.Tensor, faults: np.ndarray, rows: np.ndarray) -> bool:
+    def _inspect(
+        self, iterates: torch.Tensor, faults: np.ndarray, rows: np.ndarray, samples: np.ndarray
+    ) -> bool:
         """Whether one of the bounds has not been heard of. Raises GradientLostError."""
         if not self.is_open:
             return False
@@ -43,24 +46,25 @@ class BoundsWatch:
         self._kept |= int(np.bitwise_or.reduce(marks, initial=0))
         bounds = zip(_KEPT, _LOST, strict=True)
         suspect = sum(lost for kept, lost in bounds if not self._kept & kept)
-        lost = rows[marks & suspect != 0][:_LOOKED_AT]
+        lost = np.flatnonzero(marks & suspect)[:_LOOKED_AT]
         if len(lost):
             self.is_open = False
-            self._look_again(iterates.detach(), lost)
+            self._look_again(iterates.detach(), rows[lost], samples[lost])
             if self._oracle.inset:
                 raise GradientLostError
         heard = [bool(self._kept & kept) for kept in _KEPT]
         self.is_open &= not all(heard)
         return self.is_open
 
-    def _look_again(self, iterates: torch.Tensor, rows: np.ndarray) -> None:
+    def _look_again(self, iterates: torch.Tensor, rows: np.ndarray, samples: np.ndarray) -> None:
         """At these rows; of a model that is tied to whole batches, at the batch of the first."""
-        index = torch.as_tensor(rows, device=iterates.device)
+        where = torch.as_tensor(np.stack([rows, samples]), device=iterates.device)
+        extra = tuple(part.index_select(0, where[1]) for part in self.extra)
         try:
-            self._oracle.find_inset(iterates.index_select(0, index))
+            self._oracle.find_inset(iterates.index_select(0, where[0]), extra)
         except outputs.OF_SIZES:
             first = rows[0] // self._oracle.whole * self._oracle.whole
             batch = iterates[first : first + self._oracle.whole]
-            if len(batch) == len(rows):
+            if extra or len(batch) == len(rows):
                 raise
             self._oracle.find_inset(batch)

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +29,7 @@ from fastadv.engine.work import Work
 from fastadv.execution import Execution
 from fastadv.isolation import Model, isolated
 from fastadv.kernels import slots as columns
+from fastadv.objective import Objective
 from fastadv.ops import layout
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import contains
@@ -52,6 +53,7 @@ class Call:
         sample_ids: torch.Tensor | None,
         x_init: torch.Tensor | None,
         execution: Execution,
+        extra: Sequence[torch.Tensor] = (),
         clean_logits: torch.Tensor | None = None,
     ) -> None:
         if not callable(model):
@@ -71,9 +73,15 @@ class Call:
             target=target,
             sample_ids=sample_ids,
             x_init=x_init,
+            extra=extra,
             channels_last=execution.channels_last,
         )
         inputs.check_device(model, self.given.x)
+        if self.given.extra and not execution.is_exact:
+            raise ValueError(
+                f"extra= is handed to the model itself, not to a faster copy of it; got "
+                f"{execution!r}: leave precision, channels_last, fold_batchnorm and compile out"
+            )
         if attack.keep == "authors" and not execution.is_exact:
             raise ValueError(
                 "keep='authors' returns the iterates of the authors' own code and takes the model "
@@ -93,9 +101,10 @@ class Call:
         with self._isolated():
             if len(self.given.x) == 0:
                 return AttackResult.empty(self.given.x)
-            logits = self._clean_logits()
+            outputs = self._clean_outputs()
+            logits = self._readable(outputs)
             work = self.given.work(logits)
-            search = self._search(logits)
+            search = self._search(outputs)
             if self.attack.keep == "last":
                 iterates, faults = search.last_iterates(work)
                 ledger = Ledger(iterates, settles=False)
@@ -108,19 +117,21 @@ class Call:
                 ledger, wrong = self._found(search, work, clean_prediction)
             result = self._verified(work, ledger, wrong, clean_prediction)
             self._account(search)
-            return replace(result, cost=self.cost)
+            clean_score = None if outputs is None else self._scores(outputs, work)
+            return replace(result, cost=self.cost, clean_score=clean_score)
 
     def clean_logits(self) -> torch.Tensor:
-        """(n, C) logits of the clean samples, which are checked."""
+        """(n, C) logits of the clean samples, which are checked; of a named loss."""
         with self._isolated():
-            logits = self._clean_logits()
+            logits = self._clean_outputs()
         assert logits is not None, "only attacks that stop at a success have this"
         return logits
 
     def fallen(self) -> Fallen:
-        """Only the samples that fell, verified; nothing is evaluated for the others."""
+        """Only the samples that fell, verified; nothing is evaluated for the others. Of a named
+        loss."""
         with self._isolated():
-            logits = self._clean_logits()
+            logits = self._clean_outputs()
             assert logits is not None, "only attacks that stop at a success have this"
             work = self.given.work(logits)
             search = self._search(logits)
@@ -129,7 +140,7 @@ class Call:
             found = self._device(np.flatnonzero(ledger.step >= 0))
             x_adv = self.given.as_given(layout.gather_rows(ledger.x_adv, found))
             work = work.take(found)
-            at_x_adv = self._batched_logits(x_adv) if len(found) else logits[:0]
+            at_x_adv = self._batched_outputs(x_adv, work.extra) if len(found) else logits[:0]
             margin, prediction = margin_of(at_x_adv, work.labels)
             success = (prediction != work.labels) & ~at_x_adv.isnan().any(1)
             success &= contains(self.attack.threat, x_adv, work.x, work.eps)
@@ -153,18 +164,19 @@ class Call:
         with self._isolated():
             if len(self.given.x) == 0:
                 return self.given.x.clone(memory_format=torch.preserve_format)
-            logits = self._clean_logits()
-            iterates, faults = self._search(logits).last_iterates(self.given.work(logits))
+            outputs = self._clean_outputs()
+            work = self.given.work(self._readable(outputs))
+            iterates, faults = self._search(outputs).last_iterates(work)
             self._report(faults)
             return self.given.as_given(iterates)
 
-    def _search(self, logits: torch.Tensor | None) -> Search:
-        """The search, with what it needs made ready; logits: the model's at x, where known."""
+    def _search(self, outputs: torch.Tensor | None) -> Search:
+        """The search, with what it needs made ready; outputs: the model's at x, where known."""
         first = self.given.x[: self.batch_size]
-        if logits is None and not self.execution.is_exact:
-            logits = self._batched_logits(first)
-        logits = None if logits is None else logits[: len(first)]
-        ready = prepared(self.model, self.execution, first, logits)
+        if outputs is None and not self.execution.is_exact:
+            outputs = self._batched_outputs(first, self.given.extra)
+        outputs = None if outputs is None else outputs[: len(first)]
+        ready = prepared(self.model, self.execution, first, outputs)
         return Search(self.attack, self.oracle, self.execution, self.batch_size, ready)
 
     def _found(
@@ -183,6 +195,7 @@ class Call:
             rows=self.batch_size,
             began=self.began,
             timed=self.execution.timed,
+            extra=self.given.extra,
         )
 
     def _device(self, indices: np.ndarray) -> torch.Tensor:
@@ -196,25 +209,41 @@ class Call:
         ):
             yield
 
-    def _clean_logits(self) -> torch.Tensor | None:
-        """(n, C) logits of the clean samples, where anything depends on them."""
+    def _clean_outputs(self) -> torch.Tensor | None:
+        """What the model returns for the clean samples, where anything depends on it; of a named
+        loss (n, C) logits."""
         if self.known_logits is not None:
             return self.known_logits
         if not self.given.needs_logits:
             return None
-        logits = self._batched_logits(self.given.x)
-        bad = int(logits.isnan().any(1).sum())
+        outputs = self._batched_outputs(self.given.x, self.given.extra)
+        bad = int(outputs.reshape(len(outputs), -1).isnan().any(1).sum())
         if bad:
             raise ValueError(
-                f"the model returns NaN logits for {bad} of {len(logits)} clean samples"
+                f"the model returns NaN logits for {bad} of {len(outputs)} clean samples"
             )
-        diagnostics.warn("probabilities", count_probabilities(logits), len(logits))
-        return logits
+        if self._objective is None:  # another model's outputs may well be probabilities
+            diagnostics.warn("probabilities", count_probabilities(outputs), len(outputs))
+        return outputs
 
-    def _batched_logits(self, x: torch.Tensor) -> torch.Tensor:
+    @property
+    def _objective(self) -> Objective | None:
+        return self.attack.resolved_loss.objective
+
+    def _readable(self, outputs: torch.Tensor | None) -> torch.Tensor | None:
+        """Logits that say what the outputs at the clean samples are worth."""
+        return None if outputs is None else self.oracle.judge.readable(outputs, self.given.y)
+
+    def _scores(self, outputs: torch.Tensor, work: Work) -> torch.Tensor | None:
+        if self._objective is None or work.y is None:
+            return None
+        return self._objective.scores(outputs, work.y)
+
+    def _batched_outputs(self, x: torch.Tensor, extra: Sequence[torch.Tensor]) -> torch.Tensor:
         # a copy, a batch at a time: a model that writes to its input must not reach the caller's
-        chunks = (chunk.clone() for chunk in x.split(self.batch_size))
-        return torch.cat([self.oracle.logits(chunk) for chunk in chunks])
+        rows = [part.split(self.batch_size) for part in (x, *extra)]
+        chunks = ([part.clone() for part in parts] for parts in zip(*rows, strict=False))
+        return torch.cat([self.oracle.logits(chunk, tuple(more)) for chunk, *more in chunks])
 
     def _verified(
         self, work: Work, ledger: Ledger, wrong: np.ndarray, clean_prediction: torch.Tensor | None
@@ -224,10 +253,11 @@ class Call:
         if self.attack.discards_outside:
             outside = ~contains(self.attack.threat, x_adv, work.x, work.eps)
             x_adv[outside] = work.x[outside]
-        logits = self._batched_logits(x_adv)
+        outputs = self._batched_outputs(x_adv, work.extra)
         loss, prediction = loss_at(
-            self.oracle, logits, work, loss_kind, targeted=self.given.target is not None
+            self.oracle, outputs, work, loss_kind, targeted=self.given.target is not None
         )
+        logits = self.oracle.judge.readable(outputs, work.y)
         success = self.given.hits(prediction, work) & ~logits.isnan().any(1)
         success &= contains(self.attack.threat, x_adv, work.x, work.eps)
         ledger.faults[logits.isnan().any(1).cpu().numpy()] |= columns.FAULT_NAN_LOGITS
@@ -250,6 +280,7 @@ class Call:
             forwards=self.oracle.forwards,
             backwards=self.oracle.backwards,
             inset=self.oracle.inset,
+            score=self._scores(outputs, work),
         )
 
     def _report(self, faults: np.ndarray) -> None:

@@ -1,5 +1,7 @@
 """What a call is given: the samples and what is asked of them, checked, and made into work."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -15,8 +17,9 @@ from fastadv.threat_model import check_fits, contains
 class Given:
     """Samples, labels and targets of one call; no model is asked.
 
-    x: (n, ...), in channels_last if asked for and images; y: (n,) labels, None for the model's own
-    predictions. Arguments as in `fastadv.Attack.run`, which raises what this raises.
+    x: (n, ...), in channels_last if asked for and images; labels: (n,), None for the model's own
+    predictions; y: (n, ...) of an objective, as given, else None; extra: (n, ...) each. Arguments
+    as in `fastadv.Attack.run`, which raises what this raises.
     """
 
     def __init__(
@@ -28,18 +31,24 @@ class Given:
         target: Target | None,
         sample_ids: torch.Tensor | None,
         x_init: torch.Tensor | None,
+        extra: Sequence[torch.Tensor],
         channels_last: bool,
     ) -> None:
         targets.check_rule(target)
+        objective = attack.resolved_loss.objective
         self.attack = attack
         self.target = target
         # a clone made outside inference mode is an ordinary tensor; detached, x keeps its graph
         with torch.inference_mode(False):
             x = inputs.check_images(x, attack.threat.bounds)
             self.x: torch.Tensor = x.clone() if x.is_inference() else x.detach()
-            self.y: torch.Tensor | None = (
-                None if y is None else inputs.check_labels(y, x, name="y").clone()
-            )
+            self.labels: torch.Tensor | None = None
+            self.y: torch.Tensor | None = None
+            if objective is not None:
+                self.y = inputs.check_asked(y, x, objective).clone()
+            elif y is not None:
+                self.labels = inputs.check_labels(y, x, name="y").clone()
+            self.extra: tuple[torch.Tensor, ...] = inputs.check_extra(extra, x)
             self.x_init = inputs.check_start(x_init, x)
             self.sample_ids: torch.Tensor = inputs.check_sample_ids(sample_ids, x)
             self.format: torch.memory_format | None = None
@@ -48,6 +57,11 @@ class Given:
         if x_init is not None and attack.restarts > 1:
             raise ValueError(
                 f"restarts={attack.restarts} from one x_init are all the same: use restarts=1"
+            )
+        if target is not None and objective is not None:
+            raise ValueError(
+                f"{objective!r} decides what a success is and takes no target=: write the target "
+                "into its loss and success"
             )
         if target is not None and attack.most_targets:
             raise ValueError(
@@ -67,20 +81,22 @@ class Given:
         attack, rule = self.attack, isinstance(self.target, str)
         if attack.keep != "last" or attack.resolved_loss.needs_reference or rule:
             return True
-        if self.y is not None:
+        if self.labels is not None or self.y is not None:
             return False
         return self.target is None or attack.resolved_loss.needs_labels_when_targeted
 
     def work(self, logits: torch.Tensor | None) -> Work:
         """logits: (n, C) of the model at x, where anything depends on them."""
         x, attack = self.x, self.attack
-        if self.y is not None:
-            labels = self.y
+        if self.labels is not None:
+            labels = self.labels
+        elif self.y is not None or logits is None:
+            # of an objective, or targeted without labels: only y or the target is ever looked at
+            labels = torch.zeros_like(self.sample_ids)
         else:
-            # targeted without labels or logits: only the target is ever compared
-            labels = torch.zeros_like(self.sample_ids) if logits is None else logits.argmax(1)
+            labels = logits.argmax(1)
         chosen = None
-        if logits is not None:
+        if logits is not None and self.y is None:
             inputs.check_range(labels, logits.shape[1], name="y")
         if self.target is not None:
             chosen = targets.choose(
@@ -108,6 +124,8 @@ class Given:
             eps=eps,
             step_size=step_size,
             x_init=self.x_init,
+            y=self.y,
+            extra=self.extra,
         )
 
     def groups(self, work: Work) -> list[tuple[int, np.ndarray]]:

@@ -2,12 +2,13 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from fastadv.execution import Execution
 from fastadv.isolation import Model, module_of
+from fastadv.objective import Objective
 from fastadv.threat_model import Bounds
 
 
@@ -74,6 +75,39 @@ def check_labels(labels: object, x: torch.Tensor, *, name: str) -> torch.Tensor:
     if labels.device != x.device:
         raise ValueError(f"{name} must be on the device of x, {x.device}; got {labels.device}")
     return labels.to(torch.int64)
+
+
+def check_asked(y: object, x: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """y as an objective judges by it: any dtype and shape (B, ...), beside x, as it is."""
+    if not isinstance(y, torch.Tensor):
+        raise TypeError(
+            f"y must be a tensor (B, ...), by which {objective!r} judges; got {type(y).__name__}"
+        )
+    _check_rows("y", y, x)
+    return y.detach()
+
+
+def check_extra(extra: object, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What the model is given beside x, as it is."""
+    if isinstance(extra, torch.Tensor) or not isinstance(extra, Sequence):
+        raise TypeError(
+            "extra must be a tuple of tensors, what the model takes beside x, as in "
+            f"extra=(tensor,); got {type(extra).__name__}"
+        )
+    for index, rows in enumerate(extra):
+        if not isinstance(rows, torch.Tensor):
+            raise TypeError(f"extra[{index}] must be a tensor; got {type(rows).__name__}")
+        _check_rows(f"extra[{index}]", rows, x)
+    return tuple(rows.detach() for rows in extra)
+
+
+def _check_rows(name: str, rows: torch.Tensor, x: torch.Tensor) -> None:
+    if rows.shape[:1] != x.shape[:1]:
+        raise ValueError(
+            f"{name} must have a row a sample, ({len(x)}, ...); got {tuple(rows.shape)}"
+        )
+    if rows.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}; got {rows.device}")
 
 
 def check_range(labels: torch.Tensor, classes: int | None, *, name: str) -> None:

@@ -85,7 +85,9 @@ class AttackResult:
     if none. prediction: the model's at x_adv. clean_prediction: at x, None where the attack never
     looked. forwards, backwards: samples times passes. cost: time, and what was attacked again.
     inset: by how much entries at a bound were moved inside to be differentiated, 0.0 unless the
-    model clamps its input: see `Execution`. Of
+    model clamps its input: see `Execution`. With an `Objective` as loss, success is what it says
+    and prediction 1 where it is one, else 0; score, clean_score: its scores at x_adv and at x, None
+    where it has none or the attack never looked. Of
     an ensemble: stages, what each attack did, and broken_by, the index of the one that broke a
     sample, -1 if none did, -2 if the model got it wrong as it was.
     """
@@ -103,6 +105,8 @@ class AttackResult:
     inset: float = 0.0
     broken_by: torch.Tensor | None = None
     stages: tuple[Stage, ...] = ()
+    score: torch.Tensor | None = None
+    clean_score: torch.Tensor | None = None
 
     def __repr__(self) -> str:
         n, hits = len(self.success), int(self.success.sum())

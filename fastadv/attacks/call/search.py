@@ -75,6 +75,7 @@ class Search:
         self, work: Work, pending: np.ndarray, groups: list[tuple[int, np.ndarray]]
     ) -> Ledger:
         self.attacked = len(pending)
+        self._watch.extra = work.extra
         ledger = Ledger(work.x, settles=self.attack.keep != "best")
         for first_step, samples in groups:
             own = np.intersect1d(samples, pending)
@@ -95,11 +96,12 @@ class Search:
             inputs.check_range(seen, None, name="y or target")
             self.oracle.largest_label = int(seen.max())
         self.attacked = len(work)
+        self._watch.extra = work.extra
         everything = np.arange(len(work))
         whole, faults = self._all_steps(work, everything)
         if self._watch.inspect is not None:
             try:
-                self._watch.inspect(whole, faults, everything)
+                self._watch.inspect(whole, faults, everything, everything)
             except GradientLostError:
                 whole, faults = self._all_steps(work, everything)
         overflowed = np.flatnonzero(faults & _OVERFLOWED)
@@ -167,7 +169,9 @@ class Search:
 
         def confirm(samples: np.ndarray, iterates: torch.Tensor) -> np.ndarray:
             rows = torch.as_tensor(samples, device=work.x.device)
-            logits = self.oracle.logits(iterates)
+            outputs = self.oracle.logits(iterates, tuple(part[rows] for part in work.extra))
+            y = None if work.y is None else work.y[rows]
+            logits = self.oracle.judge.readable(outputs, y)
             prediction, labels = logits.argmax(1), work.labels[rows]
             aims = work.targets is not None and work.ranking is None
             hits = prediction == work.targets[rows] if aims else prediction != labels  # type: ignore[index]
@@ -211,7 +215,7 @@ class Search:
 
         targets = 0 if work.ranking is None else work.ranking.shape[1]
         changeable = isinstance(self.attack.threat.eps, torch.Tensor)
-        changeable |= self.attack.resolved_loss.function is not None  # what it closes over
+        changeable |= not self.attack.resolved_loss.is_named  # what it closes over
         if self.prepared.graphs is None or changeable:
             return Plan(make())
         key: Hashable = (
@@ -226,6 +230,7 @@ class Search:
             work.targets is None,
             None if work.reference is None else work.reference.shape[1],
             self.oracle.inset,
+            tuple((rows.shape[1:], rows.dtype) for rows in work.extra),
         )
         plan = self.prepared.plans.of(key, make)
         plan.algorithm.oracle = self.oracle

@@ -91,6 +91,16 @@ def check_counts(attack: Any, *names: str) -> None:
             raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
 
 
+def check_claims(attack: Settings) -> None:
+    """Raises ValueError where the attack is to stop at a success of an objective that has none."""
+    objective = attack.resolved_loss.objective
+    if objective is not None and objective.success is None and attack.keep not in ("last", "best"):
+        raise ValueError(
+            f"keep={attack.keep!r} needs to know what a success is, which {objective!r} does not "
+            "say: give it success=, or use keep='last' or 'best'"
+        )
+
+
 def check_settings(attack: Any, *counts: str, keep: tuple[str, ...]) -> None:
     """What all attacks check: the threat model, the settings that are `counts`, `keep` and seed."""
     check_threat(attack.threat)

@@ -64,8 +64,9 @@ def loss_at(
     oracle: Oracle, logits: torch.Tensor, work: Work, loss: Loss, *, targeted: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, prediction) of each row of logits, as a result reports them."""
-    if loss.function is not None:
-        return oracle.objective.custom(logits, work.labels, work.targets), logits.argmax(1)
+    if not loss.is_named:
+        judged = oracle.judge.readable(logits, work.y)
+        return oracle.judge.custom(logits, work).detach(), judged.argmax(1)
     value = torch.empty(len(logits), dtype=work.eps.dtype, device=logits.device)
     prediction = torch.empty_like(work.labels)
     correct = torch.empty_like(work.labels, dtype=torch.bool)

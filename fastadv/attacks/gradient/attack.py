@@ -9,8 +9,9 @@ import torch
 
 from fastadv import losses
 from fastadv.attacks.attack import Attack
-from fastadv.attacks.call.settings import check_settings
+from fastadv.attacks.call.settings import check_claims, check_settings
 from fastadv.attacks.gradient.slots import Begin, ProjectedGradient, RandomStart, start_kinds
+from fastadv.objective import Objective
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel
 
@@ -29,7 +30,7 @@ class GradientAttack(Attack):
     restarts: int = 1
     random_start: bool | RandomStart = False
     clamp_start: bool = True
-    loss: losses.LossName | losses.LossFunction = "ce"
+    loss: losses.LossName | losses.LossFunction | Objective = "ce"
     kappa: float = 0.0
     label_smoothing: float = 0.0
     eot: int = 1
@@ -70,7 +71,7 @@ class GradientAttack(Attack):
             step = torch.as_tensor(self.step_size)
             if not bool((step.isfinite() & (step >= 0)).all()):
                 raise ValueError(f"step_size must be finite and >= 0; got {self.step_size}")
-        losses.resolve(self.loss, kappa=self.kappa, label_smoothing=self.label_smoothing)
+        check_claims(self)
 
     @property
     def resolved_loss(self) -> losses.Loss:

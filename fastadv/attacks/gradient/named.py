@@ -6,6 +6,7 @@ from fastadv.attacks.attack import constructor
 from fastadv.attacks.gradient.attack import GradientAttack, Keep
 from fastadv.attacks.gradient.slots import RandomStart
 from fastadv.losses import LossFunction, LossName
+from fastadv.objective import Objective
 from fastadv.threat_model import ThreatModel, check_threat
 
 
@@ -13,7 +14,7 @@ from fastadv.threat_model import ThreatModel, check_threat
 def fgsm(
     threat: ThreatModel,
     *,
-    loss: LossName | LossFunction = "ce",
+    loss: LossName | LossFunction | Objective = "ce",
     kappa: float = 0.0,
     label_smoothing: float = 0.0,
     eot: int = 1,
@@ -49,7 +50,7 @@ def rfgsm(
     steps: int = 1,
     step_size: float | torch.Tensor | None = None,
     restarts: int = 1,
-    loss: LossName | LossFunction = "ce",
+    loss: LossName | LossFunction | Objective = "ce",
     kappa: float = 0.0,
     label_smoothing: float = 0.0,
     eot: int = 1,
@@ -87,7 +88,7 @@ def bim(
     *,
     steps: int = 10,
     step_size: float | torch.Tensor | None = None,
-    loss: LossName | LossFunction = "ce",
+    loss: LossName | LossFunction | Objective = "ce",
     kappa: float = 0.0,
     label_smoothing: float = 0.0,
     eot: int = 1,
@@ -124,7 +125,7 @@ def pgd(
     restarts: int = 1,
     random_start: bool | RandomStart = True,
     clamp_start: bool = True,
-    loss: LossName | LossFunction = "ce",
+    loss: LossName | LossFunction | Objective = "ce",
     kappa: float = 0.0,
     label_smoothing: float = 0.0,
     eot: int = 1,
@@ -136,17 +137,18 @@ def pgd(
     """PGD: x_adv <- P(x_adv + step_size * d(g)), P the projection onto eps-ball and bounds.
 
     d(g) is sign(g) in L-infinity, g / ||g||_2 in L2, in L1 the signs of the largest entries over
-    their number. threat: `Linf`, `L2` or `L1`. step_size: input units, float or (B,); None is
-    2.5 * eps / steps (Madry et al.), in L1 eps / 4. restarts: random starts a sample; the first
-    that fools the model counts. random_start: False, True ("uniform") or a kind: "gaussian",
-    "sphere" (L2), "sign" (L-infinity). clamp_start=False leaves the start outside bounds where it
-    falls there. loss: "ce", "margin" (C&W, with kappa: an example counts as found once its margin
-    reaches kappa), "dlr", "difference" (targeted), "kl" (TRADES), or a callable (logits, y) to
-    (B,). eot: forward passes averaged a step; on a random model eot=1 stops at one lucky draw.
-    sparsity: share of entries an L1 step moves, None is 0.05. guard: added to ||g||_2 in L2 before
-    dividing. keep: "first_success" (a clean-wrong sample is x, a fooled one its first success, any
-    other the last iterate of its restart of highest loss), "last", or "best" (highest loss over
-    all steps). seed: of all randomness.
+    their number. threat: `Linf`, `L2` or `L1`. step_size: input units, float or (B,); None is 2.5 *
+    eps / steps (Madry et al.), in L1 eps / 4. restarts: random starts a sample; the first that
+    fools the model counts. random_start: False, True ("uniform") or a kind: "gaussian", "sphere"
+    (L2), "sign" (L-infinity). clamp_start=False leaves the start outside bounds where it falls
+    there. loss: "ce", "margin" (C&W, with kappa: an example counts as found once its margin reaches
+    kappa), "dlr", "difference" (targeted), "kl" (TRADES), a callable (logits, y) to (B,), or a
+    `fastadv.Objective`, for models that are no plain classifiers. eot: forward passes averaged a
+    step; on a random model eot=1 stops at one lucky draw. sparsity: share of entries an L1 step
+    moves, None is 0.05. guard: added to ||g||_2 in L2 before dividing. keep: "first_success" (a
+    clean-wrong sample is x, a fooled one its first success, any other the last iterate of its
+    restart of highest loss), "last", or "best" (highest loss over all steps). seed: of all
+    randomness.
 
     Example: `fastadv.pgd(fastadv.Linf(8 / 255), steps=50, restarts=10)(model, x, y)`.
     Source: Madry et al. 2018, arXiv:1706.06083, section 2.1.
@@ -177,7 +179,7 @@ def mifgsm(
     steps: int = 10,
     step_size: float | torch.Tensor | None = None,
     decay: float = 1.0,
-    loss: LossName | LossFunction = "ce",
+    loss: LossName | LossFunction | Objective = "ce",
     kappa: float = 0.0,
     label_smoothing: float = 0.0,
     eot: int = 1,

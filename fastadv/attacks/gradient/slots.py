@@ -13,7 +13,7 @@ from fastadv.kernels import slots as columns
 from fastadv.ops.noise import start
 from fastadv.ops.steps import linf, select
 from fastadv.oracle.gradient import Oracle
-from fastadv.oracle.objective import Rules
+from fastadv.oracle.judge import Rules
 from fastadv.threat_model import Linf, StartKind, ThreatModel, start_point
 
 RandomStart = StartKind | Literal["sign"]
@@ -151,8 +151,8 @@ class ProjectedGradient:
         """Loading writes all that a step reads."""
 
     def evaluate(self, state: SlotState) -> None:
-        logits = self.oracle.logits(state.x_adv.detach())
-        self.oracle.objective.track(state, logits, self.rules)
+        logits = self.oracle.logits(state.x_adv.detach(), state.extra)
+        self.oracle.judge.track(state, logits, self.rules)
         if state.x_best is not None:
             select.select_rows_(state.x_best, state.x_adv, state.slots[:, columns.IMPROVED])
 

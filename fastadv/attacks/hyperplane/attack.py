@@ -72,7 +72,7 @@ class FastAdaptiveBoundary(Attack):
     def algorithm(
         self, oracle: Oracle, *, targets: int, first_step: int, room: int
     ) -> SlotAlgorithm:
-        if oracle.objective.targeted and not self.most_targets:
+        if oracle.judge.targeted and not self.most_targets:
             raise ValueError("fab goes to the nearest class and takes no target=: use apgd_ce")
         return BoundarySlots(
             oracle,

@@ -14,7 +14,7 @@ from fastadv.ops.fab import step as fab
 from fastadv.ops.heads import loss_head as heads
 from fastadv.ops.noise.start import Kind, random_start
 from fastadv.oracle.gradient import Oracle
-from fastadv.oracle.objective import grad_buffer
+from fastadv.oracle.judge import grad_buffer
 from fastadv.threat_model import ThreatModel
 
 _START_KINDS: dict[str, Kind] = {"linf": "linf_uniform", "l2": "l2_sphere", "l1": "l1_uniform"}
@@ -122,7 +122,8 @@ class BoundarySlots:
     def _look(self, state: BoundaryState) -> None:
         """Judge the new points: keep the closest, pull the adversarial ones back."""
         common = state.common
-        self.oracle.objective.track(common, self.oracle.logits(common.x_adv.detach()), None)
+        logits = self.oracle.logits(common.x_adv.detach(), common.extra)
+        self.oracle.judge.track(common, logits, None)
         self._move(state, None)
 
     def _move(self, state: BoundaryState, grad: torch.Tensor | None) -> None:
@@ -152,7 +153,7 @@ class BoundarySlots:
         output = self.oracle.graph(at)
         logits = output.detach()
         if at is not state:
-            logits = self.oracle.search_logits(state.x_adv.detach())
+            logits = self.oracle.search_logits(state.x_adv.detach(), state.extra)
         grad_logits, loss = grad_buffer(state, logits), torch.empty_like(state.loss)
         nearest = torch.zeros_like(state.x)
         ratio = torch.full_like(state.eps, torch.inf)

@@ -5,9 +5,10 @@ from typing import Literal, get_args
 
 from fastadv import losses
 from fastadv.attacks.attack import Attack, constructor
-from fastadv.attacks.call.settings import check_settings
+from fastadv.attacks.call.settings import check_claims, check_settings
 from fastadv.attacks.square_search.slots import SquareSlots
 from fastadv.engine.algorithm import SlotAlgorithm
+from fastadv.objective import Objective
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel
 
@@ -24,6 +25,7 @@ class SquareAttack(Attack):
     restarts: int
     p_init: float
     rescale: bool
+    loss: Literal["margin"] | Objective = "margin"
     seed: int = 0
     keep: Keep = "first_success"
 
@@ -31,6 +33,9 @@ class SquareAttack(Attack):
         check_settings(self, "queries", "restarts", keep=get_args(Keep))
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init must be in (0, 1]; got {self.p_init}")
+        if self.loss != "margin" and not isinstance(self.loss, Objective):
+            raise ValueError(f"loss must be 'margin' or a fastadv.Objective; got {self.loss!r}")
+        check_claims(self)
 
     @property
     def steps(self) -> int:
@@ -42,11 +47,11 @@ class SquareAttack(Attack):
 
     @property
     def resolved_loss(self) -> losses.Loss:
-        return losses.Loss("margin")
+        return losses.resolve(self.loss, kappa=0.0, label_smoothing=0.0)
 
     @property
     def reported_loss(self) -> losses.Loss:
-        return losses.UNCAPPED_MARGIN
+        return losses.UNCAPPED_MARGIN if self.loss == "margin" else self.resolved_loss
 
     @property
     def effective_step_size(self) -> float:
@@ -55,7 +60,7 @@ class SquareAttack(Attack):
     def algorithm(
         self, oracle: Oracle, *, targets: int, first_step: int, room: int
     ) -> SlotAlgorithm:
-        if oracle.objective.targeted:
+        if oracle.judge.targeted:
             raise ValueError("square lowers the margin of the label and takes no target=")
         return SquareSlots(
             oracle,
@@ -78,6 +83,7 @@ def square(
     restarts: int = 1,
     p_init: float = 0.8,
     rescale: bool = False,
+    loss: Literal["margin"] | Objective = "margin",
     seed: int = 0,
 ) -> SquareAttack:
     """Square Attack: random search by squares, min(max(x_best + 2 eps sign, x - eps), x + eps) in a
@@ -87,9 +93,10 @@ def square(
     each restart, after its start. p_init: share of the pixels that the first squares cover; it is
     halved after 10, 50, 200, 500, 1000, 2000 and 4000 queries, with rescale after as many of
     10,000. Windows are drawn once for all samples; a sample ends at its first success. A query that
-    would change nothing is passed over, which cannot change the result. Needs no targets.
+    would change nothing is passed over, which cannot change the result. Needs no targets. loss:
+    "margin", or a `fastadv.Objective`, whose loss is raised until its success.
 
     Example: `fastadv.square(fastadv.Linf(8 / 255), queries=1000)(model, x, y)`.
     Source: Andriushchenko et al. 2020, arXiv:1912.00049.
     """
-    return SquareAttack("square", threat, queries, restarts, p_init, rescale, seed=seed)
+    return SquareAttack("square", threat, queries, restarts, p_init, rescale, loss, seed=seed)

@@ -100,6 +100,8 @@ class SquareSlots:
             queries=torch.zeros(batch, 1, dtype=torch.int32, device=device),
             x_new=layout.dense_like(x, batch),
             labels_new=vector(torch.int64),
+            y=None if work.y is None else work.y.new_empty((batch, *work.y.shape[1:])),
+            extra=tuple(layout.dense_like(rows, batch) for rows in work.extra),
         )
 
     def start(
@@ -119,6 +121,10 @@ class SquareSlots:
         put_rows(state.x, rows, work.x)
         put_rows(state.x_best, rows, start)
         put_rows(state.labels, rows, work.labels)
+        if state.y is not None and work.y is not None:
+            put_rows(state.y, rows, work.y)
+        for own, given in zip(state.extra, work.extra, strict=True):
+            put_rows(own, rows, given)
         put_rows(state.eps, rows, work.eps)
         put_rows(state.sample_ids, rows, work.sample_ids)
         put_rows(state.best_loss, rows, torch.full_like(work.eps, -torch.inf))
@@ -142,14 +148,29 @@ class SquareSlots:
             self._review_sync(state)
         if state.is_over:
             return
-        parts = [self.oracle.search_logits(part) for part in state.x_new.split(self.room)]
-        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
-        rows = len(state.x_new)
-        loss = state.best_loss.new_empty(rows)
+        self._move(state, *self._judged(state, self._outputs(state)))
+
+    def _outputs(self, state: SquareState) -> torch.Tensor:
+        """What the model returns for every proposal."""
+        given = (state.x_new, *map(state.of_proposals, state.extra))
+        parts = zip(*(rows.split(self.room) for rows in given), strict=True)
+        outputs = [self.oracle.search_logits(part, tuple(extra)) for part, *extra in parts]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _judged(
+        self, state: SquareState, outputs: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, prediction) of every proposal."""
+        judge, loss = self.oracle.judge, state.best_loss.new_empty(len(outputs))
+        if judge.loss.objective is not None:
+            assert state.y is not None, "an objective has been given y"
+            y = state.of_proposals(state.y)
+            loss.copy_(judge.loss.objective.losses(outputs, y))
+            return loss, judge.readable(outputs, y).argmax(1)
         prediction = torch.empty_like(state.labels_new)
         correct = torch.empty_like(state.labels_new, dtype=torch.bool)
         heads.loss_head_(
-            logits,
+            outputs,
             state.labels_new,
             None,
             None,
@@ -167,7 +188,7 @@ class SquareSlots:
             0,
             False,
         )
-        self._move(state, loss, prediction)
+        return loss, prediction
 
     def _move(self, state: SquareState, loss: torch.Tensor, prediction: torch.Tensor) -> None:
         assert self._table is not None

@@ -18,7 +18,8 @@ class SquareState:
     queries: (B, K) int32, which query each proposal is. restarts, wasted: (B,) int32, the latter
     since the last `outcome`. labels_new: (B * K,) the labels again. age: steps made. generation: a
     number of its own for every set of proposal tensors. single: those for one proposal a slot,
-    while others are in their place. The rest as in `fastadv.ops.square.linf.square_linf_`.
+    while others are in their place. y, extra: as in `Work`, a row a slot. The rest as in
+    `fastadv.ops.square.linf.square_linf_`.
     """
 
     x: torch.Tensor
@@ -37,6 +38,8 @@ class SquareState:
     is_over: bool = False  # no slot is active
     generation: int = 0
     single: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    y: torch.Tensor | None = None
+    extra: tuple[torch.Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.x)
@@ -80,6 +83,10 @@ class SquareState:
         """Which rows of x_new are those of the slots `rows`."""
         ahead = torch.arange(self.lookahead, device=rows.device)
         return (rows[:, None] * self.lookahead + ahead).flatten()
+
+    def of_proposals(self, rows: torch.Tensor) -> torch.Tensor:
+        """`rows`, one a slot, for each of its proposals."""
+        return rows if self.lookahead == 1 else rows.repeat_interleave(self.lookahead, 0)
 
     def replace_proposals(
         self, queries: torch.Tensor, x_new: torch.Tensor, labels_new: torch.Tensor

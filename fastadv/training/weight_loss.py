@@ -63,16 +63,16 @@ class Reduced:
 
 
 # (model, batch) -> the scalar that the weights descend
-Objective = Callable[[Reduced, Crafted], torch.Tensor]
+WeightLoss = Callable[[Reduced, Crafted], torch.Tensor]
 
 
 class Modifier(Protocol):
     """Changes what the weights descend, whatever the method: `AWP`, `GradAlign`, `CleanMixing`."""
 
-    def __call__(self, objective: Objective, model: Reduced, batch: Crafted) -> torch.Tensor: ...
+    def __call__(self, objective: WeightLoss, model: Reduced, batch: Crafted) -> torch.Tensor: ...
 
 
-def modified(objective: Objective, modifiers: Sequence[Modifier]) -> Objective:
+def modified(objective: WeightLoss, modifiers: Sequence[Modifier]) -> WeightLoss:
     """`objective` inside all modifiers, the first innermost."""
     for modifier in modifiers:
         objective = functools.partial(modifier, objective)

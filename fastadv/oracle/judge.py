@@ -1,6 +1,6 @@
 """What a loss says of logits: its value and gradient, and by its rules the state of the slots."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -24,44 +24,73 @@ class Rules(NamedTuple):
     any_error: bool
 
 
-class Objective:
+class Asked(Protocol):
+    """What is asked of the samples whose logits are judged: a `Work` or a `SlotState`."""
+
+    @property
+    def labels(self) -> torch.Tensor: ...
+
+    @property
+    def targets(self) -> torch.Tensor | None: ...
+
+    @property
+    def y(self) -> torch.Tensor | None: ...
+
+
+class Judge:
     """A loss as an attack ascends it; targeted: towards the target, not away from the label."""
 
     def __init__(self, loss: losses.Loss, *, targeted: bool) -> None:
         self.loss = loss
         self.targeted = targeted
 
+    def check_output(self, output: object, x: torch.Tensor) -> None:
+        """Raises ValueError unless `output`, the model's at x, is what the loss can judge."""
+        if self.loss.objective is None:
+            losses.check_logits(output, x)
+        else:
+            losses.check_output(output, x)
+
     def check_classes(self, classes: int) -> None:
         losses.check_classes(self.loss, classes, targeted=self.targeted)
 
+    def readable(self, output: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+        """(B, C) logits that say whether a sample is a success: not of its label. They are the
+        output itself, but for an objective, whose verdict they are; its labels are 0."""
+        if self.loss.objective is None:
+            return output
+        assert y is not None, "an objective has been given y"
+        return self.loss.objective.verdict(output, y)
+
     def track(self, state: SlotState, logits: torch.Tensor, rules: Rules | None) -> None:
         """Loss, prediction and slot state of `logits`, without a gradient."""
-        if self.loss.function is None:
+        if self.loss.is_named:
             self._head(logits, state, state.loss, None, self.loss.kind, rules)
             return
-        state.loss.copy_(self.custom(logits, state.labels, state.targets))
-        self._head(logits, state, state.loss, None, "none", rules)
+        state.loss.copy_(self.custom(logits, state))
+        self._head(self.readable(logits, state.y), state, state.loss, None, "none", rules)
 
-    def judge(
+    def differentiate(
         self, logits: torch.Tensor, state: SlotState, loss: torch.Tensor, rules: Rules | None
     ) -> torch.Tensor:
         """dL/dlogits; the loss, and by `rules` the slot state, are written on the way."""
-        if self.loss.function is None:
+        if self.loss.is_named:
             grad_logits = grad_buffer(state, logits)
             self._head(logits, state, loss, grad_logits, self.loss.kind, rules)
             return grad_logits
         leaf = logits.requires_grad_()
         with torch.enable_grad():
-            objective = self.custom(leaf, state.labels, state.targets)
-        if not objective.requires_grad:
+            values = self.custom(leaf, state)
+        if not values.requires_grad:
             raise ValueError(
                 "the loss has no gradient: it is detached, or its value does not depend on the "
                 "logits differentiably"
             )
-        (grad_logits,) = torch.autograd.grad(objective, leaf, torch.ones_like(objective))
-        loss.copy_(objective.detach())
+        (grad_logits,) = torch.autograd.grad(values, leaf, torch.ones_like(values))
+        loss.copy_(values.detach())
         if rules is not None:
-            self._head(logits.detach(), state, loss, None, "none", rules)
+            judged = self.readable(logits.detach(), state.y)
+            self._head(judged, state, loss, None, "none", rules)
         return grad_logits
 
     def _head(
@@ -89,12 +118,13 @@ class Objective:
             *(rules or Rules(0, 0, False, 0, False)),
         )
 
-    def custom(
-        self, logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The objective of a callable loss: what the attack ascends, (B,)."""
+    def custom(self, logits: torch.Tensor, asked: Asked) -> torch.Tensor:
+        """The value of a callable loss or an objective: what the attack ascends, (B,)."""
+        if self.loss.objective is not None:
+            assert asked.y is not None, "an objective has been given y"
+            return self.loss.objective.losses(logits, asked.y)
         assert self.loss.function is not None
-        rows = self.loss.function(logits, labels if targets is None else targets)
+        rows = self.loss.function(logits, asked.labels if asked.targets is None else asked.targets)
         if not isinstance(rows, torch.Tensor) or rows.shape != logits.shape[:1]:
             got = tuple(rows.shape) if isinstance(rows, torch.Tensor) else type(rows).__name__
             raise ValueError(
