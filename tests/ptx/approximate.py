@@ -6,15 +6,20 @@ agrees with these agrees with whatever the hardware does inside its documented e
 
 import numpy as np
 
-# largest relative errors, PTX ISA, rounded up to be on the safe side
-EX2 = 2.0**-22
-RCP64 = 2.0**-20  # the upper half of a double: a first guess for Newton's method
+EX2 = 2  # ulp, of the correctly rounded result (PTX ISA 9.1)
+RCP64 = 2.0**-20  # relative: the upper half of a double, a first guess for Newton's method
 
 
 def ex2(value: np.ndarray) -> np.ndarray:
-    """2^value in fp32, off by up to EX2; exact at -inf and inf."""
-    exact = np.exp2(value.astype(np.float64))
-    return (exact * (1 + EX2 * _noise(value))).astype(np.float32)
+    """2^value in fp32, off by up to EX2 of its ulp.
+
+    Exact at zeros and infinities, as PTX has it, and where the result rounds to zero: a device
+    that made 2^-360 twice the least number would be within the letter of the bound alone.
+    """
+    nearest = np.exp2(value.astype(np.float64)).astype(np.float32)
+    fixed = (value == 0) | (nearest == 0) | ~np.isfinite(nearest)
+    ulps = np.where(fixed, 0, np.rint((EX2 + 0.5) * _noise(value))).astype(np.float32)
+    return np.maximum(nearest + ulps * np.spacing(np.where(fixed, 1, nearest)), 0)
 
 
 def rcp64(value: np.ndarray) -> np.ndarray:

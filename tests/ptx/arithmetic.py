@@ -97,7 +97,8 @@ def _product(name, modifiers, kind):
         return Operation((kind, kind), (kind,), np.multiply)
     demand(name, modifiers, ("lo",), ("wide",), ("hi",))
     if kind.bits > 32:
-        raise UnknownPtx(f"mul.{modifiers[0]}.{kind.name}")
+        demand(f"{name}.{kind.name}", modifiers, ("hi",))
+        return Operation((kind, kind), (kind,), _upper_half)
     wide = _wider(kind)
     number = wide.decode(np.zeros(1, f"u{wide.bits // 8}")).dtype
     if modifiers == ("wide",):
@@ -107,6 +108,17 @@ def _product(name, modifiers, kind):
         return (a.astype(number) * b.astype(number) >> number.type(kind.bits)).astype(a.dtype)
 
     return Operation((kind, kind), (kind,), high)
+
+
+def _upper_half(a, b):
+    """The upper 64 bits of a product of 128, from products of halves, which 64 bits hold."""
+    half, low = a.dtype.type(32), a.dtype.type(0xFFFFFFFF)
+    a0, b0 = a & low, b & low
+    a1, b1 = a >> half, b >> half  # with the sign, where there is one
+    carry = (a0.astype(np.uint64) * b0.astype(np.uint64) >> np.uint64(32)).astype(a.dtype)
+    middle = a1 * b0 + carry
+    rest = a0 * b1 + (middle & low)
+    return a1 * b1 + (middle >> half) + (rest >> half)
 
 
 @rule("mad")

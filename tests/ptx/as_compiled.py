@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastadv.kernels import slots as columns
-from fastadv.ops import registry
+from fastadv.ops import agreement, registry
 from fastadv.selfcheck.recording import calls_of_attacks
 
 sys.path.append(str(Path(__file__).parents[1] / "ops"))  # where the attacks lie
@@ -94,11 +94,22 @@ def with_momentum(call: dict) -> dict:
 
 
 def assert_the_kernel_is_the_reference(name: str, call: dict) -> None:
-    """Within the op's tolerance: the same bits where nothing is added up."""
+    """Within the op's tolerance: the same bits where nothing is added up.
+
+    What two nearly equal losses decide (IMPROVED) their last bits may decide otherwise, and no GPU
+    promises those of an exponential. It must then be what a trial on a device lets pass: decided
+    otherwise by the reference too, of arguments that are rounded otherwise.
+    """
     run, arguments = registry.implementations()[name], tuple(call.values())
     expected = implementations.results(run.reference, arguments)
     got = implementations.results(run.launch, arguments)
-    implementations.assert_agree(got, expected, run.trial.tolerance_of(arguments))
+    numbers = [(a, b) for a, b in zip(got, expected, strict=True) if b.is_floating_point()]
+    implementations.assert_agree(*zip(*numbers, strict=True), run.trial.tolerance_of(arguments))
+    decided = [(a, b) for a, b in zip(got, expected, strict=True) if not b.is_floating_point()]
+    if not all(torch.equal(a, b) for a, b in decided):
+        samples = agreement.rows_of(arguments, run.trial.shared)
+        found = run.trial.difference(run.launch, arguments, samples)
+        assert found.is_allowed, found
 
 
 @pytest.mark.parametrize("name", ops_with())
