@@ -34,14 +34,14 @@ def free_cached(device: torch.device) -> None:
 
 
 def in_parts(
-    function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, *, rows: int
+    function: Callable[..., torch.Tensor], x: torch.Tensor, *more: torch.Tensor, rows: int
 ) -> torch.Tensor:
-    """function(x), at most `rows` rows at a time, and half as many once memory runs out."""
+    """function(x, *more), at most `rows` rows at a time, and half as many once memory runs out."""
     parts, done = [], 0
     while done < len(x) or not parts:
-        part = x[done : done + rows]
+        part, *others = (tensor[done : done + rows] for tensor in (x, *more))
         try:
-            parts.append(function(part))
+            parts.append(function(part, *others))
             done += len(part)
             continue
         except Exception as error:

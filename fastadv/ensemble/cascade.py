@@ -79,13 +79,15 @@ class Progress:
 
 
 class Attacked(NamedTuple):
-    """What all stages attack. logits: (n, C) of the model at x; sample_ids: (n,)."""
+    """What all stages attack. logits: (n, C) of the model at x; sample_ids: (n,); extra: (n, ...)
+    each."""
 
     model: Model
     x: torch.Tensor
     labels: torch.Tensor
     logits: torch.Tensor
     sample_ids: torch.Tensor
+    extra: tuple[torch.Tensor, ...] = ()
 
 
 def run_cascade(
@@ -170,6 +172,7 @@ def _run_stage(
         target=None,
         sample_ids=attacked.sample_ids[alive],
         x_init=x_init,
+        extra=[layout.gather_rows(rows, alive) for rows in attacked.extra],
         execution=execution,
         clean_logits=attacked.logits[alive],
     )

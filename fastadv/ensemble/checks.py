@@ -1,5 +1,6 @@
 """Signs that a model masks its gradients or changes its mind, and so of a weak evaluation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,19 +15,26 @@ _SPREAD = 1e-4  # of logits scaled to length 1: what batching and rounding may e
 _SQUARE_GAIN = 0.002  # of the accuracy: more than Square may find behind the gradient attacks
 
 
-def examine(model: Model, x: torch.Tensor, *, seed: int, expects_random: bool) -> None:
-    """Warn if the model's answers at x differ from call to call, or it differentiates inside.
+def examine(
+    model: Model,
+    x: torch.Tensor,
+    extra: Sequence[torch.Tensor] = (),
+    *,
+    seed: int,
+    expects_random: bool,
+) -> None:
+    """Warn if the model's answers differ from call to call, or it differentiates inside.
 
     These are the checks of AutoAttack's authors, without their trace function, which takes the
     place of a debugger's.
     """
     with isolated(model, device=x.device, seed=seed):
         with _Watch() as watch:
-            answers = [_answers(model, x)]
+            answers = [_answers(model, x, extra)]
         diagnostics.warn("dynamic", len(x) if watch.differentiated else 0, len(x))
         if expects_random:
             return
-        answers += [_answers(model, x) for _ in range(_PASSES - 1)]
+        answers += [_answers(model, x, extra) for _ in range(_PASSES - 1)]
     units = [torch.nn.functional.normalize(doubles.doubled(z), dim=1) for z in answers]
     differs = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for z, unit in zip(answers[1:], units[1:], strict=True):
@@ -35,11 +43,11 @@ def examine(model: Model, x: torch.Tensor, *, seed: int, expects_random: bool) -
     diagnostics.warn("randomised", int(differs.sum()), len(x))
 
 
-def _answers(model: Model, x: torch.Tensor) -> torch.Tensor:
-    def answer(part: torch.Tensor) -> torch.Tensor:
-        return outputs.logits_in(model(part.clone()), part)
+def _answers(model: Model, x: torch.Tensor, extra: Sequence[torch.Tensor]) -> torch.Tensor:
+    def answer(part: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+        return outputs.logits_in(model(part.clone(), *more), part)
 
-    return memory.in_parts(answer, x, rows=max(1, len(x)))
+    return memory.in_parts(answer, x, *extra, rows=max(1, len(x)))
 
 
 def warn_of_square(broken: int, total: int) -> None:

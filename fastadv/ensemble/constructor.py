@@ -62,10 +62,11 @@ class AutoAttack:
         y: torch.Tensor | None = None,
         *,
         sample_ids: torch.Tensor | None = None,
+        extra: Sequence[torch.Tensor] = (),
         execution: Execution | None = None,
     ) -> torch.Tensor:
         """The adversarial examples alone, x where none was found; arguments as in `run`."""
-        return self.run(model, x, y, sample_ids=sample_ids, execution=execution).x_adv
+        return self.run(model, x, y, sample_ids=sample_ids, extra=extra, execution=execution).x_adv
 
     def run(
         self,
@@ -74,6 +75,7 @@ class AutoAttack:
         y: torch.Tensor | None = None,
         *,
         sample_ids: torch.Tensor | None = None,
+        extra: Sequence[torch.Tensor] = (),
         execution: Execution | None = None,
         progress: Progress | None = None,
         on_stage: Callable[[Progress], None] | None = None,
@@ -104,6 +106,7 @@ class AutoAttack:
             target=None,
             sample_ids=sample_ids,
             x_init=None,
+            extra=extra,
             execution=execution,
         )
         if len(look.given.x) == 0:
@@ -114,6 +117,7 @@ class AutoAttack:
         checks.examine(
             model,
             look.given.x[: look.batch_size],
+            [rows[: look.batch_size] for rows in look.given.extra],
             seed=attacks[0].seed,
             expects_random=self.version == "rand",
         )
@@ -122,7 +126,7 @@ class AutoAttack:
             progress = Progress.of_clean(look.given.x, labels, logits, reserved=reserved)
         run_cascade(
             attacks,
-            Attacked(model, look.given.x, labels, logits, look.given.sample_ids),
+            Attacked(model, look.given.x, labels, logits, look.given.sample_ids, look.given.extra),
             progress,
             reserved=reserved,
             execution=execution,

@@ -77,11 +77,6 @@ class Call:
             channels_last=execution.channels_last,
         )
         inputs.check_device(model, self.given.x)
-        if self.given.extra and not execution.is_exact:
-            raise ValueError(
-                f"extra= is handed to the model itself, not to a faster copy of it; got "
-                f"{execution!r}: leave precision, channels_last, fold_batchnorm and compile out"
-            )
         if attack.keep == "authors" and not execution.is_exact:
             raise ValueError(
                 "keep='authors' returns the iterates of the authors' own code and takes the model "
@@ -176,7 +171,8 @@ class Call:
         if outputs is None and not self.execution.is_exact:
             outputs = self._batched_outputs(first, self.given.extra)
         outputs = None if outputs is None else outputs[: len(first)]
-        ready = prepared(self.model, self.execution, first, outputs)
+        extra = tuple(rows[: self.batch_size] for rows in self.given.extra)
+        ready = prepared(self.model, self.execution, first, outputs, extra)
         return Search(self.attack, self.oracle, self.execution, self.batch_size, ready)
 
     def _found(

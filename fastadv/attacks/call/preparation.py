@@ -69,13 +69,17 @@ _KEPT = weakref.WeakKeyDictionary()
 
 
 def prepared(
-    model: Model, execution: Execution, x: torch.Tensor, logits: torch.Tensor | None
+    model: Model,
+    execution: Execution,
+    x: torch.Tensor,
+    logits: torch.Tensor | None,
+    extra: tuple[torch.Tensor, ...] = (),
 ) -> Prepared:
     """What `model` was prepared for earlier, brought up to date, or made now.
 
-    Must be called inside `isolated(model)`. x: the first batch; logits: the model's at x, None if
-    the execution is exact. Of a module it is kept until the module is gone, or `release` is called;
-    a plain function may change what it closes over, so that nothing of it is kept.
+    Must be called inside `isolated(model)`. x, extra: the first batch; logits: the model's there,
+    None if the execution is exact. Of a module it is kept until the module is gone, or `release` is
+    called; a plain function may change what it closes over, so that nothing of it is kept.
     """
     backend = backend_for(x.device, execution.cuda_graph)
     if execution.is_exact and backend is None:
@@ -94,7 +98,7 @@ def prepared(
         search = None
         if not execution.is_exact:
             assert logits is not None
-            search = _checked_search(model, execution, x, logits)
+            search = _checked_search(model, execution, x, logits, extra)
             if search.replica is None:
                 module = None  # it refers to the user's module, which could never be freed
             search = replace(search, own=search.model)
@@ -121,7 +125,11 @@ def prepared(
 
 
 def _checked_search(
-    model: Model, execution: Execution, x: torch.Tensor, logits: torch.Tensor
+    model: Model,
+    execution: Execution,
+    x: torch.Tensor,
+    logits: torch.Tensor,
+    extra: tuple[torch.Tensor, ...],
 ) -> SearchModel:
     """Built and checked at as many samples as memory has room for."""
     while True:
@@ -134,12 +142,14 @@ def _checked_search(
                 compile=execution.compile,
                 x=x,
                 logits=logits,
+                extra=extra,
             )
         except Exception as error:
             if not memory.may_halve(error, len(x), x.device):
                 raise
         rows = (min(len(x), _CHECKED) + 1) // 2
         x, logits = x[:rows], logits[:rows]
+        extra = tuple(part[:rows] for part in extra)
         memory.free_cached(x.device)
 
 

@@ -19,16 +19,24 @@ _HALF = 0.25  # of the spread of a sample's logits
 
 @dataclass(frozen=True)
 class First:
-    """A model with samples of the first batch and its own logits there, in its own precision."""
+    """A model with samples of the first batch and its own logits there, in its own precision.
+
+    extra: what it takes beside x.
+    """
 
     model: Model
     x: torch.Tensor
     logits: torch.Tensor
+    extra: tuple[torch.Tensor, ...] = ()
+
+    def rows(self, count: int) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """(x, extra) of the first `count` samples."""
+        return self.x[:count], tuple(part[:count] for part in self.extra)
 
     def refuses(self, forward: Model, precision: str) -> str:
         """Why `forward`, which runs in `precision`, is no shadow of the model; "" if it is one."""
         try:
-            logits = _passes(forward, self.x)
+            logits = _passes(forward, self.x, self.extra)
         except Exception as error:
             if memory.is_out_of_memory(error):
                 raise
@@ -42,7 +50,7 @@ class First:
         if off <= allowed:
             return ""
         # a random model does not answer twice alike
-        again = outputs.logits_in(self.model(self.x), self.x)
+        again = outputs.logits_in(self.model(self.x, *self.extra), self.x)
         allowed += 2 * _difference(again, self.logits, in_half)
         if off <= allowed:
             return ""
@@ -53,11 +61,11 @@ class First:
 _RULES = {True: "a quarter of their spread", False: "for roundings"}
 
 
-def _passes(forward: Model, x: torch.Tensor) -> torch.Tensor:
+def _passes(forward: Model, x: torch.Tensor, extra: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Logits of a forward pass after which a backward pass went well too."""
     leaf = x.clone().requires_grad_()
     with torch.enable_grad():
-        logits = forward(leaf)
+        logits = forward(leaf, *extra)
     if logits.requires_grad:
         torch.autograd.grad(logits, leaf, torch.ones_like(logits), allow_unused=True)
     return logits.detach()

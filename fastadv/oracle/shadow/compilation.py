@@ -26,13 +26,13 @@ def compiled(function: Model, backend: Backend) -> Model:
     run: list[Model] = []
     seen: set[object] = set()
 
-    def call(x: torch.Tensor) -> torch.Tensor:
+    def call(x: torch.Tensor, *extra: torch.Tensor) -> torch.Tensor:
         kind = torch.is_grad_enabled(), x.requires_grad, x.is_leaf, x.dtype, x.shape, x.stride()
         if kind in seen:
-            return run[0](x)
+            return run[0](x, *extra)
         with _first_of_its_kind(x):
             run[:] = run or [torch.compile(function, backend=backend)]  # may fail, and warns too
-            logits = run[0](x)
+            logits = run[0](x, *extra)
         seen.add(kind)
         return logits
 

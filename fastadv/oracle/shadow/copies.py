@@ -1,7 +1,7 @@
 """Shadow copies of a module: tensors of their own, detached, that follow those of the user."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import MethodType
 
@@ -68,8 +68,8 @@ class Replica:
             rewrite()
 
 
-def replica(model: Model, x: torch.Tensor) -> Replica:
-    """A shadow copy of `model`, which is called once at x; Uncopyable says why there is none.
+def replica(model: Model, x: torch.Tensor, extra: Sequence[torch.Tensor] = ()) -> Replica:
+    """A shadow copy of `model`, which is called once; Uncopyable says why there is none.
 
     A compiled module, DataParallel and DistributedDataParallel are replaced by what they wrap.
     """
@@ -99,7 +99,7 @@ def replica(model: Model, x: torch.Tensor) -> Replica:
     copied: Model = module
     if isinstance(model, MethodType):
         copied = MethodType(model.__func__, module)
-    _require_own_tensors(copied, x, pairs)
+    _require_own_tensors(copied, x, extra, pairs)
     return Replica(copied, module, tuple(pairs))
 
 
@@ -140,7 +140,9 @@ def _held(value: object, registered: set[nn.Module], depth: int = 3) -> Iterator
             yield from _held(item, registered, depth - 1)
 
 
-def _require_own_tensors(model: Model, x: torch.Tensor, pairs: list[Pair]) -> None:
+def _require_own_tensors(
+    model: Model, x: torch.Tensor, extra: Sequence[torch.Tensor], pairs: list[Pair]
+) -> None:
     """A module that holds a function, as Normalized may, still calls what the function knows."""
     theirs = {id(pair.own) for pair in pairs}
     met = []
@@ -149,7 +151,7 @@ def _require_own_tensors(model: Model, x: torch.Tensor, pairs: list[Pair]) -> No
         met.extend(name for tensor in tensors if id(tensor) in theirs)
 
     try:
-        watch(model, x, see)
+        watch(model, x, see, extra)
     except Exception as error:
         if memory.is_out_of_memory(error):
             raise

@@ -1,5 +1,6 @@
 """BatchNorm layers in eval mode, folded into the layers before them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,12 +56,12 @@ _FOLDED = {
 }
 
 
-def fold(replica: Replica, x: torch.Tensor) -> int:
+def fold(replica: Replica, x: torch.Tensor, extra: Sequence[torch.Tensor] = ()) -> int:
     """Fold each BatchNorm of the copy that alone gets a layer's output at x; returns how many.
 
     Unseen: a use inside a custom autograd function, or of a view. Compare the logits.
     """
-    pairs = [pair for pair in _pairs(replica, x) if _can_fold(*pair)]
+    pairs = [pair for pair in _pairs(replica, x, extra) if _can_fold(*pair)]
     for layer, norm in pairs:
         folded = _Fold(layer, norm)
         replica.rewrites.append(folded.write)
@@ -105,7 +106,9 @@ class _Calls:
         ]
 
 
-def _pairs(replica: Replica, x: torch.Tensor) -> list[tuple[nn.Module, nn.Module]]:
+def _pairs(
+    replica: Replica, x: torch.Tensor, extra: Sequence[torch.Tensor]
+) -> list[tuple[nn.Module, nn.Module]]:
     calls = _Calls()
     handles = []
     try:
@@ -116,7 +119,7 @@ def _pairs(replica: Replica, x: torch.Tensor) -> list[tuple[nn.Module, nn.Module
                 handles.append(module.register_forward_hook(calls.layer))
             elif type(module) in _FOLDED:
                 handles.append(module.register_forward_pre_hook(calls.norm))
-        watch(replica.model, x, calls.see)
+        watch(replica.model, x, calls.see, extra)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,5 +1,7 @@
 """Half precision: autocast, weights that are cast once, a last layer in float32."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -62,7 +64,9 @@ class _Float32Linear(nn.Linear):
             return F.linear(input.float(), self.weight, self.bias)
 
 
-def cast(replica: Replica, x: torch.Tensor, dtype: torch.dtype) -> None:
+def cast(
+    replica: Replica, x: torch.Tensor, dtype: torch.dtype, extra: Sequence[torch.Tensor] = ()
+) -> None:
     """Cast, once, the float32 weights of the copy that autocast would cast at each forward.
 
     If the last product of the forward at x is an nn.Linear, that layer stays in float32.
@@ -70,7 +74,7 @@ def cast(replica: Replica, x: torch.Tensor, dtype: torch.dtype) -> None:
     module = replica.module
     tensors = [t for t in (*module.parameters(), *module.buffers()) if t.dtype == torch.float32]
     uses = _Uses(tensors)
-    watch(replica.model, x, uses.see)
+    watch(replica.model, x, uses.see, extra)
     kept = _last_linear(module, uses)
     if kept is not None:
         kept.__class__ = _Float32Linear

@@ -37,29 +37,29 @@ class SearchModel:
     # of a Normalized without hooks, the inner model
     compiled: Model | None = field(default=None, repr=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *extra: torch.Tensor) -> torch.Tensor:
         """(B, C) logits of `model`; in half precision they come back in the dtype of x."""
         inner = _inner(self.model)
         if self.compiled is not None and inner is not None:
-            return self._call(self.compiled, self.model.normalize(x))  # type: ignore[attr-defined]
-        return self._call(self.compiled or self.model, x)
+            return self._call(self.compiled, self.model.normalize(x), extra)  # type: ignore[attr-defined]
+        return self._call(self.compiled or self.model, x, extra)
 
-    def forward_inner(self, x: torch.Tensor) -> torch.Tensor:
+    def forward_inner(self, x: torch.Tensor, *extra: torch.Tensor) -> torch.Tensor:
         """The same of `model.model`, for x that is normalised already; of a `Normalized` only."""
         inner = _inner(self.model)
         if inner is None:
             raise TypeError(f"forward_inner needs a Normalized without hooks; got {self.model!r}")
-        return self._call(self.compiled or inner, x)
+        return self._call(self.compiled or inner, x, extra)
 
-    def _call(self, model: Model, x: torch.Tensor) -> torch.Tensor:
+    def _call(self, model: Model, x: torch.Tensor, extra: tuple[torch.Tensor, ...]) -> torch.Tensor:
         if self.is_exact:
-            return outputs.logits_in(model(x), x)
+            return outputs.logits_in(model(x, *extra), x)
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         if self.precision == "fp32":
-            return outputs.logits_in(model(x), x)
+            return outputs.logits_in(model(x, *extra), x)
         with precisions.autocast(x.device.type, self.precision):
-            return outputs.logits_in(model(x), x).to(x.dtype)
+            return outputs.logits_in(model(x, *extra), x).to(x.dtype)
 
     def refresh(self) -> None:
         """Follow weights of `own` that were changed in place; no tensor moves."""
@@ -76,15 +76,16 @@ def search_model(
     compile: bool | Backend,
     x: torch.Tensor,
     logits: torch.Tensor,
+    extra: tuple[torch.Tensor, ...] = (),
 ) -> SearchModel:
     """A model to search on, checked at the first batch; `model` itself where nothing is asked.
 
     Must be called inside `isolated(model)`. precision: "fp32", or "bf16" or "fp16" for autocast.
     channels_last, fold_batchnorm: of a copy. compile: True for the backend "inductor", or another
-    backend. x: (B, ...) samples, of which 64 are looked at. logits: (B, C), the model's at x. What
-    half precision, channels_last or a compiler cannot do for the model is left out, with a note.
-    Reads the device. Raises ValueError if fold_batchnorm or channels_last is asked of a model that
-    cannot be copied, or if the folded copy answers otherwise.
+    backend. x: (B, ...) samples, of which 64 are looked at. logits: (B, C), the model's at (x,
+    *extra). What half precision, channels_last or a compiler cannot do for the model is left out,
+    with a note. Reads the device. Raises ValueError if fold_batchnorm or channels_last is asked of
+    a model that cannot be copied, or if the folded copy answers otherwise.
 
     >>> net = torch.nn.Linear(3, 2).eval()
     >>> x = torch.zeros(4, 3)
@@ -99,7 +100,8 @@ def search_model(
     asked = _Asked(precision, channels_last, fold_batchnorm, compile)
     if asked == _NOTHING or len(x) == 0:
         return SearchModel(model, model)
-    first = First(model, x[:_ROWS].detach(), logits[:_ROWS].detach())
+    more = tuple(rows[:_ROWS] for rows in extra)
+    first = First(model, x[:_ROWS].detach(), logits[:_ROWS].detach(), more)
     with restored_generators(x.device, 0), torch.no_grad():
         return _built(first, asked)
 
@@ -127,7 +129,7 @@ def _built(first: First, asked: _Asked) -> SearchModel:
     search = _copied(first, asked)
     copied = search.replica
     if asked.fold_batchnorm and copied is not None:
-        if not folding.fold(copied, first.x[:_WATCHED]):
+        if not folding.fold(copied, *first.rows(_WATCHED)):
             reason = "no BatchNorm layer is given the output of a convolution or linear layer"
             return _without(first, asked, "fold_batchnorm", reason)
         if reason := first.refuses(search.forward, "fp32"):
@@ -160,7 +162,7 @@ def _without(first: First, asked: _Asked, name: str, reason: str) -> SearchModel
 
 def _copied(first: First, asked: _Asked) -> SearchModel:
     try:
-        copied = replica(first.model, first.x[:_WATCHED])
+        copied = replica(first.model, *first.rows(_WATCHED))
     except Uncopyable as reason:
         for name in ("fold_batchnorm", "channels_last"):
             if getattr(asked, name):
@@ -174,7 +176,8 @@ def _copied(first: First, asked: _Asked) -> SearchModel:
 
 def _in_half_precision(search: SearchModel, first: First, precision: str) -> SearchModel:
     if search.replica is not None:
-        precisions.cast(search.replica, first.x[:_WATCHED], precisions.DTYPES[precision])
+        x, extra = first.rows(_WATCHED)
+        precisions.cast(search.replica, x, precisions.DTYPES[precision], extra)
     return replace(search, precision=precision, scale=precisions.SCALES[precision])
 
 

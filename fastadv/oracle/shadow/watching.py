@@ -1,6 +1,6 @@
 """Sees the torch functions that a forward pass calls, with what they get and give."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -14,14 +14,14 @@ ASKING = {"__get__", "size", "dim", "stride", "numel", "is_contiguous", "is_floa
 See = Callable[[str, tuple, list[torch.Tensor], object], None]
 
 
-def watch(model: Model, x: torch.Tensor, see: See) -> None:
-    """model(x), no gradient, with see(name, args, tensors, output) after each torch function.
+def watch(model: Model, x: torch.Tensor, see: See, extra: Sequence[torch.Tensor] = ()) -> None:
+    """model(x, *extra), no gradient, see(name, args, tensors, output) after each torch function.
 
     tensors: those among the arguments, in containers too. What a Python function of torch calls
     inside is not seen, but the function itself is.
     """
     with _Watch(see), torch.no_grad():
-        model(x)
+        model(x, *extra)
 
 
 class _Watch(TorchFunctionMode):
