@@ -41,7 +41,7 @@ class AotCase:
 # what the arguments of these names hold in every kernel, beside fp32
 _USUAL = {
     "slots_ptr": "*i32", "labels_ptr": "*i64", "prediction_ptr": "*i64", "correct_ptr": "*u1",
-    "sample_ids_ptr": "*i64", "input_ptr": "*bf16",
+    "pulled_ptr": "*u1", "sample_ids_ptr": "*i64", "input_ptr": "*bf16",
 }  # fmt: skip
 
 

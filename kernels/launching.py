@@ -54,45 +54,77 @@ class _Alike(NamedTuple):
     compiled: dict[tuple, _Compiled]
 
 
-class Calls:
-    """How calls of a kernel are told apart, and what was compiled for them."""
+class Variant:
+    """A kernel with its warps and constants, and what was compiled for the calls that it met.
 
-    def __init__(self, kernel: JITFunction) -> None:
-        self.kernel = kernel  # keeps the id alive under which it is known
-        arguments = [p for p in kernel.params if not p.is_constexpr]
-        self.constants = tuple(p.name for p in kernel.params if p.is_constexpr)
-        # `run` takes every argument by position: constants must come last
-        assert kernel.params[: len(arguments)] == arguments, kernel
-        self.specialised = tuple(not p.do_not_specialize for p in arguments)
+    Constants come in the order of the kernel's signature, behind all arguments, or its calls have
+    no key: `run` takes every argument by position.
+    """
+
+    def __init__(self, kernel: Any, num_warps: int, **constants: Any) -> None:
+        self.kernel, self.num_warps, self.constants = kernel, num_warps, constants
+        self._values = tuple(constants.values())
+        self.is_keyed = False
+        if type(kernel) is JITFunction:
+            arguments = [p for p in kernel.params if not p.is_constexpr]
+            behind = kernel.params[len(arguments) :]
+            self.is_keyed = [*constants] == [p.name for p in behind if p.is_constexpr]
+            self._specialised = tuple(not p.do_not_specialize for p in arguments)
         self._by_types: dict[tuple[type, ...], _Alike] = {}
 
-    def find(
-        self, arguments: tuple, constants: dict[str, Any], num_warps: int
-    ) -> tuple[dict[tuple, _Compiled], tuple] | None:
+    def launch(self, programs: int, arguments: tuple) -> None:
+        """Launch `programs` programs, with the arguments by position."""
+        if not _observers:
+            self._launch(programs, arguments)
+            return
+        with contextlib.ExitStack() as watching:
+            for observer in _observers:
+                watching.enter_context(observer(self.kernel.fn.__name__))
+            self._launch(programs, arguments)
+
+    def find(self, arguments: tuple) -> tuple[dict[tuple, _Compiled], tuple] | None:
         """(what was compiled, key): calls find the same only if Triton specialises them alike.
 
-        They differ by the types of arguments and constants (1 == True); by the dtypes of tensors,
-        which must all be aligned to 16 bytes; by the width of integers and, where the kernel
-        specialises on them, by whether they are one and whether 16 divides them; by constants,
-        warps, device and driver. None: this call cannot be keyed.
+        They differ by the types of arguments (1 == True); by the dtypes of tensors, which must all
+        be aligned to 16 bytes; by the width of integers and, where the kernel specialises on them,
+        by whether they are one and whether 16 divides them; by device and driver. None: this call
+        cannot be keyed.
         """
-        if tuple(constants) != self.constants:
-            return None
-        values = tuple(constants.values())
-        types = (*map(type, arguments), *map(type, values))
+        types = tuple(map(type, arguments))
         alike = self._by_types.get(types)
         if alike is None:
-            reader = _reader(types[: len(arguments)], self.specialised)
-            alike = self._by_types.setdefault(types, _Alike(reader, {}))
+            alike = self._by_types.setdefault(types, _Alike(_reader(types, self._specialised), {}))
         read = alike.read(*arguments)
         if read is None:
             return None
         active = driver.active
-        return alike.compiled, (read, values, num_warps, active.get_current_device(), active)
+        return alike.compiled, (read, active.get_current_device(), active)
+
+    def _launch(self, programs: int, arguments: tuple) -> None:
+        place = None
+        if self.is_keyed and not _is_altered(self.kernel):
+            place = self.find(arguments)
+            if place is not None:
+                compiled, key = place
+                found = compiled.get(key)
+                if found is not None:
+                    run, function, metadata = found
+                    _, device, active = key
+                    stream = active.get_current_stream(device)
+                    run(
+                        programs, 1, 1, stream, function, metadata, None, None, None,
+                        *arguments, *self._values,
+                    )  # fmt: skip
+                    return
+        options = dict(num_warps=self.num_warps, **launch_options())
+        result = self.kernel[(programs,)](*arguments, **self.constants, **options)
+        if place is not None and type(result) is CompiledKernel and _is_nvidia():
+            compiled, key = place
+            compiled[key] = _Compiled(result.run, result.function, result.packed_metadata)
 
 
 def _reader(types: tuple[type, ...], specialised: tuple[bool, ...]) -> Callable[..., tuple | None]:
-    """What `Calls.find` reads of arguments of these types, as a function of them.
+    """What `Variant.find` reads of arguments of these types, as a function of them.
 
     Made for them: a loop over the arguments would take longer than the launch.
     """
@@ -105,7 +137,7 @@ def _reader(types: tuple[type, ...], specialised: tuple[bool, ...]) -> Callable[
             terms.append(f"2 if a{i} == 1 else a{i} & 15 == 0")
             usable.append(f"{-(2**31)} <= a{i} < {2**31}")
         elif kind is int:
-            terms.append(f"width(a{i})")
+            terms.append(f"32 if {-(2**31)} <= a{i} < {2**31} else width(a{i})")
         elif kind not in (float, bool, type(None)):
             usable.append("False")
     usable.append(f"not ({' | '.join(addresses)}) & 15")
@@ -115,53 +147,30 @@ def _reader(types: tuple[type, ...], specialised: tuple[bool, ...]) -> Callable[
 
 
 def _width(value: int) -> int:
-    """Of an integer that Triton passes without looking at it: i32, i64 or u64."""
-    if -(2**31) <= value < 2**31:
-        return 32
+    """Of an integer that is no i32, and that Triton passes without looking at it: i64 or u64."""
     return 64 if -(2**63) <= value < 2**63 else 65
 
 
-_known: dict[int, Calls] = {}  # a JITFunction's own hash takes a lock
-
-
-def calls_of(kernel: JITFunction) -> Calls:
-    calls = _known.get(id(kernel))
-    return _known.setdefault(id(kernel), Calls(kernel)) if calls is None else calls
+_variants: dict[tuple, Variant] = {}
+_latest: dict[int, tuple[tuple, Variant | None]] = {}  # of a kernel, by its id; the last key
 
 
 def launch(kernel, programs, arguments, *, num_warps, **constants):
     """Launch `programs` programs of `kernel`, with its arguments by position and its constants in
-    the order of its signature."""
-    if not _observers:
-        _launch(kernel, programs, arguments, num_warps, constants)
-        return
-    with contextlib.ExitStack() as watching:
-        for observer in _observers:
-            watching.enter_context(observer(kernel.fn.__name__))
-        _launch(kernel, programs, arguments, num_warps, constants)
+    the order of its signature: as the Variant for the names, values and types of constants."""
+    values = (*constants.values(),)
+    # an id stays the kernel's while its variants are kept; its own hash takes a lock
+    key = (id(kernel), num_warps, *constants, *values, *map(type, values))
+    latest, variant = _latest.get(id(kernel), _NONE)
+    if variant is None or key != latest:  # compared first: hashes of Triton's dtypes take longer
+        variant = _variants.get(key)
+        if variant is None:
+            variant = _variants.setdefault(key, Variant(kernel, num_warps, **constants))
+        _latest[id(kernel)] = key, variant
+    variant.launch(programs, arguments)
 
 
-def _launch(kernel, programs, arguments, num_warps, constants):
-    place = None
-    if type(kernel) is JITFunction and not _is_altered(kernel):
-        place = calls_of(kernel).find(arguments, constants, num_warps)
-        if place is not None:
-            compiled, key = place
-            found = compiled.get(key)
-            if found is not None:
-                run, function, metadata = found
-                *_, device, active = key
-                stream = active.get_current_stream(device)
-                values = key[1]
-                run(
-                    programs, 1, 1, stream, function, metadata, None, None, None,
-                    *arguments, *values,
-                )  # fmt: skip
-                return
-    result = kernel[(programs,)](*arguments, **constants, num_warps=num_warps, **launch_options())
-    if place is not None and type(result) is CompiledKernel and _is_nvidia():
-        compiled, key = place
-        compiled[key] = _Compiled(result.run, result.function, result.packed_metadata)
+_NONE = (), None
 
 
 def _is_nvidia() -> bool:

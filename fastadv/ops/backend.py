@@ -96,12 +96,12 @@ def is_triton_chosen() -> bool:
     return _choice == "triton"
 
 
+def is_current(device: torch.device) -> bool:
+    """Whether Triton would launch on `device` now: it launches on the current CUDA device."""
+    return device.type != "cuda" or device.index == torch.cuda.current_device()
+
+
 def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[None]:
-    """Make the device of `tensor` current: triton launches on the current CUDA device."""
+    """Make the device of `tensor` current."""
     device = tensor.device
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        return torch.cuda.device(device)
-    return _HERE
-
-
-_HERE = contextlib.nullcontext()
+    return contextlib.nullcontext() if is_current(device) else torch.cuda.device(device)

@@ -124,10 +124,12 @@ def register(
         first = args[0]
         device = first.device
         if backend.runs_triton(device):
-            with backend.on_device_of(first):
-                if device not in passed and not unrecorded(is_trusted, args):
-                    return unrecorded(reference, args)
-                result = launch(*args)
+            if not backend.is_current(device):
+                with backend.on_device_of(first):
+                    return implementation(*args)
+            if device not in passed and not unrecorded(is_trusted, args):
+                return unrecorded(reference, args)
+            result = launch(*args)
         elif cpu is not None and takes_cpu_path(first, cpu_dtypes):
             result = unrecorded(cpu, args)
         else:

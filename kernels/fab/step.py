@@ -71,7 +71,7 @@ def launch_fab_step(
     x_adv, closest, grad, x, difference, prediction, labels, distance, pulled_back, slot_state,
     eps, lo, hi, norm, steps, stop_early, alpha_max, eta, beta,
 ):  # fmt: skip
-    """One launch over dense rows that share a layout; pulled_back as uint8."""
+    """One launch over dense rows that share a layout."""
     if x_adv.numel() == 0:
         return
     batch = x_adv.shape[0]
@@ -88,7 +88,7 @@ def launch_fab_step(
 
 def aot_cases():
     """Every norm of an image's row and of a long one, half precision, and the longest on chip."""
-    types = argument_types(fab_step_kernel, pulled_ptr="*u8")
+    types = argument_types(fab_step_kernel)
     half = types | {n: "*bf16" for n in ("x_adv_ptr", "closest_ptr", "grad_ptr", "x_ptr")}
 
     def case(name, norm, size, signature=types, **demands):

@@ -31,7 +31,7 @@ def load_verdict(
     prediction = tl.load(prediction_ptr + row).to(tl.int64)
     label = tl.load(labels_ptr + row).to(tl.int64)
     known = difference == difference
-    new = (step > 0) & (tl.load(pulled_ptr + row) == 0)
+    new = (step > 0) & (tl.load(pulled_ptr + row).to(tl.int32) == 0)
     fooled = new & known & (prediction != label)
     return fooled, step >= steps, known, tl.where(known, difference, 0.0)
 
@@ -66,7 +66,7 @@ def store_verdict(slots_ptr, pulled_ptr, row, fooled, over, known, MOVES: tl.con
     tl.store(slot_ptr + _ACTIVE, 0, mask=over)
     if MOVES:
         tl.store(slot_ptr + _STEP, step + 1, mask=(fooled | over) == 0)
-        tl.store(pulled_ptr + row, fooled.to(tl.uint8), mask=over == 0)
+        tl.store(pulled_ptr + row, fooled, mask=over == 0)
     else:
         tl.store(pulled_ptr + row, 1, mask=fooled & (over == 0))
 

@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 from ..aot import AotCase, argument_types
-from ..geometry import compute_dtype, power_of_two
-from ..launching import launch
+from ..geometry import power_of_two
+from ..launching import Variant
 from ..rounding import divide
 from .ranking import following, leading, load_chunk
 from .slots import advance_slot
@@ -208,6 +208,20 @@ def loss_head_kernel(
         tl.store(loss_ptr + row, loss)
 
 
+@functools.lru_cache(None, typed=True)  # 1 == True
+def _variant(
+    kind, targeted, smooth, gradient, slotted, tracks_best, stop_early, any_error, classes,
+    element_size,
+):  # fmt: skip
+    """The kernel for such calls: eleven constants that are not put together at each of them."""
+    block, warps = head_geometry(classes, element_size)
+    return Variant(
+        loss_head_kernel, warps, KIND=kind, TARGETED=targeted, SMOOTH=smooth, GRADIENT=gradient,
+        SLOTTED=slotted, TRACK_BEST=tracks_best, STOP_EARLY=stop_early, ANY_ERROR=any_error,
+        LOOP=classes > block, DTYPE=tl.float64 if element_size == 8 else tl.float32, BLOCK=block,
+    )  # fmt: skip
+
+
 def launch_loss_head(
     logits, labels, targets, reference, loss, grad, prediction, correct, slot_state, best_loss,
     kind, parameter, steps, first_step, stop_early, best_from, any_error,
@@ -217,17 +231,15 @@ def launch_loss_head(
     tracks_best = slot_state is not None and best_loss is not None
     if batch == 0:
         return
-    block, warps = head_geometry(classes, logits.element_size())
-    launch(
-        loss_head_kernel, batch,
+    _variant(
+        kind, targets is not None, kind == "cross_entropy" and parameter > 0.0, grad is not None,
+        slot_state is not None, tracks_best, stop_early, any_error, classes, logits.element_size(),
+    ).launch(
+        batch,
         (logits, labels, targets, reference, loss, grad, prediction, correct, slot_state,
          best_loss if tracks_best else None, parameter, steps, first_step, best_from, classes,
-         logits.stride(0), 0 if grad is None else grad.stride(0),
-         0 if reference is None else reference.stride(0)),
-        num_warps=warps, KIND=kind, TARGETED=targets is not None,
-        SMOOTH=kind == "cross_entropy" and parameter > 0.0, GRADIENT=grad is not None,
-        SLOTTED=slot_state is not None, TRACK_BEST=tracks_best, STOP_EARLY=stop_early,
-        ANY_ERROR=any_error, LOOP=classes > block, DTYPE=compute_dtype(logits), BLOCK=block,
+         logits.stride()[0], 0 if grad is None else grad.stride()[0],
+         0 if reference is None else reference.stride()[0]),
     )  # fmt: skip
 
 

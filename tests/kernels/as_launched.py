@@ -6,6 +6,7 @@ Run by test_launching.py, in a process where FASTADV_EMULATE is set.
 import contextlib
 import functools
 import importlib
+import itertools
 import random
 
 import house
@@ -17,6 +18,7 @@ from triton.runtime.jit import JITFunction, compute_cache_key
 
 from fastadv import ops
 from fastadv.kernels import launching
+from fastadv.kernels.heads import loss_head
 from fastadv.kernels.steps.linf import linf_step_kernel
 from fastadv.ops import backend
 
@@ -32,6 +34,7 @@ POINTERS = [None, *TENSORS, torch.nn.Parameter(TENSORS[0]), TENSORS[0][4:]]
 UNALIGNED = [TENSORS[0][n:] for n in (1, 2)]
 EDGES = (2**31 - 1, 2**31, -(2**31), -(2**31) - 1, 2**40, -(2**40), 2**63 - 16, 2**63)
 INTEGERS = [0, 1, 2, 15, 16, 17, 32, -1, -16, True, False]
+CONSTANTS_OF_STEP = {p.name: False for p in linf_step_kernel.params if p.is_constexpr}
 CONSTANTS = [True, False, 0, 1, 2, 1.0, 128, "linf", "l2", None, tl.float32, tl.float64]
 
 
@@ -74,18 +77,27 @@ def tritons_key(kernel: JITFunction, arguments, constants, warps) -> str:
     return compute_cache_key({}, specialization, options)
 
 
+def variant_of(kernel: JITFunction, constants, warps: int) -> launching.Variant:
+    """What `launch` launches for constants and warps."""
+    launched = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launching.Variant, "launch", lambda self, *_: launched.append(self))
+        launching.launch(kernel, 1, (), num_warps=warps, **constants)
+    return launched[0]
+
+
 @functools.cache
 def keys(name: str) -> list[tuple]:
-    """(types, what was read, what else decides, Triton's key) of random calls that have a key."""
+    """(types of arguments, what was read, variant, constants and warps, Triton's key) of random
+    calls that have a key."""
     kernel, found = KERNELS[name], []
     for arguments, constants, warps in calls(kernel, 800, seed=len(kernel.params)):
-        place = launching.Calls(kernel).find(arguments, constants, warps)
+        variant = variant_of(kernel, constants, warps)
+        place = variant.find(arguments)
         if place is not None:
-            _, (read, values, *rest) = place
-            kinds = tuple(map(type, arguments)), tuple(map(type, values))
-            found.append(
-                (kinds, read, (values, *rest), tritons_key(kernel, arguments, constants, warps))
-            )
+            kinds, values = tuple(map(type, arguments)), (*constants.values(), warps)
+            tritons = tritons_key(kernel, arguments, constants, warps)
+            found.append((kinds, place[1], variant, values, tritons))
     return found
 
 
@@ -105,18 +117,34 @@ def test_calls_that_triton_tells_apart_share_no_key(name):
     assert shared(found, 0, 2) and shared(found, 0, 1)  # the calls are near enough to tell
 
 
-def test_the_types_of_constants_are_part_of_a_key():
+def test_types_are_part_of_a_key():
     found = [key for name in KERNELS for key in keys(name)]
-    assert shared(found, 1, 2)
+    assert shared(found, 0, 1, 3)  # without the types of constants
+    assert shared(found, 1, 2)  # without those of arguments
+
+
+def test_variants_of_a_head_are_told_apart():
+    """It puts constants together only where it has not been called like this before."""
+    seen = []
+    labels, rows = torch.zeros(4, dtype=torch.int64), torch.zeros(4)
+    tensors = torch.zeros(4, 5), labels, None, None, rows, None, labels, rows > 0, None, None
+    rules = list(itertools.product(("cross_entropy", "margin", "dlr"), (1, True, False)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launching.Variant, "launch", lambda self, *_: seen.append(self))
+        for kind, early in 2 * rules:
+            loss_head.launch_loss_head(*tensors, kind, 0.0, 0, 0, early, 0, False)
+    assert len(set(seen)) == len(rules) and seen[: len(rules)] == seen[len(rules) :]
+    for variant, (kind, early) in zip(seen, 2 * rules, strict=True):
+        assert variant.constants["KIND"] == kind
+        assert variant.constants["STOP_EARLY"] is early
 
 
 def unkeyed(**changed):
     """A call of the L-infinity kernel with some arguments changed: whether it has no key."""
     x = torch.zeros(64)
     arguments = dict(zip(linf_step_kernel.arg_names, [x] * 10 + [0.0] * 4 + [64, 1], strict=False))
-    constants = dict.fromkeys(launching.calls_of(linf_step_kernel).constants, False)
     values = tuple((arguments | changed).values())
-    return launching.calls_of(linf_step_kernel).find(values, constants, 4) is None
+    return variant_of(linf_step_kernel, CONSTANTS_OF_STEP, 4).find(values) is None
 
 
 def test_calls_without_a_key():
@@ -124,9 +152,14 @@ def test_calls_without_a_key():
     assert unkeyed(out_ptr=torch.zeros(65)[1:])
     assert unkeyed(D=2**31)
     assert unkeyed(D="64")
-    constants = launching.calls_of(linf_step_kernel).constants
-    reordered = dict.fromkeys(reversed(constants), False)
-    assert launching.calls_of(linf_step_kernel).find((None,) * 16, reordered, 4) is None
+
+
+def test_constants_in_another_order_are_left_to_triton():
+    assert variant_of(linf_step_kernel, CONSTANTS_OF_STEP, 4).is_keyed
+    reordered = dict(reversed(CONSTANTS_OF_STEP.items()))
+    assert not variant_of(linf_step_kernel, reordered, 4).is_keyed
+    few = dict(list(CONSTANTS_OF_STEP.items())[1:])
+    assert not variant_of(linf_step_kernel, few, 4).is_keyed
 
 
 @pytest.fixture

@@ -14,17 +14,11 @@ from fastadv.ops import layout, registry
 from fastadv.ops.fab import cpu as fab_cpu
 from fastadv.ops.fab import reference as fab_reference
 from fastadv.ops.fab.projection import check_norm
-from fastadv.ops.fab.verdict import FabStep
 from fastadv.ops.steps import arguments as step_arguments
 
 
 def _launch_step(*arguments) -> None:
-    pulled_back = arguments[_PULLED_BACK].view(torch.uint8)
-    before, after = arguments[:_PULLED_BACK], arguments[_PULLED_BACK + 1 :]
-    registry.kernels("fab.step").launch_fab_step(*before, pulled_back, *after)
-
-
-_PULLED_BACK = FabStep._fields.index("pulled_back")
+    registry.kernels("fab.step").launch_fab_step(*arguments)
 
 
 def _launch_nearest(*arguments) -> None:
@@ -56,12 +50,12 @@ def _dense_as(first: torch.Tensor, name: str, **others: torch.Tensor) -> torch.m
     memory_format = layout.dense_format(first)
     if memory_format is None:
         _refuse_layout(name, first, name)
-    expected = first.shape, first.dtype, first.device
+    shape, dtype, device = first.shape, first.dtype, first.device
     for other_name, other in others.items():
-        if (other.shape, other.dtype, other.device) != expected:
+        if other.shape != shape or other.dtype != dtype or other.device != device:
             raise ValueError(
-                f"{other_name} must match {name}: {tuple(first.shape)} {first.dtype} on "
-                f"{first.device}; got {tuple(other.shape)} {other.dtype} on {other.device}"
+                f"{other_name} must match {name}: {tuple(shape)} {dtype} on {device}; got "
+                f"{tuple(other.shape)} {other.dtype} on {other.device}"
             )
         if not layout.is_dense_as(other, memory_format):
             _refuse_layout(other_name, other, name)
@@ -76,11 +70,11 @@ def _refuse_layout(name: str, tensor: torch.Tensor, like: str) -> NoReturn:
 
 
 def _check_rows(x_adv: torch.Tensor, **rows: tuple[torch.Tensor, tuple[torch.dtype, ...]]) -> None:
-    expected = x_adv.shape[:1], x_adv.device
+    shape, device = x_adv.shape[:1], x_adv.device
     for name, (value, dtypes) in rows.items():
-        if (value.shape, value.device) != expected or value.dtype not in dtypes:
+        if value.shape != shape or value.device != device or value.dtype not in dtypes:
             raise ValueError(
-                f"{name} must be ({len(x_adv)},) {dtypes[0]} on {x_adv.device}; got "
+                f"{name} must be ({len(x_adv)},) {dtypes[0]} on {device}; got "
                 f"{tuple(value.shape)} {value.dtype} on {value.device}"
             )
         if not value.is_contiguous():

@@ -144,13 +144,14 @@ def loss_head_(
     Example: `loss_head_(logits, y, None, None, loss, grad, prediction, correct, slots, None, "dlr",
     0.0, steps, 0, True, 0, False)`.
     """
-    head_arguments.check_classes(kind, logits.shape[1], targets is not None)
-    if grad is not None and (grad.dtype != logits.dtype or grad.stride(1) != 1):
+    if kind == "dlr":
+        head_arguments.check_classes(kind, logits.shape[1], targets is not None)
+    if grad is not None and (grad.dtype != logits.dtype or grad.stride()[1] != 1):
         raise ValueError(
             f"grad must have the logits' dtype {logits.dtype} and unit column stride; got "
             f"{grad.dtype} with strides {grad.stride()}"
         )
-    if logits.stride(1) != 1:
+    if logits.stride()[1] != 1:
         logits = logits.contiguous()
     _LOSS_HEAD(
         logits,

@@ -73,15 +73,15 @@ def reach(
 
 
 def check_step_tensors(x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor) -> None:
-    kind = x_adv.shape, x_adv.dtype, x_adv.device
+    shape, dtype, device = x_adv.shape, x_adv.dtype, x_adv.device
     for name, other in (("grad", grad), ("x", x)):
-        if (other.shape, other.dtype, other.device) != kind:
+        if other.shape != shape or other.dtype != dtype or other.device != device:
             raise ValueError(
                 f"{name} must match x_adv: {tuple(x_adv.shape)} {x_adv.dtype} on {x_adv.device}; "
                 f"got {tuple(other.shape)} {other.dtype} on {other.device}"
             )
-    if not x_adv.is_floating_point():
-        raise TypeError(f"x_adv must be a floating-point tensor; got {x_adv.dtype}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"x_adv must be a floating-point tensor; got {dtype}")
 
 
 def check_bounds(bounds: Sequence[float] | None) -> tuple[float, float]:
