@@ -14,6 +14,7 @@ from fastadv import ops
 from fastadv.attacks import (
     Attack,
     AttackResult,
+    apgd,
     apgd_ce,
     apgd_dlr,
     apgd_t,
@@ -78,6 +79,7 @@ __all__ = [
     "Objective",
     "Report",
     "Unsquashed",
+    "apgd",
     "apgd_ce",
     "apgd_dlr",
     "apgd_t",

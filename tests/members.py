@@ -65,6 +65,8 @@ MEMBERS = tuple(ATTACKS)
 GRADIENT_MEMBERS = tuple(name for name, one in ATTACKS.items() if one.passes[1])
 # of one family, whose contracts are tested in tests/attacks/call and beside the members'
 WITH_FIXED_STEPS = ("fgsm", "rfgsm", "bim", "pgd", "mifgsm")
+# which make the attacks above: tests/attacks/auto_pgd/test_any_loss.py
+OTHER_NAMES = ("apgd",)
 
 
 def member(name: str, norm: str, *, scale: float = 1.0, threat=None, **more: object) -> Attack:

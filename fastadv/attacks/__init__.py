@@ -1,7 +1,7 @@
 """Attacks: slot algorithms, and the constructors that name them."""
 
 from fastadv.attacks.attack import Attack
-from fastadv.attacks.auto_pgd.attack import apgd_ce, apgd_dlr, apgd_t
+from fastadv.attacks.auto_pgd.attack import apgd, apgd_ce, apgd_dlr, apgd_t
 from fastadv.attacks.call.result import AttackResult
 from fastadv.attacks.gradient.named import bim, fgsm, mifgsm, pgd, rfgsm
 from fastadv.attacks.hyperplane.attack import fab, fab_t
@@ -10,6 +10,7 @@ from fastadv.attacks.square_search.attack import square
 __all__ = [
     "Attack",
     "AttackResult",
+    "apgd",
     "apgd_ce",
     "apgd_dlr",
     "apgd_t",

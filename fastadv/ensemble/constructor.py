@@ -227,6 +227,12 @@ def autoattack(
     for attack in chosen:
         if attack.threat != threat:
             raise ValueError(f"every attack must have the threat {threat!r}; got {attack!r}")
+        objective = attack.resolved_loss.objective
+        if objective is not None:
+            raise ValueError(
+                f"an ensemble compares margins of classes, which {objective!r} has not: evaluate "
+                "its attacks one by one"
+            )
         if attack.keep not in get_args(Keep):
             raise ValueError(f"every attack must have keep of {get_args(Keep)}; got {attack!r}")
     return AutoAttack(threat, version, chosen, keep, seed)

@@ -5,7 +5,15 @@ import math
 
 import pytest
 import torch
-from members import ATTACKS, MEMBERS, WITH_FIXED_STEPS, member, member_problem, of_steps
+from members import (
+    ATTACKS,
+    MEMBERS,
+    OTHER_NAMES,
+    WITH_FIXED_STEPS,
+    member,
+    member_problem,
+    of_steps,
+)
 from toy_models import NORMS, Counting, rows_of, same_bits, threat_of
 
 import fastadv
@@ -241,4 +249,4 @@ def test_settings_that_make_no_sense_are_refused(make, message):
 
 
 def test_every_attack_is_put_through_the_contracts():
-    assert {*MEMBERS, *WITH_FIXED_STEPS} == set(constructors())
+    assert {*MEMBERS, *WITH_FIXED_STEPS, *OTHER_NAMES} == set(constructors())

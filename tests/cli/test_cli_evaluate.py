@@ -222,7 +222,7 @@ def test_a_terminal_gets_a_bar_that_names_the_attack(small, capsys, monkeypatch)
         (command("--version", "plus", "--attack", "pgd"), "--version is of AutoAttack"),
         (command("--steps", "3"), "--steps needs --attack: AutoAttack has its own"),
         (command("--step-size", "1/9"), "--step-size needs --attack"),
-        (command("--attack", "cw"), "--attack must be one of apgd_ce, apgd_dlr"),
+        (command("--attack", "cw"), "--attack must be one of apgd, apgd_ce"),
         (command("--attack", "fgsm", "--restarts", "2"), "--restarts does not apply to fgsm"),
         (command("--out", "r.txt"), "--out must end in .json or .md or .html; got r.txt"),
         (command("--out", "r.html", eps=("0.1", "0.2")), "--out must end in .json or .md for a c"),

@@ -153,7 +153,7 @@ class AscentSlots(Protocol):
 
 
 class AutoPGDSlots(AscentSlots):
-    """Ascend by momentum steps that halve when the loss stalls; see `fastadv.apgd_ce`."""
+    """Ascend by momentum steps that halve when the loss stalls; see `fastadv.apgd`."""
 
     def __init__(self, oracle: Oracle, threat: ThreatModel, course: Course, *, rho: float) -> None:
         self.oracle = oracle

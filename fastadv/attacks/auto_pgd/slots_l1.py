@@ -31,7 +31,7 @@ class AutoPGDL1State(ExtendedState):
 
 
 class AutoPGDL1Slots(AscentSlots):
-    """Sparse sign steps that adapt to each slot's progress; see `fastadv.apgd_ce`."""
+    """Sparse sign steps that adapt to each slot's progress; see `fastadv.apgd`."""
 
     def __init__(
         self, oracle: Oracle, threat: ThreatModel, course: Course, *, large_radii: bool
