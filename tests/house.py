@@ -1,5 +1,6 @@
 """Copies of the source tree, and what a tree holds: packages, and kernels that compile ahead."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -53,6 +54,18 @@ def kernel_modules(root: Path) -> list[str]:
     kernels = root / "kernels"
     found = (path.relative_to(kernels).with_suffix("").parts for path in kernels.rglob("*.py"))
     return sorted(".".join(parts) for parts in found if parts[-1] != "__init__")
+
+
+def kernels(root: Path) -> dict[str, set[str]]:
+    """The arguments of every kernel that is launched, read off its source."""
+    found = {}
+    for path in (root / "kernels").rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
+                arguments = {argument.arg for argument in node.args.args}
+                if any(name.endswith("_ptr") for name in arguments):
+                    found[node.name] = arguments
+    return found
 
 
 def aot_modules(root: Path) -> list[str]:

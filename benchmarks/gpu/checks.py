@@ -86,7 +86,7 @@ def _failures(text: str) -> list[str]:
 def sanitizer(
     out: Path, seconds: float, *, on_gpu: bool, find: Callable[[str], str | None] = shutil.which
 ) -> Outcome:
-    """memcheck and racecheck of every op once on small odd shapes, `gpu_ops.exercise`."""
+    """memcheck and racecheck of every kernel once on odd shapes, `gpu_ops.exercise`."""
     tool = find("compute-sanitizer")
     target = [sys.executable, "-m", "benchmarks.gpu.ops"]
     log = out / CHECKS

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.ops import cases as op_cases
-from benchmarks.ops.cases import OpCase, Shape, close_to, step_tensors
+from benchmarks.ops.cases import Build, OpCase, Shape, close_to, step_tensors
 from fastadv import ops
 from fastadv.kernels import slots as columns
 from fastadv.ops import backend
 from fastadv.ops.heads.arguments import Kind
 
 Call = Callable[[], torch.Tensor]
-Build = Callable[[Shape, torch.dtype, torch.device], OpCase]
 
 EXACT = "max difference; the reference defines the bits, tolerance one rounding of 1.0"
 SUMS = "max difference; sums in other orders"

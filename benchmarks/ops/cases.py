@@ -36,6 +36,9 @@ class OpCase:
     check: harness.Check
 
 
+Build = Callable[[Shape, torch.dtype, torch.device], OpCase]
+
+
 @dataclass(frozen=True)
 class StepTensors:
     """Random tensors of a step: x in [0, 1], x_adv in the ball, grad with zeros; eps as given."""
@@ -199,7 +202,9 @@ def ce_head(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
     )
 
 
-def _start(kind: start.Kind) -> Callable[[Shape, torch.dtype, torch.device], OpCase]:
+def random_start(kind: start.Kind) -> Build:
+    """A start of `kind`, beside a chain of the L-infinity or the L2 ball's."""
+
     def build(shape: Shape, dtype: torch.dtype, device: torch.device) -> OpCase:
         """A random start against torch's generator: other numbers, so only the ball is compared."""
         x = step_tensors(shape, dtype, device, 0.1).x
@@ -251,8 +256,8 @@ IMAGE_OPS = {
     "linf_step": linf_step,
     "l2_step": l2_step,
     "l1_step": l1_step,
-    "linf_start": _start("linf_uniform"),
-    "l2_start": _start("l2_uniform"),
+    "linf_start": random_start("linf_uniform"),
+    "l2_start": random_start("l2_uniform"),
 }
 HEAD_OPS = {"ce_head": ce_head}
 

@@ -4,7 +4,6 @@ Interpreted kernels cannot be compiled in one process: this is a pytest run of i
 architectures. All of tests/ops runs so with `FASTADV_EMULATE=sm_90 python -m pytest tests/ops`.
 """
 
-import ast
 import json
 import os
 import subprocess
@@ -68,18 +67,6 @@ def launched(tmp_path_factory) -> dict[str, list[Form]]:
     return forms
 
 
-def kernels() -> dict[str, set[str]]:
-    """The arguments of every kernel, read off its source."""
-    found = {}
-    for path in (house.ROOT / "kernels").rglob("*.py"):
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
-                arguments = {argument.arg for argument in node.args.args}
-                if any(name.endswith("_ptr") for name in arguments):
-                    found[node.name] = arguments
-    return found
-
-
 def test_an_architecture_that_is_not_known_is_refused():
     from ptx import driver
 
@@ -88,7 +75,7 @@ def test_an_architecture_that_is_not_known_is_refused():
 
 
 def test_every_kernel_in_every_form_on_sm_90(launched):
-    forms, expected = launched["sm_90"], kernels()
+    forms, expected = launched["sm_90"], house.kernels(house.ROOT)
     assert {form.kernel for form in forms} == set(expected)
     missing = []
     for kernel, arguments in expected.items():
@@ -107,4 +94,4 @@ def test_every_kernel_in_every_form_on_sm_90(launched):
 def test_all_but_those_of_long_rows_on_sm_80_and_with_warps_in_a_random_order(launched, emulated):
     rare = {"l1_long_kernel", "l2_abs_kernel", "l2_apply_kernel", "l2_partials_kernel"}
     rare |= {"apgd_l2_long_kernel", "fab_step_long_kernel", "linf_momentum_kernel"}
-    assert kernels().keys() - {form.kernel for form in launched[emulated]} == rare
+    assert house.kernels(house.ROOT).keys() - {form.kernel for form in launched[emulated]} == rare

@@ -17,6 +17,7 @@ from benchmarks.gpu import ops as gpu_ops
 from benchmarks.gpu import session as gpu_session
 from benchmarks.gpu import steps as gpu_steps
 from fastadv import ops
+from fastadv.ops import backend
 
 CPU = torch.device("cpu")
 
@@ -28,7 +29,25 @@ def problem():
 
 def test_every_op_on_odd_shapes_is_what_its_reference_says(capsys):
     gpu_ops.exercise(CPU)
-    assert capsys.readouterr().out.split()[-1] == "hyperplane_linf"
+    assert capsys.readouterr().out.endswith("\nl1_start 5x3x9x11\n")
+
+
+def test_no_reference_takes_the_place_of_a_kernel_on_a_gpu(monkeypatch, session):
+    """Else the time of a reference, or its accesses, would stand under the kernel's name."""
+    insisted = []
+
+    def note(*_, **__):
+        insisted.append(backend.is_triton_chosen())
+        raise NotImplementedError("that suffices")
+
+    monkeypatch.setattr(backend, "explain", lambda device: ("triton", "tensors are on cuda"))
+    monkeypatch.setattr(gpu_ops, "_host_times", lambda session: None)
+    monkeypatch.setattr(gpu_ops, "HEAD_OPS", {"head": note})
+    monkeypatch.setattr(gpu_ops, "IMAGE_OPS", {})
+    with pytest.raises(NotImplementedError):
+        gpu_ops.exercise(CPU)
+    gpu_ops.main(session)
+    assert len(insisted) >= 2 and all(insisted) and not backend.is_triton_chosen()
 
 
 def test_bare_passes_have_the_gradient_of_an_eager_pass(problem):
