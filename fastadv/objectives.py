@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from fastadv.objective import Objective
+from fastadv.ops import layout
+from fastadv.ops.reduction import tree_sum
 
 
 def binary() -> Objective:
@@ -61,7 +63,7 @@ def _multilabel_loss(
     output: torch.Tensor, y: torch.Tensor, labels: tuple[int, ...] | None = None
 ) -> torch.Tensor:
     z, wanted = _columns(output, y, labels)
-    return F.binary_cross_entropy_with_logits(z, wanted.to(z.dtype), reduction="none").mean(1)
+    return _mean(F.binary_cross_entropy_with_logits(z, wanted.to(z.dtype), reduction="none"))
 
 
 def _multilabel_success(
@@ -113,7 +115,7 @@ def regression(*, tolerance: float) -> Objective:
 
 
 def _regression_loss(output: torch.Tensor, y: torch.Tensor, tolerance: float) -> torch.Tensor:
-    return _off(output, y).square().mean(1)
+    return _mean(_off(output, y).square())
 
 
 def _regression_success(output: torch.Tensor, y: torch.Tensor, tolerance: float) -> torch.Tensor:
@@ -121,7 +123,7 @@ def _regression_success(output: torch.Tensor, y: torch.Tensor, tolerance: float)
 
 
 def _regression_score(output: torch.Tensor, y: torch.Tensor, tolerance: float) -> torch.Tensor:
-    return _off(output, y).abs().mean(1)
+    return _mean(_off(output, y).abs())
 
 
 def _off(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -163,7 +165,7 @@ def _segmentation_loss(
     _check_pixels(output, y)
     loss = F.cross_entropy(output, y.long(), ignore_index=ignore_index, reduction="none")
     valid = (y != ignore_index).flatten(1).sum(1)
-    return loss.flatten(1).sum(1) / valid.clamp(min=1)
+    return _sum(loss.flatten(1)) / valid.clamp(min=1)
 
 
 def _segmentation_success(
@@ -214,7 +216,7 @@ def _soft_loss(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             f"soft takes (B, C) logits and probabilities alike; got {tuple(output.shape)} and "
             f"{tuple(y.shape)}"
         )
-    return F.cross_entropy(output, y.to(output.dtype), reduction="none")
+    return _sum(-y.to(output.dtype) * F.log_softmax(output, 1))
 
 
 def _soft_success(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -268,3 +270,25 @@ def _weighted_score(
     output: torch.Tensor, y: torch.Tensor, class_weights: torch.Tensor
 ) -> torch.Tensor:
     return (output.argmax(1) == y).float()
+
+
+class _Sum(torch.autograd.Function):
+    """In an order that the row's length alone decides: torch's own changes with the batch."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+        ctx.columns = rows.shape[1]
+        return tree_sum(rows.to(layout.compute_dtype(rows))).to(rows.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0][:, None].expand(-1, ctx.columns)
+
+
+def _sum(rows: torch.Tensor) -> torch.Tensor:
+    """Of (B, K) over K; half precision is added up in float32."""
+    return _Sum.apply(rows)  # type: ignore[return-value]
+
+
+def _mean(rows: torch.Tensor) -> torch.Tensor:
+    return _sum(rows) / rows.shape[1]

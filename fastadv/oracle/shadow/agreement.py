@@ -19,7 +19,8 @@ _HALF = 0.25  # of the spread of a sample's logits
 
 @dataclass(frozen=True)
 class First:
-    """A model with samples of the first batch and its own logits there, in its own precision.
+    """A model with samples of the first batch and its own logits there, in its own precision: (B,
+    C), or of any shape (B, ...) where an objective judges them.
 
     extra: what it takes beside x.
     """
@@ -75,7 +76,8 @@ def _difference(logits: torch.Tensor, own: torch.Tensor, is_mean: bool) -> float
     """The largest |logits - own| of a sample, of all samples or their mean; NaN is far off."""
     logits, own = doubles.doubled(logits.detach()), doubles.doubled(own.detach())
     same = (logits == own) | (logits.isnan() & own.isnan())  # infinities too: masked classes
-    off = torch.where(same, 0.0, (logits - own).abs()).nan_to_num(nan=torch.inf).amax(1)
+    off = torch.where(same, 0.0, (logits - own).abs()).nan_to_num(nan=torch.inf)
+    off = off.reshape(len(off), -1).amax(1)
     return float(off.mean() if is_mean else off.max())
 
 
@@ -96,9 +98,21 @@ def _rounds_to_tf32(device: torch.device) -> bool:
 
 
 def _spread(own: torch.Tensor) -> float:
-    """The mean over samples of the largest finite logit less the smallest."""
-    own = doubles.doubled(own)
-    finite = own.isfinite()
-    largest = torch.where(finite, own, -torch.inf).amax(1)
-    smallest = torch.where(finite, own, torch.inf).amin(1)
-    return float((largest - smallest).clamp(min=0).mean())
+    """The mean over samples of the largest finite logit less the smallest.
+
+    A single number a sample is one logit against 0, as that of two classes, but spreads no further
+    than over the samples: of outputs near 1000 it is their differences that matter.
+    """
+    own = doubles.doubled(own).reshape(len(own), -1)
+    if own.shape[1] > 1:
+        return float(_extent(own).mean())
+    size = own.nan_to_num(0.0, 0.0, 0.0).abs().mean()
+    return float(size if len(own) == 1 else torch.minimum(size, _extent(own.T)[0]))
+
+
+def _extent(rows: torch.Tensor) -> torch.Tensor:
+    """Of each row the largest finite entry less the smallest; 0 if there are none."""
+    finite = rows.isfinite()
+    largest = torch.where(finite, rows, -torch.inf).amax(1)
+    smallest = torch.where(finite, rows, torch.inf).amin(1)
+    return (largest - smallest).clamp(min=0)
