@@ -72,7 +72,10 @@ def resolve(
 def check_classes(loss: Loss, classes: int, *, targeted: bool) -> None:
     """Raises ValueError where `loss` is undefined, naming the one to use instead."""
     if classes < 2:
-        raise ValueError(f"the model must return (B, C) logits with C >= 2; got C = {classes}")
+        raise ValueError(
+            f"the model must return (B, C) logits with C >= 2; got C = {classes}. One logit for "
+            "two classes is what loss=fastadv.objectives.binary() takes"
+        )
     needed = 4 if targeted else 3
     if loss.kind == "dlr" and classes < needed:
         raise ValueError(
@@ -93,17 +96,15 @@ def check_logits(logits: object, x: torch.Tensor) -> None:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(
             f"the model must return (B, C) logits, here ({len(x)}, C); got {got}. Wrap it to "
-            "return its logits alone"
+            "return its logits alone, or give loss= a fastadv.Objective, which takes any output"
         )
 
 
-def check_output(output: object, x: torch.Tensor) -> None:
-    """Raises ValueError unless `output`, a model's at x, is floats with a row a sample: all that an
-    objective asks of it."""
-    is_tensor = isinstance(output, torch.Tensor)
-    if not is_tensor or output.ndim == 0 or len(output) != len(x):
-        got = tuple(output.shape) if is_tensor else type(output).__name__
+def check_rows(output: torch.Tensor, x: torch.Tensor) -> None:
+    """Raises ValueError unless `output`, a model's at x, has a row a sample: all that is asked of
+    it where an objective judges."""
+    if output.shape[:1] != x.shape[:1]:
         raise ValueError(
-            f"the model must return a tensor with a row a sample, ({len(x)}, ...); got {got}. Wrap "
-            "it to return what the objective takes"
+            f"the model must return a row a sample, ({len(x)}, ...); got {tuple(output.shape)}. "
+            "Wrap it to return what the objective takes"
         )

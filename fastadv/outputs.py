@@ -13,6 +13,9 @@ _TAKEN = (
 )
 
 
+IN_PLACE = "the model modifies its input in place: make its first operation out of place"
+
+
 def logits_in(output: object, x: torch.Tensor) -> torch.Tensor:
     """The logits in `output`, what a model returned at x: itself, its `.logits` or ["logits"].
 

@@ -7,6 +7,8 @@ import torch
 
 from fastadv.ops import layout
 
+Extra = tuple[torch.Tensor, ...]  # what a model takes beside x, a row a sample
+
 
 @dataclass(frozen=True)
 class Work:
@@ -28,7 +30,7 @@ class Work:
     step_size: torch.Tensor
     x_init: torch.Tensor | None
     y: torch.Tensor | None = None
-    extra: tuple[torch.Tensor, ...] = ()
+    extra: Extra = ()
 
     def __len__(self) -> int:
         return len(self.x)

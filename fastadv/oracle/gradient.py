@@ -10,6 +10,7 @@ import torch
 
 from fastadv import losses, memory, outputs
 from fastadv.engine.state import SlotState
+from fastadv.engine.work import Extra
 from fastadv.isolation import Model, modules_behind
 from fastadv.kernels import slots as columns
 from fastadv.oracle import clamping
@@ -18,8 +19,6 @@ from fastadv.oracle.shadow.search_model import SearchModel
 from fastadv.wrappers import Normalized
 
 UNLIMITED = 2**62
-Extra = tuple[torch.Tensor, ...]
-_IN_PLACE = "the model modifies its input in place: make its first operation out of place"
 
 
 class _Judged(NamedTuple):
@@ -59,9 +58,7 @@ class Oracle:
         self.judge: Judge = Judge(loss, targeted=targeted)
         self.passes = passes
         self.room: int = UNLIMITED
-        self.classes: int = 0  # known after the first forward
         self.whole: int = 0  # rows of the first forward, or of a batch that rows were dropped from
-        self.largest_label = -1  # set where a callable loss would see labels before any check
         self.forwards: int = 0
         self.backwards: int = 0
         self.own_forwards: int = 0
@@ -260,26 +257,15 @@ class Oracle:
         except Exception as error:
             is_written = x._version != version or "in-place operation" in str(error)
             if isinstance(error, RuntimeError) and is_written:
-                raise ValueError(_IN_PLACE) from error
+                raise ValueError(outputs.IN_PLACE) from error
             outputs.explain_rows(error, len(x), self.whole)
             raise
         self.seconds += time.perf_counter() - began
         self.forwards += len(x)
         self.whole = self.whole or len(x)
-        if self.judge.loss.objective is None and logits.shape[1] != self.classes:
-            self._note_classes(logits.shape[1])
         if x._version != version:
-            raise ValueError(_IN_PLACE)
+            raise ValueError(outputs.IN_PLACE)
         return logits
-
-    def _note_classes(self, classes: int) -> None:
-        self.judge.check_classes(classes)
-        self.classes = classes
-        if self.largest_label >= classes:
-            raise ValueError(
-                f"y or target must lie in [0, {classes}), the classes of the model; got "
-                f"{self.largest_label}"
-            )
 
     def backward(
         self,

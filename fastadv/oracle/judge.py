@@ -38,21 +38,32 @@ class Asked(Protocol):
 
 
 class Judge:
-    """A loss as an attack ascends it; targeted: towards the target, not away from the label."""
+    """A loss as an attack ascends it; targeted: towards the target, not away from the label.
+
+    classes: of the model, known after the first output; of an objective 0. largest_label: set where
+    a callable loss would see labels before any check.
+    """
 
     def __init__(self, loss: losses.Loss, *, targeted: bool) -> None:
         self.loss = loss
         self.targeted = targeted
+        self.classes: int = 0
+        self.largest_label = -1
 
-    def check_output(self, output: object, x: torch.Tensor) -> None:
+    def check_output(self, output: torch.Tensor, x: torch.Tensor) -> None:
         """Raises ValueError unless `output`, the model's at x, is what the loss can judge."""
-        if self.loss.objective is None:
-            losses.check_logits(output, x)
-        else:
-            losses.check_output(output, x)
-
-    def check_classes(self, classes: int) -> None:
-        losses.check_classes(self.loss, classes, targeted=self.targeted)
+        if self.loss.objective is not None:
+            losses.check_rows(output, x)
+            return
+        losses.check_logits(output, x)
+        if output.shape[1] != self.classes:
+            losses.check_classes(self.loss, output.shape[1], targeted=self.targeted)
+            self.classes = output.shape[1]
+            if self.largest_label >= self.classes:
+                raise ValueError(
+                    f"y or target must lie in [0, {self.classes}), the classes of the model; got "
+                    f"{self.largest_label}"
+                )
 
     def readable(self, output: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
         """(B, C) logits that say whether a sample is a success: not of its label. They are the

@@ -16,8 +16,6 @@ from fastadv.training.bank import PerturbationBank
 from fastadv.training.craft import BN_POLICIES
 from fastadv.values import same_value
 
-_IN_PLACE = "the model modifies its input in place: make its first operation out of place"
-
 
 def check_settings(step: Any) -> None:
     """Raises for settings that no method takes: threat, eps_warmup, bn, precision, seed, ..."""
@@ -122,9 +120,9 @@ def checking(call: Model, model: Model, x: torch.Tensor, y: torch.Tensor) -> Mod
         except RuntimeError as error:
             if "in-place operation" not in str(error):
                 raise
-            raise ValueError(_IN_PLACE) from error
+            raise ValueError(outputs.IN_PLACE) from error
         if given._version != version:
-            raise ValueError(_IN_PLACE)
+            raise ValueError(outputs.IN_PLACE)
         if not is_checked:
             losses.check_logits(logits, x)
             check_classes(y, logits)

@@ -10,9 +10,10 @@ import torch
 from fastadv import outputs
 from fastadv.attacks.call.result import Cost
 from fastadv.attacks.call.search import Search
+from fastadv.engine.work import Extra
 from fastadv.graphs.planner import Backend
 from fastadv.isolation import Model
-from fastadv.oracle.gradient import Extra, Oracle
+from fastadv.oracle.gradient import Oracle
 
 _LEAST_ROUNDS = 3
 _MOST_ROUNDS = 50

@@ -5,8 +5,9 @@ import torch
 
 from fastadv import outputs
 from fastadv.engine.plain import Inspect
+from fastadv.engine.work import Extra
 from fastadv.kernels import slots as columns
-from fastadv.oracle.gradient import Extra, Oracle
+from fastadv.oracle.gradient import Oracle
 
 _LOOKED_AT = 64  # samples of the second look
 _KEPT = (columns.KEPT_AT_LOW, columns.KEPT_AT_HIGH)

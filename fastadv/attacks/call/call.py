@@ -290,6 +290,6 @@ class Call:
         bad = int((faults & columns.FAULT_BAD_LABEL != 0).sum())
         if bad:
             raise ValueError(
-                f"y or target lies outside [0, {self.oracle.classes}), the classes of the model, "
-                f"for {bad} of {len(faults)} samples"
+                f"y or target lies outside [0, {self.oracle.judge.classes}), the classes of the "
+                f"model, for {bad} of {len(faults)} samples"
             )

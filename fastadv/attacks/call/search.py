@@ -91,10 +91,11 @@ class Search:
 
     def last_iterates(self, work: Work) -> tuple[torch.Tensor, np.ndarray]:
         """(iterates, faults) after every step of every sample, batch by batch, read back once."""
-        if self.attack.resolved_loss.function is not None and self.oracle.classes == 0:
+        judge = self.oracle.judge
+        if judge.loss.function is not None and judge.classes == 0:
             seen = work.labels if work.targets is None else work.targets
             inputs.check_range(seen, None, name="y or target")
-            self.oracle.largest_label = int(seen.max())
+            judge.largest_label = int(seen.max())
         self.attacked = len(work)
         self._watch.extra = work.extra
         everything = np.arange(len(work))
