@@ -153,3 +153,13 @@ def test_wrong_arguments_are_named():
         hyperplane_projection(points, w, b[:1], norm="l2")
     with pytest.raises(ValueError, match=r"points must be \(B, D\)"):
         hyperplane_projection(points[None], w[None], b, norm="l2")
+
+
+@pytest.mark.parametrize("size, chunk", [(784, 1024), (2048, 2048), (3072, 1024), (150_528, 2048)])
+def test_few_lanes_are_idle_in_chunks_of_a_long_row(size, chunk):
+    pytest.importorskip("triton", reason="needs triton, which is installed on Linux only")
+    from fastadv.kernels.fab import hyperplane
+
+    block, _ = hyperplane._geometry(size)
+    assert block == chunk
+    assert size < block or -(-size // block) * block < 9 / 8 * size
