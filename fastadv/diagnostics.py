@@ -22,8 +22,9 @@ _NOT_THE_USERS = (
 class AttackWarning(UserWarning):
     """Something weakens an attack; `code` names it, `count` says for how many samples.
 
-    Codes: "zero_gradient", "nan_gradient", "nan_logits", "probabilities", "unconfirmed",
-    "clamped_input"; of ensembles also "randomised", "dynamic", "few_classes", "square_gains".
+    Codes: "zero_gradient", "nan_gradient", "nan_logits", "probabilities", "squashed",
+    "unconfirmed", "clamped_input"; of ensembles also "randomised", "dynamic", "few_classes",
+    "square_gains".
     """
 
     def __init__(self, code: str, count: int, message: str) -> None:
@@ -62,7 +63,12 @@ _TEXTS = {
     "attacks: gradients are masked, and robust accuracy is likely overestimated; give Square more "
     "queries and restarts, or write an adaptive attack",
     "probabilities": "the model returns probabilities (rows sum to 1): attacks need logits, "
-    "remove the softmax, or gradients vanish where the model is confident",
+    "remove the softmax, or gradients vanish where the model is confident; "
+    'fastadv.Unsquashed(model, "softmax") undoes it',
+    "squashed": "all outputs lie in [0, 1] or in [-1, 1], and one in ten or more at an end: a "
+    "sigmoid or tanh behind the logits, whose gradient vanishes where the model is confident; "
+    "attack the logits: remove it, or undo it by fastadv.Unsquashed(model, "
+    '"sigmoid" | "tanh" | "softmax")',
 }
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from fastadv import outputs
 from fastadv.isolation import Model, modules_behind
 
 _HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
@@ -105,9 +106,9 @@ class Unsquashed(nn.Module):
     def extra_repr(self) -> str:
         return f"kind={self.kind!r}"
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *extra: torch.Tensor) -> torch.Tensor:
         with _Squashings(self.kind) as squashings:
-            output = self.model(x)
+            output = outputs.logits_in(self.model(x, *extra), x)
         if output is squashings.output and squashings.input is not None:
             return squashings.input.to(output.dtype)
         self._check(output)

@@ -28,7 +28,7 @@ from fastadv.isolation import Model
 # judged on all samples at the end: 0.2 % of a block is another question
 _OF_ALL_SAMPLES = ("square_gains",)
 # of the look at the clean samples, which a resumed block has again
-_BEFORE_THE_ATTACKS = ("probabilities", "randomised", "dynamic")
+_BEFORE_THE_ATTACKS = ("probabilities", "squashed", "randomised", "dynamic")
 
 
 class SampleAttack(Protocol):

@@ -58,6 +58,7 @@ class Oracle:
         self.judge: Judge = Judge(loss, targeted=targeted)
         self.passes = passes
         self.room: int = UNLIMITED
+        self.first: torch.Tensor | None = None  # logits of the first forward, detached
         self.whole: int = 0  # rows of the first forward, or of a batch that rows were dropped from
         self.forwards: int = 0
         self.backwards: int = 0
@@ -262,7 +263,9 @@ class Oracle:
             raise
         self.seconds += time.perf_counter() - began
         self.forwards += len(x)
-        self.whole = self.whole or len(x)
+        if not self.whole:
+            self.whole = len(x)
+            self.first = logits.detach() if self.judge.loss.objective is None else None
         if x._version != version:
             raise ValueError(outputs.IN_PLACE)
         return logits

@@ -9,6 +9,7 @@ import torch
 
 from fastadv import losses, outputs
 from fastadv.attacks.call import inputs
+from fastadv.attacks.call.squashing import warn_of_outputs
 from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, check_fits, check_threat
@@ -126,6 +127,7 @@ def checking(call: Model, model: Model, x: torch.Tensor, y: torch.Tensor) -> Mod
         if not is_checked:
             losses.check_logits(logits, x)
             check_classes(y, logits)
+            warn_of_outputs(logits)
         is_checked = True
         return logits
 

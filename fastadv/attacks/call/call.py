@@ -16,10 +16,10 @@ from fastadv.attacks.call.preparation import prepared
 from fastadv.attacks.call.result import AttackResult, Cost
 from fastadv.attacks.call.search import Search
 from fastadv.attacks.call.settings import Settings
+from fastadv.attacks.call.squashing import warn_of_outputs
 from fastadv.attacks.call.targets import Target
 from fastadv.attacks.call.verdict import (
     Fallen,
-    count_probabilities,
     loss_at,
     margin_of,
     warn_of_faults,
@@ -213,13 +213,12 @@ class Call:
         if not self.given.needs_logits:
             return None
         outputs = self._batched_outputs(self.given.x, self.given.extra)
-        bad = int(outputs.reshape(len(outputs), -1).isnan().any(1).sum())
+        self.oracle.first = None  # looked at here
+        bad = warn_of_outputs(outputs, are_logits=self._objective is None)
         if bad:
             raise ValueError(
                 f"the model returns NaN logits for {bad} of {len(outputs)} clean samples"
             )
-        if self._objective is None:  # another model's outputs may well be probabilities
-            diagnostics.warn("probabilities", count_probabilities(outputs), len(outputs))
         return outputs
 
     @property

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fastadv import memory
-from fastadv.attacks.call import inputs
+from fastadv.attacks.call import inputs, squashing
 from fastadv.attacks.call.bounds_watch import BoundsWatch, GradientLostError
 from fastadv.attacks.call.preparation import Prepared
 from fastadv.attacks.call.result import Cost
@@ -140,7 +140,7 @@ class Search:
             memory.free_cached(work.x.device)
         like = work.x if len(samples) == len(work) else work.x[: len(samples)]
         whole = iterates[0] if len(iterates) == 1 else joined(iterates, like)
-        return whole, torch.cat(faults).cpu().numpy()
+        return whole, squashing.marked(torch.cat(faults), self.oracle.first).cpu().numpy()
 
     def _run(self, work: Work, first_step: int, pending: np.ndarray, ledger: Ledger) -> None:
         """Half as many slots after memory has run out where the oracle could not help: what is in

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from fastadv import diagnostics
+from fastadv.attacks.call import squashing
 from fastadv.engine.work import Work
 from fastadv.kernels import slots as columns
 from fastadv.losses import Loss
-from fastadv.ops import doubles, layout
+from fastadv.ops import layout
 from fastadv.ops.heads import loss_head as heads
 from fastadv.oracle.gradient import Oracle
 
@@ -93,19 +94,15 @@ def loss_at(
 
 
 def warn_of_faults(faults: np.ndarray) -> None:
-    """Warn of what weakened an attack; faults: (n,) bits of `fastadv.kernels.slots`."""
+    """Warn of what weakened an attack; faults: (n,) bits of `slots` and `squashing`."""
     for bit, code in (
         (columns.FAULT_ZERO_GRADIENT, "zero_gradient"),
         (columns.FAULT_NAN_GRADIENT, "nan_gradient"),
         (columns.FAULT_NAN_LOGITS, "nan_logits"),
+        (squashing.FAULT_PROBABILITIES, "probabilities"),
+        (squashing.FAULT_SQUASHED, "squashed"),
     ):
         diagnostics.warn(code, int((faults & bit != 0).sum()), len(faults))
-
-
-def count_probabilities(logits: torch.Tensor) -> int:
-    rows = doubles.doubled(logits)
-    likely = ((rows >= 0) & (rows <= 1)).all(1) & ((rows.sum(1) - 1).abs() < 1e-3)
-    return int(likely.sum()) if bool(likely.all()) else 0
 
 
 def joined(chunks: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
