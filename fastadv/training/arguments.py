@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import fields
+from types import MethodType
 from typing import Any, get_args
 
 import torch
@@ -12,6 +13,7 @@ from fastadv.attacks.call import inputs
 from fastadv.attacks.call.squashing import warn_of_outputs
 from fastadv.execution import Precision
 from fastadv.isolation import Model
+from fastadv.objective import Objective
 from fastadv.threat_model import ThreatModel, check_fits, check_threat
 from fastadv.training.bank import PerturbationBank
 from fastadv.training.craft import BN_POLICIES
@@ -36,6 +38,12 @@ def check_settings(step: Any) -> None:
     check_number(step, "label_smoothing")
     if step.label_smoothing >= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1); got {step.label_smoothing}")
+    objective = getattr(step, "objective", None)
+    if objective is not None and step.label_smoothing:
+        raise ValueError(
+            f"label_smoothing={step.label_smoothing:g} belongs to loss='ce'; got "
+            f"loss={objective!r}. Smooth the labels yourself, as with fastadv.objectives.soft()"
+        )
     if getattr(step, "bn", "batch") not in BN_POLICIES:
         raise ValueError(f"bn must be one of {BN_POLICIES}; got {step.bn!r}")
     choices = (*get_args(Precision), None)
@@ -43,6 +51,16 @@ def check_settings(step: Any) -> None:
         raise ValueError(f"precision must be one of {choices}; got {step.precision!r}")
     if not isinstance(getattr(step, "seed", 0), int):
         raise ValueError(f"seed must be an integer; got {step.seed!r}")
+
+
+def check_loss(loss: object) -> None:
+    """Raises for what is neither "ce" nor an objective, and says how a function becomes one."""
+    if isinstance(loss, Objective) or (isinstance(loss, str) and loss == "ce"):
+        return
+    if isinstance(loss, str):
+        raise ValueError(f"loss must be 'ce' or a fastadv.Objective; got {loss!r}")
+    hint = ": wrap it, fastadv.Objective(function)" if callable(loss) else ""
+    raise TypeError(f"loss must be 'ce' or a fastadv.Objective; got {loss!r}{hint}")
 
 
 def check_modifiers(modifiers: object) -> None:
@@ -85,17 +103,41 @@ def check_linf(step: Any) -> None:
         )
 
 
-def check_batch(threat: ThreatModel, model: Model | None, x: object, y: object) -> None:
+def check_batch(
+    threat: ThreatModel,
+    model: Model | None,
+    x: object,
+    y: object,
+    objective: Objective | None = None,
+) -> None:
     """Raises for a batch that cannot be trained on; synchronises, so the first batch only."""
     images = inputs.check_images(x, threat.bounds)
     if model is not None:
         inputs.check_device(model, images)
     check_fits(threat, images)
-    labels = inputs.check_labels(y, images, name="y")
+    if objective is None:
+        labels = inputs.check_labels(y, images, name="y")
+    else:
+        labels = inputs.check_asked(y, images, objective)
     check_not_empty(images)
     if torch.is_inference_mode_enabled():
         raise RuntimeError("training steps cannot run under torch.inference_mode()")
-    inputs.check_range(labels, None, name="y")
+    if objective is None:
+        inputs.check_range(labels, None, name="y")
+
+
+def check_is_leaf(x: torch.Tensor, why: str) -> None:
+    """Raises ValueError, and says why, for an x whose graph the gradient would not reach."""
+    if x.requires_grad and not x.is_leaf:
+        raise ValueError(
+            "x was computed from what requires a gradient (an embedding?), which would get none: "
+            f"{why}. Use FastAT, NFGSM or PGDAT in a loop of your own, or give x.detach()"
+        )
+
+
+def asked(y: torch.Tensor, objective: Objective | None) -> torch.Tensor:
+    """y as the loss takes it: class labels in int64, or as it is."""
+    return y.to(torch.int64) if objective is None else y.detach()
 
 
 def check_not_empty(x: torch.Tensor) -> None:
@@ -104,10 +146,16 @@ def check_not_empty(x: torch.Tensor) -> None:
         raise ValueError("x must hold at least one sample; got none. Drop the last, short batch")
 
 
-def checking(call: Model, model: Model, x: torch.Tensor, y: torch.Tensor) -> Model:
+def checking(
+    call: Model,
+    model: Model,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    objective: Objective | None = None,
+) -> Model:
     """`call`, a way to call `model`, for the first batch: explains a wrong dtype and a model that
-    works in place on its input, and at its first call compares y with the model's classes, which
-    synchronises."""
+    works in place on its input, and at its first call compares labels y with the model's classes,
+    which synchronises."""
     is_checked = False
 
     def checked(x_adv: torch.Tensor) -> torch.Tensor:
@@ -124,7 +172,7 @@ def checking(call: Model, model: Model, x: torch.Tensor, y: torch.Tensor) -> Mod
             raise ValueError(outputs.IN_PLACE) from error
         if given._version != version:
             raise ValueError(outputs.IN_PLACE)
-        if not is_checked:
+        if not is_checked and objective is None:
             losses.check_logits(logits, x)
             check_classes(y, logits)
             warn_of_outputs(logits)
@@ -183,10 +231,18 @@ def check_method(state: dict[str, Any], step: Any) -> None:
         )
 
 
+def settings(step: Any) -> dict[str, Any]:
+    """What the constructor of a step takes, as it was given: `loss` too, not the method."""
+    given = {f.name: getattr(step, f.name) for f in fields(step) if f.init}
+    if isinstance(given.get("loss"), MethodType):
+        given["loss"] = step._loss_setting
+    return given
+
+
 def pasteable(step: Any) -> str:
     """fastadv.training.Name(threat, ...) with the settings that are not the default."""
-    given = [repr(step.threat)]
+    given, values = [repr(step.threat)], settings(step)
     for f in fields(step):
-        if f.init and f.name != "threat" and not same_value(getattr(step, f.name), f.default):
-            given.append(f"{f.name}={getattr(step, f.name)!r}")
+        if f.init and f.name != "threat" and not same_value(values[f.name], f.default):
+            given.append(f"{f.name}={values[f.name]!r}")
     return f"fastadv.training.{type(step).__name__}({', '.join(given)})"

@@ -17,12 +17,14 @@ from fastadv.isolation import (
     modules_behind,
     restored_generators,
 )
+from fastadv.objective import Objective
 from fastadv.ops.heads import loss_head as heads
 from fastadv.threat_model import ThreatModel
 from fastadv.training import casts
 
 BNPolicy = Literal["batch", "eval", "train"]
 BN_POLICIES: tuple[BNPolicy, ...] = get_args(BNPolicy)
+HALVES = (torch.float16, torch.bfloat16)
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # keeps what a robust network's fp16 gradient would round to zero: with the sum of the losses and
 # this factor 4.8 % are lost, with their mean 87 %
@@ -163,33 +165,56 @@ def ascend(
     ascent: Ascent,
     *,
     reference: torch.Tensor | None = None,
+    objective: Objective | None = None,
     differentiate: Differentiate = directly,
 ) -> torch.Tensor:
     """The fused steps of `ascent` on x_adv, in place, inside `crafting`; no synchronisation.
 
     The losses of samples are summed: a mean would round half-precision gradients to zero.
-    differentiate: how the gradient at an iterate is taken. Returns the losses where it is taken
-    first, (B,).
+    objective: whose loss is ascended in place of the ascent's. differentiate: how the gradient at
+    an iterate is taken. Returns the losses where it is taken first, (B,).
     """
+    check = losses.check_logits if objective is None else losses.check_rows
+    # heads compute in float32 by themselves, but a half output's gradient is scaled in float32
+    lifted = HALVES if objective is not None else (torch.float16,)
     first: torch.Tensor | None = None
 
     def gradient(at: torch.Tensor) -> torch.Tensor:
         nonlocal first
         leaf = at.detach().requires_grad_()
         with torch.enable_grad():
-            logits = outputs.logits_in(model(leaf), x)
-            losses.check_logits(logits, x)
-            half = logits.dtype == torch.float16
-            logits = logits.float() if half else logits
-        head = heads.loss_head(logits, y, loss=ascent.loss, reference=reference)
-        first = head.loss if first is None else first
-        return input_gradient(logits, leaf, head.grad.mul_(FP16_SCALE) if half else head.grad)
+            output = outputs.logits_in(model(leaf), x)
+            check(output, x)
+            half = output.dtype == torch.float16
+            output = output.float() if output.dtype in lifted else output
+        if objective is None:
+            loss, grad, *_ = heads.loss_head(output, y, loss=ascent.loss, reference=reference)
+        else:
+            loss, grad = _judged(objective, output, y)
+        first = loss if first is None else first
+        return input_gradient(output, leaf, grad.mul_(FP16_SCALE) if half else grad)
 
     for _ in range(ascent.steps):
         grad = differentiate(gradient, x_adv, model)
         ascent.threat.step_(x_adv, grad, x, step_size=ascent.step_size, eps=ascent.eps)
     assert first is not None, "steps is at least 1: checked by the constructors"
     return first
+
+
+def _judged(
+    objective: Objective, output: torch.Tensor, y: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The losses of an objective, (B,), and the gradient of their sum by the output."""
+    leaf = output.detach().requires_grad_()
+    with torch.enable_grad():
+        rows = objective.losses(leaf, y)
+    if not rows.requires_grad:
+        raise ValueError(
+            f"the loss of {objective!r} has no gradient: it is detached, or does not depend on the "
+            "output differentiably"
+        )
+    (grad,) = torch.autograd.grad(rows, leaf, torch.ones_like(rows))
+    return rows.detach(), grad
 
 
 def input_gradient(

@@ -10,6 +10,7 @@ import torch
 
 from fastadv.execution import Precision
 from fastadv.isolation import Model, restored_generators
+from fastadv.objective import Objective
 from fastadv.ops import layout
 from fastadv.threat_model import ThreatModel
 from fastadv.training import arguments, craft
@@ -19,9 +20,11 @@ from fastadv.training.weight_loss import (
     Crafted,
     Modifier,
     Reduced,
+    TrainingLoss,
     WeightLoss,
     cross_entropy,
     modified,
+    objective_mean,
 )
 
 
@@ -35,8 +38,9 @@ class FreeAT:
     shorter than the longest uses its first rows. Ask for the loss of the next replay only after
     `loss.backward()`. threat: any norm. step_size: in input units, eps if None. Costs 3 units a
     replay: train m times fewer epochs, and step learning-rate schedules once a replay. In fp16 the
-    input gradient underflows unless a GradScaler scales the loss: use bf16. Other arguments as in
-    `CraftedStep`; `batches` and eps_warmup count replays, seed is that of modifiers.
+    input gradient underflows unless a GradScaler scales the loss: use bf16. loss: an objective in
+    place of CE. Other arguments as in `CraftedStep`; `batches` and eps_warmup count replays, seed
+    is that of modifiers.
 
     Where the model loses the gradient of entries at a bound, as one that clamps its input may, the
     gradient of delta comes from a pass of its own with frozen weights and such entries moved
@@ -53,6 +57,7 @@ class FreeAT:
     _: KW_ONLY
     replays: int = 8
     step_size: float | None = None
+    loss: TrainingLoss = "ce"
     modifiers: Sequence[Modifier] = ()
     label_smoothing: float = 0.0
     eps_warmup: int = 0
@@ -66,6 +71,7 @@ class FreeAT:
     _watch: InputWatch = field(init=False)
 
     def __post_init__(self) -> None:
+        arguments.check_loss(self.loss)
         arguments.check_settings(self)
         arguments.check_modifiers(self.modifiers)
         self._watch = InputWatch(self.threat.bounds)
@@ -78,11 +84,11 @@ class FreeAT:
         inner = craft.inner_module(model)
         looked = not self._is_checked and self._check(inner, x, y)
         arguments.check_not_empty(x)
-        x, y = x.detach(), y.to(torch.int64)
+        if self.replays > 1:
+            arguments.check_is_leaf(x, "FreeAT makes several steps on one x")
+        given, x, y = x, x.detach(), arguments.asked(y, self.objective)
         ids = arguments.sample_ids(None, x, needed=False)
-        objective = modified(
-            functools.partial(cross_entropy, label_smoothing=self.label_smoothing), self.modifiers
-        )
+        descended = modified(self._weight_loss(), self.modifiers)
         carried = self._carried(x)
         x_adv = (x + carried).to(x.dtype)
         moved = 0
@@ -100,10 +106,12 @@ class FreeAT:
                     self.seed,
                     self.threat,
                     self._watch.gradient,
+                    self.objective,
                 )
-                inside = self._gradient_inside(inner, objective, batch)
+                inside = self._gradient_inside(inner, descended, batch)
                 with torch.enable_grad(), craft.in_precision(self.precision, x.device):
-                    loss = objective(Reduced.of(model), batch)
+                    batch = batch.reaching(given) if given.requires_grad else batch
+                    loss = descended(Reduced.of(model, self.objective), batch)
                 self.train_loss = loss.detach()
                 yield loss
                 grad = _gradient_of(leaf)
@@ -119,8 +127,8 @@ class FreeAT:
     def _check(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> bool:
         """Of the first batch, which pays for it with one forward in eval mode, and with a backward
         where it is a look as well: whether it is."""
-        arguments.check_batch(self.threat, model, x, y)
-        asked = arguments.checking(model, model, x, y)
+        arguments.check_batch(self.threat, model, x, y, self.objective)
+        asked = arguments.checking(model, model, x, y, self.objective)
         looked = self._look(asked, x)
         if not looked:
             with torch.no_grad(), self._checking(model, x):
@@ -146,7 +154,7 @@ class FreeAT:
         )
 
     def _gradient_inside(
-        self, model: Model, objective: WeightLoss, batch: Crafted
+        self, model: Model, descended: WeightLoss, batch: Crafted
     ) -> torch.Tensor | None:
         """Where the model clamps, the gradient of the loss by a pass of its own, with entries at
         the bounds moved inside; None elsewhere. Nothing but a graph of modifiers sees weights."""
@@ -164,9 +172,20 @@ class FreeAT:
             craft.in_precision(self.precision, leaf.device),
             torch.enable_grad(),
         ):
-            loss = objective(Reduced(model, model), batch._replace(x_adv=leaf))
+            reduced = Reduced(model, model, self.objective)
+            loss = descended(reduced, batch._replace(x_adv=leaf))
             (grad,) = torch.autograd.grad(loss, leaf, torch.full_like(loss, scale))
         return grad
+
+    def _weight_loss(self) -> WeightLoss:
+        if self.objective is not None:
+            return objective_mean
+        return functools.partial(cross_entropy, label_smoothing=self.label_smoothing)
+
+    @property
+    def objective(self) -> Objective | None:
+        """What is ascended and descended, None for cross-entropy."""
+        return self.loss if isinstance(self.loss, Objective) else None
 
     @property
     def effective_eps(self) -> float:

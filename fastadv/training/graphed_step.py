@@ -1,7 +1,6 @@
 """Whole training steps, recorded once as a CUDA graph and replayed: craft, loss, backward, step."""
 
 import contextlib
-import dataclasses
 import itertools
 from collections.abc import Hashable
 from typing import Any
@@ -104,6 +103,8 @@ class GraphedStep:
         sample_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Train on one batch; the loss before the step, detached."""
+        arguments.check_is_leaf(x, "a recorded step begins at x")
+        x = x.detach()
         self._settle(x.device)
         self._refuse(recordable.refusal_of(self.optimizer) or _refusal_of(model))
         if self._form is not None:
@@ -170,8 +171,9 @@ class GraphedStep:
         self, x: torch.Tensor, y: torch.Tensor, sample_ids: torch.Tensor | None
     ) -> HeldBatch:
         """Tensors of this shape, filled with the batch."""
-        form = (x.shape, x.dtype, x.stride(), y.shape, y.device, sample_ids is None)
-        held = self._held.pop(form, None) or HeldBatch(x, y, sample_ids)
+        labels = torch.int64 if getattr(self.step, "objective", None) is None else y.dtype
+        form = (x.shape, x.dtype, x.stride(), y.shape, labels, y.device, sample_ids is None)
+        held = self._held.pop(form, None) or HeldBatch(x, y, sample_ids, labels)
         self._held[form] = held
         if len(self._held) > _MOST_SHAPES:
             del self._held[next(iter(self._held))]
@@ -210,7 +212,7 @@ class GraphedStep:
     def _key(self, model: nn.Module, held: HeldBatch) -> Hashable:
         """All that a recorded step has baked in."""
         step, device = self.step, held.x.device.type
-        settings = [getattr(step, f.name) for f in dataclasses.fields(step) if f.init]
+        settings = list(arguments.settings(step).values())
         bank, delta = getattr(step, "bank", None), getattr(step, "delta", None)
         assert self._form is not None, "refused otherwise"
         return (

@@ -11,12 +11,21 @@ _SERIAL = itertools.count()
 
 
 class HeldBatch:
-    """The tensors that the recordings of one shape read and write; `serial` is theirs alone."""
+    """The tensors that the recordings of one shape read and write; `serial` is theirs alone.
 
-    def __init__(self, x: torch.Tensor, y: torch.Tensor, sample_ids: torch.Tensor | None) -> None:
+    labels: the dtype in which y is held.
+    """
+
+    def __init__(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        sample_ids: torch.Tensor | None,
+        labels: torch.dtype = torch.int64,
+    ) -> None:
         self.serial: int = next(_SERIAL)
         self.x: torch.Tensor = torch.empty_like(x, requires_grad=False)
-        self.y: torch.Tensor = torch.empty_like(y, dtype=torch.int64)
+        self.y: torch.Tensor = torch.empty_like(y, dtype=labels, requires_grad=False)
         self.sample_ids: torch.Tensor | None = None
         if sample_ids is not None:
             self.sample_ids = torch.empty(x.shape[:1], dtype=torch.int64, device=x.device)
@@ -28,7 +37,7 @@ class HeldBatch:
     ) -> None:
         """Write a batch, and the number by which its noise is drawn."""
         self.x.copy_(x.detach())
-        self.y.copy_(y)
+        self.y.copy_(y.detach())
         if self.sample_ids is not None and sample_ids is not None:
             self.sample_ids.copy_(arguments.sample_ids(sample_ids, x, needed=False))
         self.draws.fill_(draws.number(batch))

@@ -19,3 +19,14 @@ def check_step(step: Any) -> None:
         "step must be one of fastadv.training: FastAT, NFGSM, PGDAT, TRADES, MART, FreeAT, "
         f"YOPO; got {step!r}{hint}"
     )
+
+
+def check_watched(step: Any) -> None:
+    """Raises for what is no training step, and for one whose accuracy is not that of classes."""
+    check_step(step)
+    objective = getattr(step, "objective", None)
+    if objective is not None:
+        raise ValueError(
+            "a Sentinel compares accuracies of class labels, clean, under one step and under PGD; "
+            f"got a step with loss={objective!r}. Watch fastadv.evaluate on held-out samples"
+        )

@@ -48,7 +48,7 @@ class AWP:
             restored_generators(batch.x.device, batch.host_seed),
             statistics_policy(inner, "batch"),
         ):
-            loss = objective(Reduced(inner, inner), batch)
+            loss = objective(Reduced(inner, inner, model.objective), batch.cut_off())
             grads = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         sizes, lengths = [w.norm() for w in weights], [g.norm() for g in grads]
         moved = {
@@ -62,6 +62,7 @@ class AWP:
         perturbed = Reduced(
             lambda x: functional_call(wrapper, outside, (x,)),
             lambda x: functional_call(inner, moved, (x,)),
+            model.objective,
         )
         return objective(perturbed, batch)
 
@@ -71,7 +72,9 @@ class GradAlign:
     """The loss + weight * (1 - mean cos(g(x), g(x + u))), g the input gradient, u a random start.
 
     Keeps the loss locally linear, which single-step methods need at large eps. weight: 0.2 at eps
-    8/255 of CIFAR-10. A double backward: two forwards and about eight more units.
+    8/255 of CIFAR-10. A double backward: two forwards and about eight more units. The gradients are
+    those of the cross-entropy, or of the step's objective; where x requires a gradient, this term
+    does not reach it.
 
     Example: `fastadv.training.FastAT(threat, modifiers=[fastadv.training.GradAlign(0.2)])`.
     Source: Andriushchenko and Flammarion 2020, arXiv:2007.02617.
@@ -88,9 +91,10 @@ class GradAlign:
 
     def __call__(self, objective: WeightLoss, model: Reduced, batch: Crafted) -> torch.Tensor:
         loss = objective(model, batch)
+        x = batch.x.detach()
         near = start_point(
             batch.threat,
-            batch.x,
+            x,
             seed=batch.seed + 1,
             sample_ids=batch.sample_ids,
             draw=batch.draw,
@@ -98,14 +102,14 @@ class GradAlign:
             eps=batch.eps,
         )
         with statistics_policy(model.others, "batch"):
-            here, there = (self._gradient(model, x, batch) for x in (batch.x, near))
+            here, there = (self._gradient(model, at, batch) for at in (x, near))
         return loss + self.weight * (1 - F.cosine_similarity(here, there, dim=1).mean())
 
     @staticmethod
     def _gradient(model: Reduced, x: torch.Tensor, batch: Crafted) -> torch.Tensor:
         def gradient(at: torch.Tensor) -> torch.Tensor:
             leaf = at.detach().requires_grad_()
-            loss = F.cross_entropy(model(leaf), batch.y, reduction="sum")
+            loss = batch.loss(model(leaf), "sum")
             (grad,) = torch.autograd.grad(loss, leaf, create_graph=True)
             return grad
 
@@ -115,6 +119,8 @@ class GradAlign:
 @dataclass(frozen=True)
 class CleanMixing:
     """(1 - weight) * the loss + weight * CE(f(x), y): clean samples beside the adversarial ones.
+
+    Of a step with an objective, weight * the mean of its losses at x.
 
     Example: `fastadv.training.FastAT(threat, modifiers=[fastadv.training.CleanMixing(0.5)])`.
     Source: Kurakin, Goodfellow and Bengio 2017, arXiv:1611.01236.
@@ -131,5 +137,5 @@ class CleanMixing:
 
     def __call__(self, objective: WeightLoss, model: Reduced, batch: Crafted) -> torch.Tensor:
         loss = objective(model, batch)
-        clean = F.cross_entropy(model(batch.x), batch.y)
+        clean = batch.loss(model(batch.x), "mean")
         return (1 - self.weight) * loss + self.weight * clean

@@ -10,6 +10,7 @@ from fastadv import outputs
 from fastadv.isolation import Model
 from fastadv.ops import layout
 from fastadv.ops.noise import start
+from fastadv.training.by_objective import ObjectiveStep
 from fastadv.training.craft import Ascent, BNPolicy
 from fastadv.training.step import CraftedStep
 from fastadv.training.weight_loss import WeightLoss, mart, trades
@@ -18,13 +19,14 @@ _START_NOISE = 0.001  # standard deviation, in input units: TRADES' and MART's o
 
 
 @dataclass(eq=False, repr=False)
-class PGDAT(CraftedStep):
+class PGDAT(ObjectiveStep):
     """CE(f(x_adv), y), x_adv from `steps` fused PGD steps out of a uniform start in the eps-ball.
 
     step_size: in input units, 2.5 eps / steps if None. random_start=False starts at x. clamp_start:
     clamp the start into the bounds before the first gradient. Costs 2 steps + 3 units (PGD-10: 23;
     code that lets backward fill weight gradients while crafting: 33). At large radii
-    (MNIST, eps 0.3) give it `eps_warmup`: without one it stays at the constant prediction.
+    (MNIST, eps 0.3) give it `eps_warmup`: without one it stays at the constant prediction. loss: an
+    objective in place of CE; other arguments as in `CraftedStep`.
 
     Example: `loss = fastadv.training.PGDAT(fastadv.Linf(8 / 255), steps=10).loss(model, x, y)`.
     Source: Madry et al. 2018, arXiv:1706.06083.
@@ -76,7 +78,7 @@ class TRADES(CraftedStep):
         clean = outputs.logits_in(model(x), x)
         return clean.softmax(1, dtype=layout.compute_dtype(clean))
 
-    def _objective(self) -> WeightLoss:
+    def _weight_loss(self) -> WeightLoss:
         return functools.partial(trades, beta=self.beta, label_smoothing=self.label_smoothing)
 
 
@@ -105,7 +107,7 @@ class MART(CraftedStep):
         step = self._scaled(self.step_size, default=0.25)
         return Ascent(self.threat, self.steps, step, eps)
 
-    def _objective(self) -> WeightLoss:
+    def _weight_loss(self) -> WeightLoss:
         return functools.partial(mart, beta=self.beta, label_smoothing=self.label_smoothing)
 
 

@@ -14,7 +14,7 @@ from fastadv.threat_model import ThreatModel, check_threat
 from fastadv.training import arguments, snapshot
 from fastadv.training.craft import inner_module
 from fastadv.training.examination import look
-from fastadv.training.methods import Step, check_step
+from fastadv.training.methods import Step, check_watched
 from fastadv.training.multistep import PGDAT
 from fastadv.training.verdict import (
     Check,
@@ -110,7 +110,7 @@ class Sentinel:
         Call it after every batch, with the optimizer step done. Raises `Collapse` for "stop", and
         where three rollbacks did not help; emits `TrainingWarning` otherwise.
         """
-        check_step(step)
+        check_watched(step)
         if self._good is None:
             self.keep(model, optimizer)  # nothing better is known yet
         self.batches += 1
@@ -154,7 +154,7 @@ class Sentinel:
         been rescued before; else warns or, for "rollback", returns the step that rescues: train on.
         judged: the network that is handed over, if it is another (an average of the weights).
         """
-        check_step(step)
+        check_watched(step)
         if not self.floor:
             return step
         check = self.examine(judged or model, restarts=_RESTARTS_AT_THE_END)

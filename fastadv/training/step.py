@@ -11,6 +11,7 @@ import torch
 
 from fastadv.execution import Precision
 from fastadv.isolation import Model
+from fastadv.objective import Objective
 from fastadv.threat_model import ThreatModel, start_point
 from fastadv.training import arguments, craft
 from fastadv.training.bank import PerturbationBank
@@ -20,6 +21,7 @@ from fastadv.training.weight_loss import (
     Crafted,
     Modifier,
     Reduced,
+    TrainingLoss,
     WeightLoss,
     cross_entropy,
     modified,
@@ -58,6 +60,7 @@ class CraftedStep:
     batches: int = field(init=False, default=0)
     craft_loss: torch.Tensor | None = field(init=False, default=None)
     train_loss: torch.Tensor | None = field(init=False, default=None)
+    _loss_setting: TrainingLoss = field(init=False, default="ce")
     _is_checked: bool = field(init=False, default=False)
     _draws: DeviceDraws | None = field(init=False, default=None)
     _watch: InputWatch = field(init=False)
@@ -96,19 +99,33 @@ class CraftedStep:
 
         model: the user's, in train mode, also wrapped by DistributedDataParallel (the craft uses
         the inner module, so that each backward reduces gradients once). x: (B, ...) inside the
-        threat model's bounds; y: (B,) labels. sample_ids: (B,) integers that key the noise and the
-        bank; positions in the global batch if None. x_init: start iterates instead of random ones.
-        The first call checks the values of x and y, which synchronises; later ones never do.
-        Gradients, flags, random state and, but for bn="train", buffers are left as they were.
+        threat model's bounds; y: (B,) labels, or what the objective takes. sample_ids: (B,)
+        integers that key the noise and the bank; positions in the global batch if None. x_init:
+        start iterates instead of random ones. The first call checks the values of x and y, which
+        synchronises; later ones never do. Gradients, flags, random state and, but for bn="train",
+        buffers are left as they were. If x requires a gradient, as the output of an embedding does,
+        it gets the gradient at x_adv.
         """
         batch = self.craft(model, x, y, sample_ids=sample_ids, x_init=x_init)
-        objective = modified(self._objective(), self.modifiers)
+        descended = modified(self._weight_loss(), self.modifiers)
         with craft.in_precision(self.precision, x.device):
-            loss = objective(Reduced.of(model), batch)
-        self._watch.close()
-        self.train_loss = loss.detach()
-        self.batches += 1
+            loss = descended(Reduced.of(model, self.objective), batch)
+        self.advance(loss)
         return loss
+
+    def advance(self, loss: torch.Tensor | None = None) -> None:
+        """Go on to the next batch, in a loop that calls `craft` and has a loss of its own.
+
+        Noise and warm-up move on, as `loss` itself moves them. loss: what the weights descended,
+        for `train_loss`, which a `Sentinel` reads.
+
+        Example: `batch = step.craft(model, x, y)`, `loss = own(model(batch.x_adv), y)`, then
+        `step.advance(loss)`.
+        """
+        self._watch.close()
+        if loss is not None:
+            self.train_loss = loss.detach()
+        self.batches += 1
 
     def craft(
         self,
@@ -119,16 +136,18 @@ class CraftedStep:
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
     ) -> Crafted:
-        """The adversarial batch alone, as the next `loss` would train on it."""
-        inner = craft.inner_module(model)
+        """The adversarial batch alone, as the next `loss` would train on it, again and again: with
+        `advance` a loop of one's own goes on to the next. Modifiers are part of `loss` alone.
+        """
+        inner, objective, given = craft.inner_module(model), self.objective, x
         if not self._is_checked:
-            arguments.check_batch(self.threat, inner, x, y)
+            arguments.check_batch(self.threat, inner, x, y, objective)
         arguments.check_not_empty(x)
-        x, y = x.detach(), y.to(torch.int64)
+        x, y = x.detach(), arguments.asked(y, objective)
         ids = arguments.sample_ids(sample_ids, x, needed=self.bank is not None)
         asked = inner
         if not self._is_checked:
-            asked = arguments.checking(inner, inner, x, y)
+            asked = arguments.checking(inner, inner, x, y, objective)
             if self.bank is not None:
                 self.bank.check_ids(ids)
         eps = self.effective_eps
@@ -150,6 +169,7 @@ class CraftedStep:
                 y,
                 self._ascent(eps),
                 reference=self._reference(asked, x),
+                objective=objective,
                 differentiate=self._watch.gradient,
             )
             self.craft_loss = losses.mean()
@@ -159,7 +179,15 @@ class CraftedStep:
         if self.bank is not None:
             self.bank.put(ids, x_adv, x, eps=eps)
         watched = self._watch.gradient
-        return Crafted(x, x_adv, y, eps, ids, self.draw, self.seed, self.threat, watched)
+        batch = Crafted(
+            x, x_adv, y, eps, ids, self.draw, self.seed, self.threat, watched, objective
+        )
+        return batch.reaching(given) if given.requires_grad else batch
+
+    @property
+    def objective(self) -> Objective | None:
+        """What is ascended and descended, None for the method's own loss."""
+        return self._loss_setting if isinstance(self._loss_setting, Objective) else None
 
     @property
     def effective_eps(self) -> float:
@@ -197,7 +225,7 @@ class CraftedStep:
         """(B, C) probabilities that the loss of the ascent compares with."""
         return None
 
-    def _objective(self) -> WeightLoss:
+    def _weight_loss(self) -> WeightLoss:
         return functools.partial(cross_entropy, label_smoothing=self.label_smoothing)
 
     def _uniform_start(

@@ -2,24 +2,29 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 
 from fastadv import losses, outputs
 from fastadv.isolation import Model
+from fastadv.objective import Objective
 from fastadv.threat_model import ThreatModel
-from fastadv.training.craft import Differentiate, directly, inner_module
+from fastadv.training.craft import HALVES, Differentiate, directly, inner_module
+
+TrainingLoss = Literal["ce"] | Objective
 
 
 class Crafted(NamedTuple):
-    """One crafted batch. x, x_adv: (B, ...); y: (B,).
+    """One crafted batch. x, x_adv: (B, ...); y: (B,), or what the objective takes.
 
+    Where the x that was given requires a gradient both lead back to it, x_adv as x + a constant.
     eps: the radius after warm-up. sample_ids, draw, seed: the keys of what else is drawn for it;
     draw: an integer, or (B,) integers on the device where the step is recorded as a graph. threat:
     whose ball x_adv was looked for in. differentiate: how input gradients are taken; where the
-    model clamps, not at entries that lie at a bound.
+    model clamps, not at entries that lie at a bound. objective: by which a sample's loss is
+    computed, None for cross-entropy.
     """
 
     x: torch.Tensor
@@ -31,6 +36,25 @@ class Crafted(NamedTuple):
     seed: int
     threat: ThreatModel
     differentiate: Differentiate = directly
+    objective: Objective | None = None
+
+    def loss(self, output: torch.Tensor, reduction: Literal["mean", "sum"]) -> torch.Tensor:
+        """The plain loss of an output for this batch, a scalar."""
+        if self.objective is None:
+            return F.cross_entropy(output, self.y, reduction=reduction)
+        rows = self.objective.losses(output, self.y)
+        return rows.mean() if reduction == "mean" else rows.sum()
+
+    def reaching(self, x: torch.Tensor) -> "Crafted":
+        """The same values, whose gradients reach x, the clean samples that require one."""
+        # 0 is added, not x_adv - x to x: that rounds, and the model would see another x_adv
+        return self._replace(x=x, x_adv=self.x_adv + (x - x.detach()))
+
+    def cut_off(self) -> "Crafted":
+        """The same values, without what x was computed from."""
+        if not self.x.requires_grad:
+            return self
+        return self._replace(x=self.x.detach(), x_adv=self.x_adv.detach())
 
     @property
     def host_seed(self) -> int:
@@ -43,23 +67,28 @@ class Reduced:
 
     DistributedDataParallel prepares its one all-reduce and broadcasts buffers at each call of the
     wrapper; a second call before the backward would write buffers that the first one's graph needs.
+    objective: that of the batch, whose outputs need not be logits.
     """
 
-    def __init__(self, first: Model, others: Model) -> None:
+    def __init__(self, first: Model, others: Model, objective: Objective | None = None) -> None:
         self.first = first
         self.others = others
+        self.objective = objective
         self.is_called: bool = False
 
     @classmethod
-    def of(cls, model: Model) -> "Reduced":
-        return cls(model, inner_module(model))
+    def of(cls, model: Model, objective: Objective | None = None) -> "Reduced":
+        return cls(model, inner_module(model), objective)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         model = self.others if self.is_called else self.first
         self.is_called = True
-        logits = outputs.logits_in(model(x), x)
-        losses.check_logits(logits, x)
-        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        output = outputs.logits_in(model(x), x)
+        if self.objective is None:
+            losses.check_logits(output, x)
+        else:
+            losses.check_rows(output, x)
+        return output.float() if output.dtype in HALVES else output
 
 
 # (model, batch) -> the scalar that the weights descend
@@ -82,6 +111,11 @@ def modified(objective: WeightLoss, modifiers: Sequence[Modifier]) -> WeightLoss
 def cross_entropy(model: Reduced, batch: Crafted, *, label_smoothing: float = 0.0) -> torch.Tensor:
     """Mean cross-entropy of the adversarial samples."""
     return F.cross_entropy(model(batch.x_adv), batch.y, label_smoothing=label_smoothing)
+
+
+def objective_mean(model: Reduced, batch: Crafted) -> torch.Tensor:
+    """The mean of an objective's losses of the adversarial samples."""
+    return batch.loss(model(batch.x_adv), "mean")
 
 
 def trades(

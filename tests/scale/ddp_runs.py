@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import fastadv
+from fastadv import objectives
 from fastadv.models.initialisation import build_seeded
 from fastadv.training import (
     AWP,
@@ -43,6 +44,9 @@ STEPS: dict[str, Callable[[], object]] = {
     "MART": lambda: MART(THREAT, steps=3),
     "YOPO": lambda: YOPO(THREAT, first_layer="0", outer=3, inner=2),
     "FreeAT": lambda: FreeAT(THREAT, replays=3),
+    "PGDAT of an objective": lambda: PGDAT(
+        THREAT, steps=2, loss=objectives.weighted((1.0, 2.0, 0.5, 1.0))
+    ),
     "AWP": lambda: FastAT(THREAT, modifiers=[AWP(0.01)]),
     "TRADES with AWP": lambda: TRADES(THREAT, steps=2, modifiers=[AWP(0.005)]),
     "GradAlign": lambda: FastAT(THREAT, modifiers=[GradAlign(0.2)]),

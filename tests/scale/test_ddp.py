@@ -22,6 +22,7 @@ FORWARDS = {
     "MART": 2,
     "YOPO": 3,
     "FreeAT": 3,
+    "PGDAT of an objective": 1,
     "AWP": 1,
     "TRADES with AWP": 2,
     "GradAlign": 1,

@@ -245,8 +245,26 @@ def test_start_iterates_given_by_the_user_are_not_written():
     for name in (*CRAFTED, "YOPO"):
         METHODS[name](THREAT).loss(net, x, y, x_init=x_init).backward()
         assert torch.equal(x_init.detach(), before) and x_init.grad is None, name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_gradient_of_x_comes_from_the_users_backward_alone(name):
+    """As from F.cross_entropy(model(x), y), which the step replaces; no craft leaves one."""
+    net, ((x, y),) = conv_net(), batches(1)
     x.requires_grad_()
-    for name in METHODS:
-        for loss in METHODS[name](THREAT)(net, x, y):
-            loss.backward()
-        assert x.grad is None, name
+    leaf = x.detach().requires_grad_()  # FreeAT's first input is x
+    if name in CRAFTED:
+        batch = METHODS[name](THREAT).craft(net, x, y)
+        assert x.grad is None
+        leaf = batch.x_adv.detach().requires_grad_()
+    for loss in METHODS[name](THREAT)(net, x, y):
+        assert x.grad is None, "before a backward"
+        loss.backward()
+        break
+    if name == "YOPO":
+        assert x.grad is None  # it hands over gradients of the weights
+    elif name in ("TRADES", "MART"):
+        assert x.grad.abs().max() > 0  # of the clean and of the adversarial pass
+    else:
+        (grad,) = torch.autograd.grad(F.cross_entropy(net(leaf), y), leaf)
+        assert torch.equal(x.grad, grad)
