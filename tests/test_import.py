@@ -57,4 +57,4 @@ def test_a_prompt_offers_the_public_names_of_a_package_and_no_others(name):
 def test_a_prompt_offers_the_public_names_of_fastadv_and_no_others():
     assert set(dir(fastadv)) == {*fastadv.__all__, "evaluation", "__version__"}
     modules = {name for name in dir(fastadv) if inspect.ismodule(getattr(fastadv, name))}
-    assert modules == {"evaluation", "ops", "training"}
+    assert modules == {"evaluation", "objectives", "ops", "training"}
