@@ -3,6 +3,7 @@
 import torch
 
 from fastadv.data.images import to_unit_interval
+from fastadv.elements import common_bounds, has_elements
 from fastadv.ops import doubles
 from fastadv.threat_model import ThreatModel
 
@@ -21,8 +22,10 @@ def to_uint8(x_adv: torch.Tensor, x: torch.Tensor, threat: ThreatModel) -> torch
 
     Example: `to_uint8(attack(model, x, y), x, fastadv.Linf(8 / 255))`.
     """
-    if threat.bounds != (0.0, 1.0):
+    if common_bounds(threat) != (0.0, 1.0):
         raise ValueError(f"threat must have bounds (0, 1) for 8-bit images; got {threat.bounds}")
+    if has_elements(threat):
+        raise ValueError(f"threat must have one radius for all elements; got {threat!r}")
     if x_adv.shape != x.shape:
         raise ValueError(
             f"x_adv and x must share a shape; got {tuple(x_adv.shape)}, {tuple(x.shape)}"

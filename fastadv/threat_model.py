@@ -2,17 +2,28 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 
+from fastadv.elements import (
+    Bounds,
+    check_elements_fit,
+    check_sides,
+    common_bounds,
+    contains_elements,
+    has_elements,
+    in_units,
+    of_elements,
+)
 from fastadv.ops import doubles, reduction
 from fastadv.ops.noise import start
+from fastadv.ops.steps import arguments as step_arguments
 from fastadv.ops.steps import l1, l1_projection, l2, linf
-from fastadv.values import pasteable_value, same_settings
+from fastadv.region import Region, region_of
+from fastadv.values import pasteable_value, same_settings, same_value
 
-Bounds = tuple[float, float] | None
 StartKind = Literal["uniform", "gaussian", "sphere"]
 
 # one rounding of x +- eps (contract C3): half an ulp of a value in [0.5, 1)
@@ -32,7 +43,9 @@ _STEPS: dict[str, Callable[..., torch.Tensor]] = {
 class ThreatModel(Protocol):
     """What an attack asks of a norm; `Linf`, `L2` and `L1` are the three that exist.
 
-    eps: float or (B,) tensor, in input units. bounds: (lo, hi) or None. Tensors are (B, ...).
+    eps: float or (B,) tensor, in input units, or a tensor with a batch axis, (1, F) or (1, C, 1, 1)
+    say, of radii of elements. bounds: (lo, hi), floats or tensors of elements, or None. Tensors are
+    (B, ...).
     """
 
     norm: ClassVar[str]
@@ -45,20 +58,21 @@ class ThreatModel(Protocol):
         if isinstance(eps, bool) or not isinstance(eps, (int, float, torch.Tensor)):
             raise TypeError(f"{name} eps must be a float or a (B,) tensor; got {eps!r}")
         radius = torch.as_tensor(eps)
-        if radius.ndim > 1 or not bool((radius.isfinite() & (radius >= 0)).all()):
+        if not bool((radius.isfinite() & (radius >= 0)).all()):
             raise ValueError(f"{name} eps must be a finite float or (B,) tensor >= 0; got {eps}")
-        if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
-            raise ValueError(f"{name} bounds must be (lo, hi) with lo < hi, or None; got {bounds}")
+        check_sides(name, bounds)
 
     def __repr__(self) -> str:
-        bounds = "" if self.bounds == (0.0, 1.0) else f", bounds={self.bounds}"
+        bounds = f", bounds={pasteable_value(self.bounds)}"
+        bounds = "" if same_value(self.bounds, (0.0, 1.0)) else bounds
         return f"fastadv.{type(self).__name__}({pasteable_value(self.eps)}{bounds})"
 
     def __eq__(self, other: object) -> bool:
         return same_settings(self, other)
 
     def __hash__(self) -> int:
-        return hash((type(self), self.bounds))
+        sides = self.bounds or ()
+        return hash((type(self), *(tuple(s.shape) if of_elements(s) else s for s in sides)))  # type: ignore[union-attr]
 
     def step_(
         self,
@@ -68,11 +82,15 @@ class ThreatModel(Protocol):
         *,
         step_size: float | torch.Tensor,
         eps: float | torch.Tensor,
+        box: torch.Tensor | None = None,
         **more: Any,
     ) -> torch.Tensor:
-        """One fused ascent step with projection and clamp, in place."""
+        """One fused ascent step with projection and clamp, in place. box: that of a `Region`, where
+        elements are not all alike."""
+        if box is not None:
+            more["box"] = box
         return _STEPS[self.norm](
-            x_adv, grad, x, step_size=step_size, eps=eps, bounds=self.bounds, **more
+            x_adv, grad, x, step_size=step_size, eps=eps, bounds=common_bounds(self), **more
         )
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -99,22 +117,36 @@ def start_point(
     kind: StartKind = "uniform",
     clamp_start: bool = True,
     eps: float | torch.Tensor | None = None,
+    region: Region | None = None,
 ) -> torch.Tensor:
     """A random start in the eps-ball around x: kind "uniform", "gaussian" or (L2) "sphere".
 
     Philox-keyed by (seed, sample_id, draw): the same bits in any batch, where a sample keeps its
     id; sample_ids: (B,) integers, 0..B-1 if None. clamp_start=False leaves the point outside bounds
-    where the draw lands there.
+    where the draw lands there. region: where elements may go, if not that of `threat`.
     Example: `fastadv.start_point(fastadv.L2(0.5), x, seed=0)`.
     """
+    region = region or region_of(threat, x)
+    eps = threat.eps if eps is None else eps
+    if region is not None:
+        return start.random_start(
+            x,
+            eps=1.0 if of_elements(eps) else eps,
+            seed=seed,
+            sample_ids=sample_ids,
+            draw=draw,
+            kind=cast(start.Kind, f"{threat.norm}_{kind}"),
+            bounds=None,
+            box=region.start_box(x, clamps=clamp_start),
+        )
     return start.random_start(
         x,
-        eps=threat.eps if eps is None else eps,
+        eps=eps,
         seed=seed,
         sample_ids=sample_ids,
         draw=draw,
         kind=cast(start.Kind, f"{threat.norm}_{kind}"),
-        bounds=threat.bounds if clamp_start else None,
+        bounds=common_bounds(threat) if clamp_start else None,
     )
 
 
@@ -123,15 +155,32 @@ def contains(
     x_adv: torch.Tensor,
     x: torch.Tensor,
     eps: float | torch.Tensor | None = None,
+    region: Region | None = None,
 ) -> torch.Tensor:
     """(B,) bool: x_adv is in bounds and, in float64, distance <= eps * (1 + 1e-6) + r.
 
     r is one rounding of x +- eps: u (L-infinity), u * sqrt(d) (L2), u * d (L1), times
-    max(|lo|, |hi|).
+    max(|lo|, |hi|). With radii or bounds of elements r adds up theirs, and in L-infinity each
+    element is looked at. region: where elements may go, if not that of `threat`.
     """
     radius = threat.eps if eps is None else eps
+    if region is not None and region.mask is not None:
+        moved = (x_adv != x) & ~region.mask
+        unmasked = replace(region, mask=None) if region.has_elements else None
+        inside = contains(threat, x_adv, x, eps, unmasked)
+        return inside & ~moved.reshape(len(x), math.prod(x.shape[1:])).any(1)
+    if region is not None or has_elements(threat):
+        own = None if region is None else region.eps
+        return contains_elements(
+            x_adv,
+            x,
+            norm=threat.norm,
+            eps=radius if own is None else own,
+            bounds=threat.bounds if region is None else region.bounds,
+            roundoff=_UNIT_ROUNDOFF[x.dtype],
+        )
     size = x[0].numel() if len(x) else 0
-    bounds = threat.bounds
+    bounds = common_bounds(threat)
     lo, hi = (-math.inf, math.inf) if bounds is None else bounds
     outside = (x_adv < lo) | (x_adv > hi) | x_adv.isnan()
     in_bounds = ~outside.reshape(len(x), size).any(1)
@@ -151,9 +200,13 @@ def contains(
 
 def check_fits(threat: ThreatModel, x: torch.Tensor) -> None:
     """Raises ValueError if the ball is wider than the box: eps was meant in other units."""
-    if threat.bounds is None or x.numel() == 0:
+    if has_elements(threat):
+        check_elements_fit(threat, x)
         return
-    lo, hi = threat.bounds
+    bounds = common_bounds(threat)
+    if bounds is None or x.numel() == 0:
+        return
+    lo, hi = bounds
     size = x[0].numel()
     widest = (hi - lo) * {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[threat.norm]
     radius = torch.as_tensor(threat.eps)
@@ -165,9 +218,22 @@ def check_fits(threat: ThreatModel, x: torch.Tensor) -> None:
         )
 
 
-def _difference(x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _difference(threat: ThreatModel, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """(n, D), in units of eps where that is one for each element."""
     difference = doubles.doubled(x_adv) - doubles.doubled(x)
+    if of_elements(threat.eps):
+        difference = in_units(difference, cast(torch.Tensor, threat.eps))
     return difference.reshape(len(x), math.prod(x.shape[1:]))
+
+
+def _projected(threat: ThreatModel, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """x_adv after a step of no length."""
+    moved = step_arguments.dense_copy(x_adv)
+    region, eps = region_of(threat, x), threat.eps
+    box = None if region is None else region.box(x, eps, like=moved)
+    still = torch.zeros_like(moved)
+    radius = 1.0 if of_elements(eps) else eps
+    return threat.step_(moved, still, x, step_size=0.0, eps=radius, box=box)
 
 
 def check_threat(threat: object) -> None:
@@ -197,13 +263,12 @@ class Linf(ThreatModel):
         check_fits(self, torch.empty(1, 1))
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        still = torch.zeros_like(x_adv)
-        return linf.linf_step(x_adv, still, x, step_size=0.0, eps=self.eps, bounds=self.bounds)
+        return _projected(self, x_adv, x)
 
     def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         if x.numel() == 0:
             return x.new_zeros(len(x), dtype=doubles.widest(x))
-        return doubles.returned(_difference(x_adv, x).abs().amax(1), x)
+        return doubles.returned(_difference(self, x_adv, x).abs().amax(1), x)
 
     def rounding(self, size: int) -> float:
         return 1.0
@@ -221,11 +286,10 @@ class L2(ThreatModel):
     norm: ClassVar[str] = "l2"
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        still = torch.zeros_like(x_adv)
-        return l2.l2_step(x_adv, still, x, step_size=0.0, eps=self.eps, bounds=self.bounds)
+        return _projected(self, x_adv, x)
 
     def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return doubles.returned(reduction.tree_sum(_difference(x_adv, x).square()).sqrt(), x)
+        return doubles.returned(reduction.tree_sum(_difference(self, x_adv, x).square()).sqrt(), x)
 
     def rounding(self, size: int) -> float:
         return math.sqrt(size)
@@ -244,10 +308,12 @@ class L1(ThreatModel):
     norm: ClassVar[str] = "l1"
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return l1_projection.project_l1(x_adv, x, eps=self.eps, bounds=self.bounds)
+        if has_elements(self):
+            raise ValueError(f"L1 has no projection with eps or bounds of elements; got {self!r}")
+        return l1_projection.project_l1(x_adv, x, eps=self.eps, bounds=common_bounds(self))
 
     def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return doubles.returned(reduction.tree_sum(_difference(x_adv, x).abs()), x)
+        return doubles.returned(reduction.tree_sum(_difference(self, x_adv, x).abs()), x)
 
     def rounding(self, size: int) -> float:
         return float(size)

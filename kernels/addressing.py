@@ -17,6 +17,31 @@ def scalar_or_row(scalar, rows_ptr, row, PER_SAMPLE: tl.constexpr, DTYPE: tl.con
 
 
 @triton.jit
+def load_bounds(box_ptr, e, mask, D, DTYPE: tl.constexpr):
+    """(lower, upper) of elements e, from the box of a row: see `fastadv.kernels.box`."""
+    low = tl.load(box_ptr + e, mask=mask).to(DTYPE)
+    high = tl.load(box_ptr + D + e, mask=mask).to(DTYPE)
+    return low, high
+
+
+@triton.jit
+def movable_grad(g, box_ptr, e, mask, D, DTYPE: tl.constexpr):
+    """g, 0 where the bounds of an element meet."""
+    low, high = load_bounds(box_ptr, e, mask, D, DTYPE)
+    return tl.where(low < high, g, 0.0)
+
+
+@triton.jit
+def load_unit(box_ptr, e, mask, D, DTYPE: tl.constexpr):
+    """What elements e are measured in, from the box of a row that has units."""
+    if mask is None:
+        unit = tl.load(box_ptr + D + D + e).to(DTYPE)
+    else:
+        unit = tl.load(box_ptr + D + D + e, mask=mask, other=1.0).to(DTYPE)
+    return unit
+
+
+@triton.jit
 def other_layout(e, D, INNER):
     """Offset of element e in the other layout (NCHW <-> NHWC) of a sample of D elements.
 

@@ -20,6 +20,8 @@ FLOORS = {
     "data": "data sets and loaders (beside the tower)",
     "models": "networks to attack and train (beside the tower)",
     "values": "settings that may be tensors: compared, pasted back",
+    "elements": "radii and bounds of elements",
+    "region": "masks, radii and bounds of elements as the boxes that ops take",
     "threat_model": "Linf, L2, L1: what an adversary may change",
     "objective": "what an adversary wants of a model that is no plain classifier",
     "objectives": "ready-made ones",

@@ -52,6 +52,7 @@ class Attack(Settings, Protocol):
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
+        mask: torch.Tensor | None = None,
         execution: Execution | None = None,
     ) -> torch.Tensor:
         """The adversarial examples alone; arguments as in `run`.
@@ -67,6 +68,7 @@ class Attack(Settings, Protocol):
             sample_ids=sample_ids,
             x_init=x_init,
             extra=extra,
+            mask=mask,
             execution=execution or Execution(),
         )
         return call.last_iterates() if self.keep == "last" else call.result().x_adv
@@ -81,6 +83,7 @@ class Attack(Settings, Protocol):
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
+        mask: torch.Tensor | None = None,
         execution: Execution | None = None,
     ) -> AttackResult:
         """Attack `model` at x and verify every success on the user's own model.
@@ -92,7 +95,9 @@ class Attack(Settings, Protocol):
         0..B-1, by position: give data-set indices, or count them by `streaming()`, to make the
         examples of a data set independent of its batches. x_init: the start iterates instead of
         random ones. extra: (B, ...) tensors that the model takes beside x, model(x, *extra), and
-        that go with their samples wherever these go. With a `fastadv.Objective` as loss the model
+        that go with their samples wherever these go. mask: bool, what broadcasts to x, (1, C, H, W)
+        or (H, W) say: outside of it x_adv is x, random starts included, and norms are those of what
+        is inside. With a `fastadv.Objective` as loss the model
         may return anything that it judges, and y is what it judges by. The model, its gradients,
         the random state and x are left as they were. Raises ValueError or TypeError for inputs that
         cannot be attacked; emits `AttackWarning` for what weakens the attack.
@@ -108,6 +113,7 @@ class Attack(Settings, Protocol):
             sample_ids=sample_ids,
             x_init=x_init,
             extra=extra,
+            mask=mask,
             execution=execution or Execution(),
         ).result()
 

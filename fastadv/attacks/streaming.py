@@ -75,11 +75,18 @@ class StreamingAttack:
         sample_ids: None = None,
         x_init: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
+        mask: torch.Tensor | None = None,
         execution: Execution | None = None,
     ) -> torch.Tensor:
         """The adversarial examples alone; arguments as of the attack, but for sample_ids."""
         more = self._arguments(
-            x, sample_ids, target=target, x_init=x_init, extra=extra or None, execution=execution
+            x,
+            sample_ids,
+            target=target,
+            x_init=x_init,
+            extra=extra or None,
+            mask=mask,
+            execution=execution,
         )
         x_adv = self.attack(model, x, y, **more)
         self.seen += len(x)
@@ -95,11 +102,18 @@ class StreamingAttack:
         sample_ids: None = None,
         x_init: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
+        mask: torch.Tensor | None = None,
         execution: Execution | None = None,
     ) -> AttackResult:
         """As `Attack.run`, but for sample_ids; an ensemble takes no target and no x_init."""
         more = self._arguments(
-            x, sample_ids, target=target, x_init=x_init, extra=extra or None, execution=execution
+            x,
+            sample_ids,
+            target=target,
+            x_init=x_init,
+            extra=extra or None,
+            mask=mask,
+            execution=execution,
         )
         result = self.attack.run(model, x, y, **more)
         self.seen += len(x)

@@ -18,7 +18,8 @@ class SlotState:
 
     slots: (B, 5) int32, columns in `fastadv.kernels.slots`. `leaf` is what the model is fed.
     grad_logits is made when the first logits are seen. unprobed: rows were loaded whose first
-    gradient has not been looked at. y, extra: as in `Work`.
+    gradient has not been looked at. y, extra: as in `Work`. box: where elements may go, (B, 2, D)
+    or (B, 3, D) as in `fastadv.ops.steps.box`, None where all are alike.
     """
 
     x: torch.Tensor
@@ -40,6 +41,7 @@ class SlotState:
     unprobed: bool = True
     y: torch.Tensor | None = None
     extra: tuple[torch.Tensor, ...] = ()
+    box: torch.Tensor | None = None
 
     @classmethod
     def empty(
@@ -74,6 +76,7 @@ class SlotState:
             momentum=image(dtype, momentum),
             model_input=image(x.dtype, model_input),
             y=rows(work.y),
+            box=None if work.region is None else work.region.empty_box(x, batch),
             extra=tuple(layout.dense_like(tensor, batch) for tensor in work.extra),
         )
 
@@ -97,6 +100,8 @@ class SlotState:
             self._put(name, rows, getattr(work, name))
         for own, tensor in zip(self.extra, work.extra, strict=True):
             put_rows(own, rows, tensor)
+        if self.box is not None and work.region is not None:
+            put_rows(self.box, rows, work.region.box(work.x, work.eps, like=self.x))
         if self.best_loss is not None:
             self._put("best_loss", rows, self.loss.new_full((len(work),), float("-inf")))
             self._put("x_best", rows, best)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fastadv.ops import layout
+from fastadv.region import Region
 
 Extra = tuple[torch.Tensor, ...]  # what a model takes beside x, a row a sample
 
@@ -17,7 +18,8 @@ class Work:
     x, x_init: (n, ...). labels, targets, sample_ids: (n,) int64. reference: (n, C) clean
     probabilities. ranking: (n, T) int64, the classes to aim at, most likely first. eps, step_size:
     (n,) in the dtype that x is computed in. y: (n, ...) what an objective judges by, while labels
-    are 0. extra: (n, ...) each, what the model takes beside x.
+    are 0. extra: (n, ...) each, what the model takes beside x. region: where elements may go, None
+    where all are alike; in units of its eps, if it has one, eps is 1.
     """
 
     x: torch.Tensor
@@ -31,6 +33,7 @@ class Work:
     x_init: torch.Tensor | None
     y: torch.Tensor | None = None
     extra: Extra = ()
+    region: Region | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -39,6 +42,8 @@ class Work:
         def pick(rows: Any) -> Any:
             if isinstance(rows, tuple):
                 return tuple(map(pick, rows))
+            if isinstance(rows, Region):
+                return rows.take(samples)
             return None if rows is None else layout.gather_rows(rows, samples)
 
         return Work(**{name: pick(rows) for name, rows in vars(self).items()})
@@ -58,7 +63,11 @@ def spread(name: str, value: float | torch.Tensor, x: torch.Tensor) -> torch.Ten
         if value.shape not in (torch.Size(), x.shape[:1]):
             raise ValueError(
                 f"{name} must be a float or one value a sample, ({len(x)},); got "
-                f"{tuple(value.shape)}"
+                f"{tuple(value.shape)}{_hint(name, value)}"
             )
         return value.to(x.device, dtype).expand(len(x)).contiguous()
     return torch.full((len(x),), value, dtype=dtype, device=x.device)
+
+
+def _hint(name: str, value: torch.Tensor) -> str:
+    return f". One value an element carries the batch axis: {name}[None]" if value.ndim == 1 else ""

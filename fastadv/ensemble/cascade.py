@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +19,7 @@ from fastadv.ensemble.versions import effort_of, fitted, name_of
 from fastadv.execution import Execution
 from fastadv.isolation import Model
 from fastadv.ops import layout
+from fastadv.values import same_value
 
 _ROBUST, _WRONG = -1, -2  # in `broken_by`, which else holds the index of a stage
 _NEAR = 0.1  # of the clean margin, which is negative
@@ -80,7 +81,7 @@ class Progress:
 
 class Attacked(NamedTuple):
     """What all stages attack. logits: (n, C) of the model at x; sample_ids: (n,); extra: (n, ...)
-    each."""
+    each. mask: of the dimensions of x, n rows or one."""
 
     model: Model
     x: torch.Tensor
@@ -88,6 +89,7 @@ class Attacked(NamedTuple):
     logits: torch.Tensor
     sample_ids: torch.Tensor
     extra: tuple[torch.Tensor, ...] = ()
+    mask: torch.Tensor | None = None
 
 
 def run_cascade(
@@ -173,6 +175,7 @@ def _run_stage(
         sample_ids=attacked.sample_ids[alive],
         x_init=x_init,
         extra=[layout.gather_rows(rows, alive) for rows in attacked.extra],
+        mask=_rows_of(attacked.mask, alive),
         execution=execution,
         clean_logits=attacked.logits[alive],
     )
@@ -219,8 +222,19 @@ def _note_reached(progress: Progress, attack: Attack, alive: torch.Tensor, found
 
 def _narrowed(attack: Attack, rows: torch.Tensor) -> Attack:
     """`attack` for `rows` of the samples, where each has a radius of its own."""
-    eps = attack.threat.eps
-    if not isinstance(eps, torch.Tensor) or eps.ndim == 0:
+    threat = attack.threat
+    bounds = threat.bounds
+    if bounds is not None:
+        bounds = tuple(_rows_of(side, rows) for side in bounds)
+    narrowed = dict(eps=_rows_of(threat.eps, rows), bounds=bounds)
+    if all(same_value(value, getattr(threat, name)) for name, value in narrowed.items()):
         return attack
-    threat = replace(attack.threat, eps=eps.to(rows.device)[rows])  # type: ignore[type-var]
-    return replace(attack, threat=threat)  # type: ignore[type-var]
+    return replace(attack, threat=replace(threat, **narrowed))  # type: ignore[type-var]
+
+
+def _rows_of(value: Any, rows: torch.Tensor) -> Any:
+    """`rows` of a tensor that has one for each sample: not of those that all samples share."""
+    is_shared = not isinstance(value, torch.Tensor) or value.ndim == 0
+    if is_shared or (value.ndim > 1 and len(value) == 1):
+        return value
+    return value.to(rows.device)[rows]

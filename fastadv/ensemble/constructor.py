@@ -14,6 +14,7 @@ from fastadv.attacks.argument import checked_attacks
 from fastadv.attacks.call import inputs
 from fastadv.attacks.call.call import Call
 from fastadv.attacks.call.result import Cost
+from fastadv.attacks.call.settings import check_takes_regions
 from fastadv.attacks.call.verdict import warn_of_faults
 from fastadv.attacks.square_search.attack import SquareAttack
 from fastadv.attacks.streaming import StreamingAttack
@@ -63,10 +64,12 @@ class AutoAttack:
         *,
         sample_ids: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
+        mask: torch.Tensor | None = None,
         execution: Execution | None = None,
     ) -> torch.Tensor:
         """The adversarial examples alone, x where none was found; arguments as in `run`."""
-        return self.run(model, x, y, sample_ids=sample_ids, extra=extra, execution=execution).x_adv
+        more = dict(extra=extra, mask=mask, execution=execution)
+        return self.run(model, x, y, sample_ids=sample_ids, **more).x_adv  # type: ignore[arg-type]
 
     def run(
         self,
@@ -76,19 +79,20 @@ class AutoAttack:
         *,
         sample_ids: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
+        mask: torch.Tensor | None = None,
         execution: Execution | None = None,
         progress: Progress | None = None,
         on_stage: Callable[[Progress], None] | None = None,
     ) -> AttackResult:
         """Run the attacks in order, each on the samples that the ones before it left robust.
 
-        Arguments as in `Attack.run`. progress: what an interrupted run of the same arguments had
-        reported to `on_stage` last: only the missing attacks are run; to keep it, copy it, as the
-        run goes on writing to it. execution: without a batch_size 128 slots. The result's `stages`
-        say what each attack broke, `broken_by` which attack broke a sample; its forwards leave out
-        the few of the checks, after which come `AttackWarning`s for signs of masked gradients:
-        "randomised", "dynamic", "probabilities", "squashed", "few_classes", "zero_gradient",
-        "square_gains", "clamped_input".
+        Arguments as in `Attack.run`; mask: where each of the attacks takes one. progress: what an
+        interrupted run of the same arguments had reported to `on_stage` last: only the missing
+        attacks are run; to keep it, copy it, as the run goes on writing to it. execution: without a
+        batch_size 128 slots. The result's `stages` say what each attack broke, `broken_by` which
+        attack broke a sample; its forwards leave out the few of the checks, after which come
+        `AttackWarning`s for signs of masked gradients: "randomised", "dynamic", "probabilities",
+        "squashed", "few_classes", "zero_gradient", "square_gains", "clamped_input".
 
         Example: `fastadv.autoattack(fastadv.Linf(8 / 255)).run(model, x, y).success`.
         """
@@ -96,6 +100,9 @@ class AutoAttack:
         if execution.batch_size is None:
             execution = replace(execution, batch_size=_BATCH_SIZE)
         attacks = self._seeded_attacks()
+        if mask is not None:
+            for attack in attacks:
+                check_takes_regions(attack, "mask=")
         if any(isinstance(attack, SquareAttack) for attack in attacks):
             _check_images(x, self.threat)
         look = Call(
@@ -107,6 +114,7 @@ class AutoAttack:
             sample_ids=sample_ids,
             x_init=None,
             extra=extra,
+            mask=mask,
             execution=execution,
         )
         if len(look.given.x) == 0:
@@ -126,7 +134,15 @@ class AutoAttack:
             progress = Progress.of_clean(look.given.x, labels, logits, reserved=reserved)
         run_cascade(
             attacks,
-            Attacked(model, look.given.x, labels, logits, look.given.sample_ids, look.given.extra),
+            Attacked(
+                model,
+                look.given.x,
+                labels,
+                logits,
+                look.given.sample_ids,
+                look.given.extra,
+                look.given.mask,
+            ),
             progress,
             reserved=reserved,
             execution=execution,

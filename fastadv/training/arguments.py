@@ -11,6 +11,7 @@ import torch
 from fastadv import losses, outputs
 from fastadv.attacks.call import inputs
 from fastadv.attacks.call.squashing import warn_of_outputs
+from fastadv.elements import common_bounds, has_elements
 from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.objective import Objective
@@ -27,6 +28,11 @@ def check_settings(step: Any) -> None:
         raise ValueError(
             f"threat must have one eps for all samples, a float; got {step.threat!r}. Reading a "
             "tensor would synchronise at every batch"
+        )
+    if has_elements(step.threat):
+        raise ValueError(
+            f"threat must have the bounds of all elements in training, (lo, hi); got "
+            f"{step.threat!r}. Scale the features to one range"
         )
     for name, lowest in (("steps", 1), ("replays", 1), ("outer", 1), ("inner", 1)):
         check_count(step, name, lowest)
@@ -111,7 +117,7 @@ def check_batch(
     objective: Objective | None = None,
 ) -> None:
     """Raises for a batch that cannot be trained on; synchronises, so the first batch only."""
-    images = inputs.check_images(x, threat.bounds)
+    images = inputs.check_images(x, common_bounds(threat))
     if model is not None:
         inputs.check_device(model, images)
     check_fits(threat, images)

@@ -4,8 +4,6 @@ from typing import Any
 
 import torch
 
-from fastadv.threat_model import Bounds
-
 _LEVELS = 127  # int8, symmetric: delta = level / 127 * eps
 
 
@@ -44,7 +42,7 @@ class PerturbationBank:
             )
 
     def get(
-        self, ids: torch.Tensor, x: torch.Tensor, *, eps: float, bounds: Bounds
+        self, ids: torch.Tensor, x: torch.Tensor, *, eps: float, bounds: tuple[float, float] | None
     ) -> torch.Tensor:
         """x + the perturbations of `ids`, clamped to bounds, (B, ...)."""
         if x.shape[1:] != self.levels.shape[1:]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastadv.elements import common_bounds
 from fastadv.execution import Precision
 from fastadv.isolation import Model, restored_generators
 from fastadv.objective import Objective
@@ -74,7 +75,7 @@ class FreeAT:
         arguments.check_loss(self.loss)
         arguments.check_settings(self)
         arguments.check_modifiers(self.modifiers)
-        self._watch = InputWatch(self.threat.bounds)
+        self._watch = InputWatch(common_bounds(self.threat))
 
     def __repr__(self) -> str:
         return arguments.pasteable(self)
@@ -229,7 +230,7 @@ class FreeAT:
         delta = state["delta"]
         self.delta = None if delta is None else delta.detach().clone()
         self.batches = int(state["batches"])
-        self._watch = InputWatch(self.threat.bounds, state.get("inset"))
+        self._watch = InputWatch(common_bounds(self.threat), state.get("inset"))
 
 
 def _gradient_of(leaf: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,6 @@ from fastadv import diagnostics, outputs
 from fastadv.isolation import Model, modules_behind, restored_generators
 from fastadv.ops import doubles
 from fastadv.oracle import clamping
-from fastadv.threat_model import Bounds
 from fastadv.training.arguments import is_distributed
 from fastadv.training.craft import FP16_SCALE, BNPolicy, InputGradient, statistics_policy
 
@@ -28,7 +27,7 @@ class InputWatch:
     Once decided, nothing is looked at and nothing synchronises.
     """
 
-    def __init__(self, bounds: Bounds, inset: float | None = None) -> None:
+    def __init__(self, bounds: clamping.Bounds | None, inset: float | None = None) -> None:
         self.bounds = bounds
         self.inset = inset
 

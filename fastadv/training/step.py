@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastadv.elements import common_bounds
 from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.objective import Objective
@@ -69,7 +70,7 @@ class CraftedStep:
         arguments.check_settings(self)
         arguments.check_modifiers(self.modifiers)
         arguments.check_bank(self.bank, self.threat)
-        self._watch = InputWatch(self.threat.bounds)
+        self._watch = InputWatch(common_bounds(self.threat))
 
     def __repr__(self) -> str:
         return arguments.pasteable(self)
@@ -211,7 +212,7 @@ class CraftedStep:
             arguments.check_start(x_init, x)
             return x_init.clone(memory_format=torch.preserve_format)
         if self.bank is not None:
-            return self.bank.get(ids, x, eps=eps, bounds=self.threat.bounds)
+            return self.bank.get(ids, x, eps=eps, bounds=common_bounds(self.threat))
         return self._random_start(x, ids, eps)
 
     def _random_start(self, x: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
@@ -260,4 +261,4 @@ class CraftedStep:
         if self.bank is not None:
             self.bank.load_state_dict(state["bank"])
         self.batches = int(state["batches"])
-        self._watch = InputWatch(self.threat.bounds, state.get("inset"))
+        self._watch = InputWatch(common_bounds(self.threat), state.get("inset"))

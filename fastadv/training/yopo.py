@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastadv.elements import common_bounds
 from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, start_point
@@ -54,7 +55,7 @@ class YOPO:
 
     def __post_init__(self) -> None:
         arguments.check_settings(self)
-        self._watch = InputWatch(self.threat.bounds)
+        self._watch = InputWatch(common_bounds(self.threat))
 
     def __repr__(self) -> str:
         return arguments.pasteable(self)
@@ -115,7 +116,7 @@ class YOPO:
             for _ in range(self.outer):
                 costate = passes.full(x_adv, y)
                 gradient = functools.partial(
-                    passes.input_gradient, costate=costate, bounds=self.threat.bounds
+                    passes.input_gradient, costate=costate, bounds=common_bounds(self.threat)
                 )
                 for _ in range(self.inner):
                     grad = self._watch.gradient(gradient, x_adv, inner_model)
@@ -138,7 +139,7 @@ class YOPO:
         arguments.check_state(state, ("method", "batches"), optional=("inset",))
         arguments.check_method(state, self)
         self.batches = int(state["batches"])
-        self._watch = InputWatch(self.threat.bounds, state.get("inset"))
+        self._watch = InputWatch(common_bounds(self.threat), state.get("inset"))
 
 
 class _Passes:

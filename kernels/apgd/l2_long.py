@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from ..addressing import load_bounds, load_unit, movable_grad
 from ..rounding import clamp_keeping_nan, divide, root
 from .progress_step import is_active, misclassified, turn_of
 
@@ -38,10 +39,37 @@ def with_momentum(z, u, x, previous, shrink, first, lo, hi):
 
 
 @triton.jit
+def squared(v, unit, DTYPE: tl.constexpr):
+    """(v / unit)^2; unit: None where lengths have no units of their own."""
+    if unit is not None:
+        v = divide(v, unit, DTYPE)
+    return v * v
+
+
+@triton.jit
+def unit_chunk(box_ptr, e, mask, D, BOX: tl.constexpr, DTYPE: tl.constexpr):
+    """What elements e of a row are measured in, None without units."""
+    unit = None
+    if BOX == 3:
+        unit = load_unit(box_ptr, e, mask, D, DTYPE)
+    return unit
+
+
+@triton.jit
+def bounds_chunk(box_ptr, lo, hi, e, mask, D, BOX: tl.constexpr, DTYPE: tl.constexpr):
+    """(lower, upper) of elements e of a row: `lo` and `hi` without a box."""
+    if BOX:
+        lo, hi = load_bounds(box_ptr, e, mask, D, DTYPE)
+    return lo, hi
+
+
+@triton.jit
 def iterate_chunk(
-    x_adv_ptr, x_best_ptr, grad_ptr, grad_best_ptr, e, mask, restore, DTYPE: tl.constexpr
-):
-    """(z, g) of elements e: where the step starts from, and the gradient there."""
+    x_adv_ptr, x_best_ptr, grad_ptr, grad_best_ptr, box_ptr, e, mask, restore, D,
+    BOX: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """(z, g) of elements e: where the step starts from, and the gradient there, in units of the
+    elements."""
     if restore:
         z = tl.load(x_best_ptr + e, mask=mask, other=0.0)
         g = tl.load(grad_best_ptr + e, mask=mask, other=0.0)
@@ -49,15 +77,20 @@ def iterate_chunk(
         z = tl.load(x_adv_ptr + e, mask=mask, other=0.0)
         g = tl.load(grad_ptr + e, mask=mask, other=0.0)
     g = g.to(DTYPE)
-    return z, tl.where(g == g, g, 0.0)
+    g = tl.where(g == g, g, 0.0)
+    if BOX:
+        g = movable_grad(g, box_ptr, e, mask, D, DTYPE)
+    if BOX == 3:
+        g *= load_unit(box_ptr, e, mask, D, DTYPE)
+    return z, g
 
 
 @triton.jit
 def apgd_l2_long_kernel(
     x_adv_ptr, x_previous_ptr, x_best_ptr, grad_best_ptr, grad_ptr, x_ptr, x_hit_ptr,
-    step_size_ptr, eps_ptr, slots_ptr, progress_ptr, correct_ptr,
+    step_size_ptr, eps_ptr, slots_ptr, progress_ptr, correct_ptr, box_ptr,
     lo: "fp64", hi: "fp64", D,  # noqa: F821
-    HIT: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    HIT: tl.constexpr, BOX: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One sample a program: a pass for each of the three norms, and one that writes."""
     row = tl.program_id(0).to(tl.int64)
@@ -69,6 +102,8 @@ def apgd_l2_long_kernel(
         radius = tl.load(eps_ptr + row).to(DTYPE)
         low = tl.full([], lo, DTYPE)
         high = tl.full([], hi, DTYPE)
+        if BOX:
+            box_ptr += row * BOX * D
         x_adv_ptr += base
         x_best_ptr += base
         grad_ptr += base
@@ -92,8 +127,9 @@ def apgd_l2_long_kernel(
                 if hit:
                     tl.store(x_hit_ptr + e, tl.load(x_adv_ptr + e, mask=mask), mask=mask)
             z, g = iterate_chunk(
-                x_adv_ptr, x_best_ptr, grad_ptr, grad_best_ptr, e, mask, restore, DTYPE
-            )
+                x_adv_ptr, x_best_ptr, grad_ptr, grad_best_ptr, box_ptr, e, mask, restore, D,
+                BOX, DTYPE,
+            )  # fmt: skip
             total += g * g
         factor, finite = finite_factor(tl.sum(total, 0), step, DTYPE)
 
@@ -102,11 +138,15 @@ def apgd_l2_long_kernel(
             e = start + offset
             mask = e < D
             z, g = iterate_chunk(
-                x_adv_ptr, x_best_ptr, grad_ptr, grad_best_ptr, e, mask, restore, DTYPE
-            )
+                x_adv_ptr, x_best_ptr, grad_ptr, grad_best_ptr, box_ptr, e, mask, restore, D,
+                BOX, DTYPE,
+            )  # fmt: skip
+            unit = unit_chunk(box_ptr, e, mask, D, BOX, DTYPE)
+            if BOX == 3:
+                g *= unit
             x = tl.load(x_ptr + e, mask=mask, other=0.0).to(DTYPE)
             u = ascended_offset(z.to(DTYPE), g, x, factor, finite)
-            total += u * u
+            total += squared(u, unit, DTYPE)
         shrink = ball_factor(root(tl.sum(total, 0), DTYPE), radius, DTYPE)
 
         total = tl.zeros([BLOCK], DTYPE)
@@ -114,26 +154,36 @@ def apgd_l2_long_kernel(
             e = start + offset
             mask = e < D
             z, g = iterate_chunk(
-                x_adv_ptr, x_best_ptr, grad_ptr, grad_best_ptr, e, mask, restore, DTYPE
-            )
+                x_adv_ptr, x_best_ptr, grad_ptr, grad_best_ptr, box_ptr, e, mask, restore, D,
+                BOX, DTYPE,
+            )  # fmt: skip
             x = tl.load(x_ptr + e, mask=mask, other=0.0).to(DTYPE)
             previous = tl.load(x_previous_ptr + e, mask=mask, other=0.0).to(DTYPE)
+            unit = unit_chunk(box_ptr, e, mask, D, BOX, DTYPE)
+            least, most = bounds_chunk(box_ptr, low, high, e, mask, D, BOX, DTYPE)
+            if BOX == 3:
+                g *= unit
             u = ascended_offset(z.to(DTYPE), g, x, factor, finite)
-            w = with_momentum(z.to(DTYPE), u, x, previous, shrink, first, low, high)
+            w = with_momentum(z.to(DTYPE), u, x, previous, shrink, first, least, most)
             w = tl.where(mask, w, 0.0)  # bounds without 0 lift the padding
-            total += w * w
+            total += squared(w, unit, DTYPE)
         last_shrink = ball_factor(root(tl.sum(total, 0), DTYPE), radius, DTYPE)
 
         for start in range(0, D, BLOCK):
             e = start + offset
             mask = e < D
             z, g = iterate_chunk(
-                x_adv_ptr, x_best_ptr, grad_ptr, grad_best_ptr, e, mask, restore, DTYPE
-            )
+                x_adv_ptr, x_best_ptr, grad_ptr, grad_best_ptr, box_ptr, e, mask, restore, D,
+                BOX, DTYPE,
+            )  # fmt: skip
             x = tl.load(x_ptr + e, mask=mask, other=0.0).to(DTYPE)
             previous = tl.load(x_previous_ptr + e, mask=mask, other=0.0).to(DTYPE)
+            unit = unit_chunk(box_ptr, e, mask, D, BOX, DTYPE)
+            least, most = bounds_chunk(box_ptr, low, high, e, mask, D, BOX, DTYPE)
+            if BOX == 3:
+                g *= unit
             u = ascended_offset(z.to(DTYPE), g, x, factor, finite)
-            w = with_momentum(z.to(DTYPE), u, x, previous, shrink, first, low, high)
-            moved = clamp_keeping_nan(x + w * last_shrink, low, high)
+            w = with_momentum(z.to(DTYPE), u, x, previous, shrink, first, least, most)
+            moved = clamp_keeping_nan(x + w * last_shrink, least, most)
             tl.store(x_previous_ptr + e, z, mask=mask)
             tl.store(x_adv_ptr + e, moved.to(x_adv_ptr.dtype.element_ty), mask=mask)

@@ -3,8 +3,9 @@
 import triton
 import triton.language as tl
 
-from ..addressing import other_layout, scalar_or_row
+from ..addressing import load_bounds, load_unit, movable_grad, other_layout, scalar_or_row
 from ..aot import AotCase, argument_types
+from ..box import planes
 from ..geometry import blocks, compute_dtype, elementwise_geometry, row_geometry
 from ..launching import launch
 from ..rounding import clamp_keeping_nan, divide, root
@@ -57,10 +58,10 @@ def store_start(out_ptr, base, e, x, delta, lo, hi, D, INNER, CHANNELS_LAST: tl.
 
 @triton.jit(do_not_specialize=["seed"])  # no new machine code for each seed
 def elementwise_start_kernel(
-    out_ptr, x_ptr, sample_ids_ptr, draws_ptr, eps_rows_ptr,
+    out_ptr, x_ptr, sample_ids_ptr, draws_ptr, eps_rows_ptr, box_ptr,
     eps: "fp64", lo: "fp64", hi: "fp64", scale: "fp64", seed: "i64", D, INNER,  # noqa: F821
     KIND: tl.constexpr, PER_SAMPLE_EPS: tl.constexpr, SCALE_IS_EPS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    BOX: tl.constexpr, CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One block of one row: four elements for each Philox call."""
     blocks = tl.cdiv(D, BLOCK)
@@ -70,6 +71,13 @@ def elementwise_start_kernel(
     sample_id = tl.load(sample_ids_ptr + row)
     draw = tl.load(draws_ptr + row)
     radius = scalar_or_row(eps, eps_rows_ptr, row, PER_SAMPLE_EPS, DTYPE)
+    if BOX:
+        box_ptr += row * BOX * D
+    if BOX == 3:
+        radius *= load_unit(
+            box_ptr, row_offset(start + tl.arange(0, BLOCK), D, INNER, CHANNELS_LAST),
+            start + tl.arange(0, BLOCK) < D, D, DTYPE,
+        )  # fmt: skip
     if KIND == "linf_uniform":
         u = uniforms(seed, sample_id, draw, call, _UNIFORM).to(DTYPE)
         delta = (2.0 * u - 1.0) * radius
@@ -79,10 +87,13 @@ def elementwise_start_kernel(
         delta = tl.minimum(tl.maximum(delta, -radius), radius)
     e = start + tl.arange(0, BLOCK)
     x = load_row(x_ptr, row * D, e, D, INNER, CHANNELS_LAST, DTYPE)
-    store_start(
-        out_ptr, row * D, e, x, delta, tl.full([], lo, DTYPE), tl.full([], hi, DTYPE), D, INNER,
-        CHANNELS_LAST,
-    )  # fmt: skip
+    if BOX:
+        at = row_offset(e, D, INNER, CHANNELS_LAST)
+        low, high = load_bounds(box_ptr, at, e < D, D, DTYPE)
+    else:
+        low = tl.full([], lo, DTYPE)
+        high = tl.full([], hi, DTYPE)
+    store_start(out_ptr, row * D, e, x, delta, low, high, D, INNER, CHANNELS_LAST)
 
 
 @triton.jit
@@ -98,18 +109,21 @@ def draw_direction(
 
 @triton.jit(do_not_specialize=["seed"])
 def ball_start_kernel(
-    out_ptr, x_ptr, sample_ids_ptr, draws_ptr, eps_rows_ptr,
+    out_ptr, x_ptr, sample_ids_ptr, draws_ptr, eps_rows_ptr, box_ptr,
     eps: "fp64", lo: "fp64", hi: "fp64", scale: "fp64", seed: "i64", D, INNER,  # noqa: F821
     KIND: tl.constexpr, PER_SAMPLE_EPS: tl.constexpr, SCALE_IS_EPS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    BOX: tl.constexpr, CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One row: the norm of its draw, then the draw once more, scaled (cheaper than storing it)."""
     row = tl.program_id(0).to(tl.int64)
     sample_id = tl.load(sample_ids_ptr + row)
     draw = tl.load(draws_ptr + row)
     radius = scalar_or_row(eps, eps_rows_ptr, row, PER_SAMPLE_EPS, DTYPE)
-    low = tl.full([], lo, DTYPE)
-    high = tl.full([], hi, DTYPE)
+    if BOX:
+        box_ptr += row * BOX * D
+    else:
+        low = tl.full([], lo, DTYPE)
+        high = tl.full([], hi, DTYPE)
     calls = tl.arange(0, BLOCK // 4)
     offset = tl.arange(0, BLOCK)
     # elements drawn beyond the sample: they make the projection of a sphere uniform in a ball
@@ -121,6 +135,10 @@ def ball_start_kernel(
     total = tl.zeros([BLOCK], DTYPE)
     for start in range(0, count, BLOCK):
         v = draw_direction(seed, sample_id, draw, start // 4 + calls, KIND, DTYPE)
+        if BOX:
+            e = start + offset
+            at = row_offset(e, D, INNER, CHANNELS_LAST)
+            v = tl.where(e < D, movable_grad(v, box_ptr, at, e < D, D, DTYPE), v)
         size = tl.abs(v) if KIND == "l1_uniform" else v * v
         total += tl.where(start + offset < count, size, 0.0)
     norm = tl.sum(total, 0)
@@ -137,15 +155,23 @@ def ball_start_kernel(
         v = draw_direction(seed, sample_id, draw, start // 4 + calls, KIND, DTYPE)
         e = start + offset
         x = load_row(x_ptr, row * D, e, D, INNER, CHANNELS_LAST, DTYPE)
-        store_start(out_ptr, row * D, e, x, v * factor, low, high, D, INNER, CHANNELS_LAST)
+        delta = v * factor
+        if BOX:
+            at = row_offset(e, D, INNER, CHANNELS_LAST)
+            least, most = load_bounds(box_ptr, at, e < D, D, DTYPE)
+            if BOX == 3:
+                delta *= load_unit(box_ptr, at, e < D, D, DTYPE)
+            store_start(out_ptr, row * D, e, x, delta, least, most, D, INNER, CHANNELS_LAST)
+        else:
+            store_start(out_ptr, row * D, e, x, delta, low, high, D, INNER, CHANNELS_LAST)
 
 
 @triton.jit(do_not_specialize=["seed"])
 def l1_gaussian_start_kernel(
-    out_ptr, x_ptr, sample_ids_ptr, draws_ptr, eps_rows_ptr,
+    out_ptr, x_ptr, sample_ids_ptr, draws_ptr, eps_rows_ptr, box_ptr,
     eps: "fp64", lo: "fp64", hi: "fp64", scale: "fp64", seed: "i64", D, INNER,  # noqa: F821
     KIND: tl.constexpr, PER_SAMPLE_EPS: tl.constexpr, SCALE_IS_EPS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    BOX: tl.constexpr, CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One row: a Gaussian draw, projected onto the L1 ball and the box together."""
     row = tl.program_id(0).to(tl.int64)
@@ -196,7 +222,8 @@ def _kernel(kind, size):
 
 
 def launch_random_start(
-    out, x, sample_ids, draws, eps, eps_rows, lo, hi, seed, kind, scale, *, inner, channels_last
+    out, x, sample_ids, draws, eps, eps_rows, lo, hi, seed, kind, scale, box, *, inner,
+    channels_last,
 ):  # fmt: skip
     """Launch one random start over dense rows; one launch. inner: H * W, if channels_last."""
     if x.numel() == 0:
@@ -207,17 +234,17 @@ def launch_random_start(
     programs = batch * blocks(size, block) if kind in ELEMENTWISE else batch
     launch(
         kernel, programs,
-        (out, x, sample_ids, draws, eps_rows,
+        (out, x, sample_ids, draws, eps_rows, box,
          eps, lo, hi, 0.0 if scale is None else scale, seed, size, inner),
         num_warps=warps, KIND=kind, PER_SAMPLE_EPS=eps_rows is not None, SCALE_IS_EPS=scale is None,
-        CHANNELS_LAST=channels_last, DTYPE=compute_dtype(x), BLOCK=block,
+        BOX=planes(box), CHANNELS_LAST=channels_last, DTYPE=compute_dtype(x), BLOCK=block,
     )  # fmt: skip
 
 
 def aot_cases():
     """The specialisations whose machine code is checked."""
     plain = dict(
-        PER_SAMPLE_EPS=False, SCALE_IS_EPS=True, CHANNELS_LAST=False, DTYPE=tl.float32
+        PER_SAMPLE_EPS=False, SCALE_IS_EPS=True, BOX=0, CHANNELS_LAST=False, DTYPE=tl.float32
     )  # fmt: skip
 
     def case(name, kind, vectorised, **more):
@@ -239,8 +266,10 @@ def aot_cases():
         case("linf_uniform_rows", "linf_uniform", True, PER_SAMPLE_EPS=True),
         case("linf_uniform_bf16", "linf_uniform", True, signature=half),
         case("linf_uniform_nhwc", "linf_uniform", False, CHANNELS_LAST=True),
+        case("linf_uniform_box", "linf_uniform", True, BOX=3),
         case("linf_gaussian", "linf_gaussian", True),
         case("l2_uniform", "l2_uniform", True),
+        case("l2_uniform_box", "l2_uniform", True, BOX=3),
         case("l2_sphere_nhwc", "l2_sphere", False, CHANNELS_LAST=True),
         case("l2_gaussian", "l2_gaussian", True, SCALE_IS_EPS=False),
         case("l2_uniform_fp64", "l2_uniform", False, signature=double, DTYPE=tl.float64),

@@ -4,11 +4,19 @@ import triton
 import triton.language as tl
 
 from .. import slots
-from ..addressing import load_grad, scalar_or_row, store_model_input
+from ..addressing import (
+    load_bounds,
+    load_grad,
+    load_unit,
+    movable_grad,
+    scalar_or_row,
+    store_model_input,
+)
 from ..aot import AotCase, argument_types
+from ..box import planes
 from ..geometry import blocks, compute_dtype, held_row_geometry, row_geometry
 from ..launching import launch
-from ..rounding import root
+from ..rounding import divide, root
 from .l2_long import CHUNK, PARTS, l2_abs_kernel, l2_apply_kernel, l2_partials_kernel
 from .l2_projection import move_and_project_l2, step_factor, unit_scale
 from .momentum import updated_momentum
@@ -20,16 +28,17 @@ _WIDTH = tl.constexpr(slots.WIDTH)
 # H200 have 40 and 50 MB, in two halves
 CACHED = 24 * 2**20
 ROW_LIMIT = 8192  # the longest row of the one-launch kernel: 16384 spills
+BOX_ROW_LIMIT = 4096  # and with a box: 8192 spills
 
 
 @triton.jit
 def l2_step_kernel(
-    x_adv_ptr, grad_ptr, x_ptr, momentum_ptr, step_rows_ptr, eps_rows_ptr, slots_ptr,
+    x_adv_ptr, grad_ptr, x_ptr, momentum_ptr, step_rows_ptr, eps_rows_ptr, slots_ptr, box_ptr,
     input_ptr, mean_ptr, std_ptr,
     step_size: "fp64", eps: "fp64", lo: "fp64", hi: "fp64",  # noqa: F821
     decay: "fp64", guard: "fp64", D, INNER,  # noqa: F821
     PER_SAMPLE_STEP: tl.constexpr, PER_SAMPLE_EPS: tl.constexpr, MOMENTUM: tl.constexpr,
-    SLOTTED: tl.constexpr, MODEL_INPUT: tl.constexpr, CROSS: tl.constexpr,
+    SLOTTED: tl.constexpr, BOX: tl.constexpr, MODEL_INPUT: tl.constexpr, CROSS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One sample a program, its row in registers: every tensor is read once."""
@@ -46,6 +55,11 @@ def l2_step_kernel(
         d = load_grad(
             grad_ptr + base, e, mask, std_ptr, D, INNER, DTYPE, MODEL_INPUT, CROSS, CHANNELS_LAST
         )
+        if BOX:
+            d = movable_grad(d, box_ptr + row * BOX * D, e, mask, D, DTYPE)
+        if BOX == 3:
+            unit = load_unit(box_ptr + row * BOX * D, e, mask, D, DTYPE)
+            d *= unit
         if MOMENTUM:
             d = updated_momentum(
                 momentum_ptr + base, e, mask, d, tl.sum(tl.abs(d), 0), D,
@@ -59,11 +73,19 @@ def l2_step_kernel(
         d = tl.where(largest < float("inf"), d * scale, 0.0)
         norm = root(tl.sum(d * d, 0), DTYPE)
         move = d * step_factor(step, norm, tl.full([], guard, DTYPE) * scale, DTYPE)
+        if BOX == 3:
+            move *= unit
         u = x_adv - x + move
+        if BOX == 3:
+            u = divide(u, unit, DTYPE)
         norm = root(tl.sum(u * u, 0), DTYPE)
-        moved = move_and_project_l2(
-            x_adv, move, x, norm, radius, tl.full([], lo, DTYPE), tl.full([], hi, DTYPE), DTYPE
-        )
+        if BOX:  # anew: held from above they would take registers that there are not
+            low, high = load_bounds(box_ptr + row * BOX * D, e, mask, D, DTYPE)
+            moved = move_and_project_l2(x_adv, move, x, norm, radius, low, high, DTYPE)
+        else:
+            moved = move_and_project_l2(
+                x_adv, move, x, norm, radius, tl.full([], lo, DTYPE), tl.full([], hi, DTYPE), DTYPE
+            )
         stored = moved.to(x_adv_ptr.dtype.element_ty)
         tl.store(x_adv_ptr + base + e, stored, mask=mask)
         if MODEL_INPUT:
@@ -77,31 +99,37 @@ def _geometry(size):
     return held_row_geometry(size, ROW_LIMIT)
 
 
-def workspace_shape(batch, size):
+def _chunk_geometry(box):
+    block, warps = row_geometry(CHUNK, CHUNK)
+    return block, 2 * warps if box else warps  # with 8, boxes take 176 registers
+
+
+def workspace_shape(batch, size, box):
     """Shape of the partial sums that a launch needs, in the compute dtype; None for short rows."""
-    if size <= ROW_LIMIT:
+    if size <= (ROW_LIMIT if box is None else BOX_ROW_LIMIT):
         return None
     return batch, PARTS, -(-size // CHUNK)
 
 
 def launch_l2_step(
     x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi, slot_state, momentum, decay,
-    model_input, mean, std, guard, *, workspace, inner, cross, channels_last,
+    model_input, mean, std, box, guard, *, workspace, inner, cross, channels_last,
 ):  # fmt: skip
-    """One launch for rows up to ROW_LIMIT; two for longer ones, three with momentum, of as many
-    rows at a time as stay in cache: the last launch reads anew what the first ones have read."""
+    """One launch for rows up to ROW_LIMIT, with a box BOX_ROW_LIMIT; two for longer ones, three
+    with momentum, of as many rows at a time as stay in cache: the last launch reads anew what the
+    first ones have read."""
     if x_adv.numel() == 0:
         return
     batch = x_adv.shape[0]
     size = x_adv.numel() // batch
     layout = dict(
-        SLOTTED=slot_state is not None, MODEL_INPUT=model_input is not None, CROSS=cross,
-        CHANNELS_LAST=channels_last, DTYPE=compute_dtype(x_adv),
+        SLOTTED=slot_state is not None, BOX=planes(box), MODEL_INPUT=model_input is not None,
+        CROSS=cross, CHANNELS_LAST=channels_last, DTYPE=compute_dtype(x_adv),
     )  # fmt: skip
     momentum_too = dict(MOMENTUM=momentum is not None, **layout)
     rows = dict(PER_SAMPLE_STEP=step_rows is not None, PER_SAMPLE_EPS=eps_rows is not None)
     pointers = (
-        x_adv, grad, x, momentum, step_rows, eps_rows, slot_state, model_input, mean, std
+        x_adv, grad, x, momentum, step_rows, eps_rows, slot_state, box, model_input, mean, std
     )  # fmt: skip
     scalars = (step_size, eps, lo, hi, decay, guard, size, inner)
     if workspace is None:
@@ -111,19 +139,20 @@ def launch_l2_step(
             num_warps=warps, **rows, **momentum_too, BLOCK=block,
         )  # fmt: skip
         return
-    block, warps = row_geometry(CHUNK, CHUNK)
+    block, warps = _chunk_geometry(planes(box))
     read_twice = (x_adv, grad, x) if momentum is None else (x_adv, grad, x, momentum)
     rows_at_once = max(1, CACHED // (size * sum(t.element_size() for t in read_twice)))
     for first in range(0, batch, rows_at_once):
         programs = min(rows_at_once, batch - first) * blocks(size, block)
         if momentum is not None:
             launch(
-                l2_abs_kernel, programs, (grad, slot_state, std, workspace, size, inner, first),
+                l2_abs_kernel, programs,
+                (grad, slot_state, box, std, workspace, size, inner, first),
                 num_warps=warps, **layout, BLOCK=block,
             )  # fmt: skip
         launch(
             l2_partials_kernel, programs,
-            (x_adv, grad, x, momentum, slot_state, std, workspace, decay, size, inner, first),
+            (x_adv, grad, x, momentum, slot_state, box, std, workspace, decay, size, inner, first),
             num_warps=warps, **momentum_too, BLOCK=block,
         )  # fmt: skip
         launch(
@@ -138,7 +167,7 @@ def aot_cases():
     half = types | {n: "*bf16" for n in ("x_adv_ptr", "grad_ptr", "x_ptr")}
     plain = dict(
         PER_SAMPLE_STEP=False, PER_SAMPLE_EPS=False, SLOTTED=False, MOMENTUM=False,
-        MODEL_INPUT=False, CROSS=False, CHANNELS_LAST=False, DTYPE=tl.float32,
+        BOX=0, MODEL_INPUT=False, CROSS=False, CHANNELS_LAST=False, DTYPE=tl.float32,
     )  # fmt: skip
     engine = plain | dict(PER_SAMPLE_STEP=True, PER_SAMPLE_EPS=True, SLOTTED=True)
     momentum, both = dict(MOMENTUM=True), dict(MOMENTUM=True, MODEL_INPUT=True, CROSS=True)
@@ -146,7 +175,8 @@ def aot_cases():
     row, partials, apply = l2_step_kernel, l2_partials_kernel, l2_apply_kernel
 
     def case(name, kernel, signature, constants, size, **demands):
-        block, warps = _geometry(size) if kernel is row else row_geometry(CHUNK, CHUNK)
+        box = constants["BOX"]
+        block, warps = _geometry(size) if kernel is row else _chunk_geometry(box)
         constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
         if kernel is not row:
             demands["unaligned"] = ("first",)
@@ -156,12 +186,17 @@ def aot_cases():
         case("l2", row, types, plain, 3072, vectorised=True),
         case("l2_slots", row, types, engine, 3072, vectorised=True),
         case("l2_bf16", row, half, plain, 3072, vectorised=True),
+        case("l2_box", row, types, engine | dict(BOX=2), BOX_ROW_LIMIT, vectorised=True),
+        case("l2_box_units", row, types, engine | both | dict(BOX=3), BOX_ROW_LIMIT),
         case("l2_unaligned", row, types, plain, 3072, unaligned=("D",)),
         case("l2_input", row, types, engine | dict(MODEL_INPUT=True), 3072),
         case("l2_momentum_input_cross", row, types, engine | both, 3072),
         case("l2_longest_row", row, types, engine | momentum, ROW_LIMIT, vectorised=True),
         case("l2_longest_row_input_cross", row, types, engine | both, ROW_LIMIT),
         case("l2_long_abs", l2_abs_kernel, types, engine, CHUNK),
+        case("l2_long_abs_box", l2_abs_kernel, types, engine | dict(BOX=3), CHUNK),
+        case("l2_long_partials_box", partials, types, engine | both | dict(BOX=3), CHUNK),
+        case("l2_long_apply_box", apply, types, engine | both | dict(BOX=3), CHUNK),
         case("l2_long_partials", partials, types, engine, CHUNK),
         case("l2_long_partials_momentum", partials, types, engine | both, CHUNK),
         case("l2_long_apply", apply, types, engine, CHUNK, vectorised=True),

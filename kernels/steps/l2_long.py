@@ -4,7 +4,14 @@ import triton
 import triton.language as tl
 
 from .. import slots
-from ..addressing import load_grad, scalar_or_row, store_model_input
+from ..addressing import (
+    load_bounds,
+    load_grad,
+    load_unit,
+    movable_grad,
+    scalar_or_row,
+    store_model_input,
+)
 from ..geometry import ROW_BLOCK
 from ..rounding import divide, root
 from .l2_projection import move_and_project_l2, step_factor, unit_scale
@@ -26,8 +33,8 @@ _PARTIALS = tl.constexpr(128)  # partial sums of a row that are read at once
 
 @triton.jit(do_not_specialize=["first"])
 def l2_abs_kernel(
-    grad_ptr, slots_ptr, std_ptr, workspace_ptr, D, INNER, first,
-    SLOTTED: tl.constexpr, MODEL_INPUT: tl.constexpr, CROSS: tl.constexpr,
+    grad_ptr, slots_ptr, box_ptr, std_ptr, workspace_ptr, D, INNER, first,
+    SLOTTED: tl.constexpr, BOX: tl.constexpr, MODEL_INPUT: tl.constexpr, CROSS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Long rows with momentum, first launch: sum|grad| of one chunk of one row."""
@@ -43,6 +50,10 @@ def l2_abs_kernel(
             grad_ptr + row * D, e, e < D, std_ptr, D, INNER, DTYPE, MODEL_INPUT, CROSS,
             CHANNELS_LAST,
         )  # fmt: skip
+        if BOX:
+            g = movable_grad(g, box_ptr + row * BOX * D, e, e < D, D, DTYPE)
+        if BOX == 3:
+            g *= load_unit(box_ptr + row * BOX * D, e, e < D, D, DTYPE)
         tl.store(workspace_ptr + (row * _PARTS + _ABS) * chunks + chunk, tl.sum(tl.abs(g), 0))
 
 
@@ -57,9 +68,9 @@ def sum_of_partials(partials_ptr, chunks, DTYPE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["first"])
 def l2_partials_kernel(
-    x_adv_ptr, grad_ptr, x_ptr, momentum_ptr, slots_ptr, std_ptr, workspace_ptr,
+    x_adv_ptr, grad_ptr, x_ptr, momentum_ptr, slots_ptr, box_ptr, std_ptr, workspace_ptr,
     decay: "fp64", D, INNER, first,  # noqa: F821
-    MOMENTUM: tl.constexpr, SLOTTED: tl.constexpr, MODEL_INPUT: tl.constexpr,
+    MOMENTUM: tl.constexpr, SLOTTED: tl.constexpr, BOX: tl.constexpr, MODEL_INPUT: tl.constexpr,
     CROSS: tl.constexpr, CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Long rows: every sum that the norms of the gradient and of the moved delta need."""
@@ -77,6 +88,11 @@ def l2_partials_kernel(
         d = load_grad(
             grad_ptr + base, e, mask, std_ptr, D, INNER, DTYPE, MODEL_INPUT, CROSS, CHANNELS_LAST
         )
+        if BOX:
+            d = movable_grad(d, box_ptr + row * BOX * D, e, mask, D, DTYPE)
+        if BOX == 3:
+            unit = load_unit(box_ptr + row * BOX * D, e, mask, D, DTYPE)
+            d *= unit
         if MOMENTUM:
             d = updated_momentum(
                 momentum_ptr + base, e, mask, d, sum_of_partials(parts, chunks, DTYPE), D,
@@ -84,6 +100,8 @@ def l2_partials_kernel(
             )  # fmt: skip
         x_adv = tl.load(x_adv_ptr + base + e, mask=mask, other=0.0).to(DTYPE)
         delta = x_adv - tl.load(x_ptr + base + e, mask=mask, other=0.0).to(DTYPE)
+        if BOX == 3:
+            delta = divide(delta, unit, DTYPE)
         largest = tl.max(tl.abs(d), 0)
         scale = unit_scale(largest, DTYPE)
         finite = largest < float("inf")
@@ -130,12 +148,12 @@ def norms_from_partials(parts, chunks, step, guard, DTYPE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["first"])
 def l2_apply_kernel(
-    x_adv_ptr, grad_ptr, x_ptr, momentum_ptr, step_rows_ptr, eps_rows_ptr, slots_ptr,
+    x_adv_ptr, grad_ptr, x_ptr, momentum_ptr, step_rows_ptr, eps_rows_ptr, slots_ptr, box_ptr,
     input_ptr, mean_ptr, std_ptr, workspace_ptr,
     step_size: "fp64", eps: "fp64", lo: "fp64", hi: "fp64",  # noqa: F821
     decay: "fp64", guard: "fp64", D, INNER, first,  # noqa: F821
     PER_SAMPLE_STEP: tl.constexpr, PER_SAMPLE_EPS: tl.constexpr, MOMENTUM: tl.constexpr,
-    SLOTTED: tl.constexpr, MODEL_INPUT: tl.constexpr, CROSS: tl.constexpr,
+    SLOTTED: tl.constexpr, BOX: tl.constexpr, MODEL_INPUT: tl.constexpr, CROSS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Long rows, last launch: add the row's partial sums in their order and move one chunk."""
@@ -157,6 +175,11 @@ def l2_apply_kernel(
         d = load_grad(
             grad_ptr + base, e, mask, std_ptr, D, INNER, DTYPE, MODEL_INPUT, CROSS, CHANNELS_LAST
         )
+        if BOX:
+            d = movable_grad(d, box_ptr + row * BOX * D, e, mask, D, DTYPE)
+        if BOX == 3:
+            unit = load_unit(box_ptr + row * BOX * D, e, mask, D, DTYPE)
+            d *= unit
         if MOMENTUM:
             d = updated_momentum(
                 momentum_ptr + base, e, mask, d, sum_of_partials(parts, chunks, DTYPE), D,
@@ -166,9 +189,15 @@ def l2_apply_kernel(
         x_adv = tl.load(x_adv_ptr + base + e, mask=mask, other=0.0).to(DTYPE)
         x = tl.load(x_ptr + base + e, mask=mask, other=0.0).to(DTYPE)
         move = tl.where(scale > 0, d, 0.0) * scale * factor
-        moved = move_and_project_l2(
-            x_adv, move, x, norm, radius, tl.full([], lo, DTYPE), tl.full([], hi, DTYPE), DTYPE
-        )
+        if BOX == 3:
+            move *= unit
+        if BOX:  # anew: held from above they would take registers that there are not
+            low, high = load_bounds(box_ptr + row * BOX * D, e, mask, D, DTYPE)
+            moved = move_and_project_l2(x_adv, move, x, norm, radius, low, high, DTYPE)
+        else:
+            moved = move_and_project_l2(
+                x_adv, move, x, norm, radius, tl.full([], lo, DTYPE), tl.full([], hi, DTYPE), DTYPE
+            )
         stored = moved.to(x_adv_ptr.dtype.element_ty)
         tl.store(x_adv_ptr + base + e, stored, mask=mask)
         if MODEL_INPUT:

@@ -4,8 +4,16 @@ import triton
 import triton.language as tl
 
 from .. import slots
-from ..addressing import load_grad, scalar_or_row, store_model_input
+from ..addressing import (
+    load_bounds,
+    load_grad,
+    load_unit,
+    movable_grad,
+    scalar_or_row,
+    store_model_input,
+)
 from ..aot import AotCase, argument_types
+from ..box import planes
 from ..geometry import blocks, compute_dtype, elementwise_geometry, row_geometry
 from ..launching import launch
 from ..rounding import clamp_keeping_nan
@@ -16,21 +24,42 @@ _WIDTH = tl.constexpr(slots.WIDTH)
 
 
 @triton.jit
+def ascended_linf(x_adv, direction, step_size):
+    """x_adv + step_size * sign(direction)."""
+    sign = tl.where(direction > 0, 1.0, 0.0) - tl.where(direction < 0, 1.0, 0.0)
+    return x_adv + step_size * sign.to(x_adv.dtype)
+
+
+@triton.jit
 def step_and_project_linf(x_adv, direction, x, step_size, eps, lo, hi):
     """clamp(min(max(x_adv + step_size * sign(direction), x - eps), x + eps), lo, hi)."""
-    sign = tl.where(direction > 0, 1.0, 0.0) - tl.where(direction < 0, 1.0, 0.0)
-    moved = x_adv + step_size * sign.to(x_adv.dtype)
+    moved = ascended_linf(x_adv, direction, step_size)
     return clamp_keeping_nan(clamp_keeping_nan(moved, x - eps, x + eps), lo, hi)
 
 
 @triton.jit
+def step_in_box(
+    x_adv, direction, step_size, box_ptr, e, mask, D, BOX: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
+    """clamp(x_adv + step_size * unit * sign(direction), lower, upper) of elements e of a row."""
+    low, high = load_bounds(box_ptr, e, mask, D, DTYPE)
+    if BOX == 3:
+        moved = ascended_linf(
+            x_adv, direction, step_size * load_unit(box_ptr, e, mask, D, DTYPE)
+        )
+    else:
+        moved = ascended_linf(x_adv, direction, step_size)
+    return clamp_keeping_nan(moved, low, high)
+
+
+@triton.jit
 def linf_step_kernel(
-    out_ptr, x_adv_ptr, grad_ptr, x_ptr, step_rows_ptr, eps_rows_ptr, slots_ptr,
+    out_ptr, x_adv_ptr, grad_ptr, x_ptr, step_rows_ptr, eps_rows_ptr, slots_ptr, box_ptr,
     input_ptr, mean_ptr, std_ptr,
     step_size: "fp64", eps: "fp64", lo: "fp64", hi: "fp64", D, INNER,  # noqa: F821
     PER_SAMPLE_STEP: tl.constexpr, PER_SAMPLE_EPS: tl.constexpr, SLOTTED: tl.constexpr,
-    MODEL_INPUT: tl.constexpr, CROSS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    BOX: tl.constexpr, MODEL_INPUT: tl.constexpr, CROSS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One block of one row; rows are samples, or the whole batch where nothing is per sample."""
     blocks = tl.cdiv(D, BLOCK)
@@ -38,7 +67,7 @@ def linf_step_kernel(
     # 64-bit base, 32-bit offsets: more than 2^31 elements and still 128-bit accesses
     start = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK
     base = start
-    if PER_SAMPLE_STEP or PER_SAMPLE_EPS or SLOTTED or MODEL_INPUT:
+    if PER_SAMPLE_STEP or PER_SAMPLE_EPS or SLOTTED or MODEL_INPUT or BOX:
         base += row * D
     offset = tl.arange(0, BLOCK)
     step = scalar_or_row(step_size, step_rows_ptr, row, PER_SAMPLE_STEP, DTYPE)
@@ -49,7 +78,28 @@ def linf_step_kernel(
     if SLOTTED:
         active = tl.load(slots_ptr + row * _WIDTH + _ACTIVE) != 0
     if active:
-        if MODEL_INPUT:
+        if BOX:
+            e = start + offset
+            mask = e < D
+            x_adv = tl.load(x_adv_ptr + base + offset, mask=mask).to(DTYPE)
+            if MODEL_INPUT:
+                g = load_grad(
+                    grad_ptr + row * D, e, mask, std_ptr, D, INNER, DTYPE, False, CROSS,
+                    CHANNELS_LAST,
+                )  # fmt: skip
+            else:
+                g = tl.load(grad_ptr + base + offset, mask=mask).to(DTYPE)
+            moved = step_in_box(
+                x_adv, g, step, box_ptr + row * BOX * D + start, offset, mask, D, BOX, DTYPE
+            )
+            stored = moved.to(out_ptr.dtype.element_ty)
+            tl.store(out_ptr + base + offset, stored, mask=mask)
+            if MODEL_INPUT:
+                store_model_input(
+                    input_ptr + row * D, stored.to(DTYPE), e, mask, mean_ptr, std_ptr, D, INNER,
+                    DTYPE, CROSS, CHANNELS_LAST,
+                )  # fmt: skip
+        elif MODEL_INPUT:
             e = start + offset
             mask = e < D
             x_adv = tl.load(x_adv_ptr + base + offset, mask=mask).to(DTYPE)
@@ -83,12 +133,12 @@ def linf_step_kernel(
 
 @triton.jit
 def linf_momentum_kernel(
-    x_adv_ptr, grad_ptr, x_ptr, momentum_ptr, step_rows_ptr, eps_rows_ptr, slots_ptr,
+    x_adv_ptr, grad_ptr, x_ptr, momentum_ptr, step_rows_ptr, eps_rows_ptr, slots_ptr, box_ptr,
     input_ptr, mean_ptr, std_ptr,
     step_size: "fp64", eps: "fp64", lo: "fp64", hi: "fp64", decay: "fp64", D, INNER,  # noqa: F821
     PER_SAMPLE_STEP: tl.constexpr, PER_SAMPLE_EPS: tl.constexpr, SLOTTED: tl.constexpr,
-    MODEL_INPUT: tl.constexpr, CROSS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+    BOX: tl.constexpr, MODEL_INPUT: tl.constexpr, CROSS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """MI-FGSM, one sample a program: m = decay * m + g / mean|g|, then the step along sign(m)."""
     row = tl.program_id(0).to(tl.int64)
@@ -110,6 +160,8 @@ def linf_momentum_kernel(
                 grad_ptr + base, e, e < D, std_ptr, D, INNER, DTYPE, MODEL_INPUT, CROSS,
                 CHANNELS_LAST,
             )  # fmt: skip
+            if BOX:
+                g = movable_grad(g, box_ptr + row * BOX * D, e, e < D, D, DTYPE)
             total += tl.abs(g)
         sum_abs = tl.sum(total, 0)
         for start in range(0, D, BLOCK):
@@ -119,10 +171,17 @@ def linf_momentum_kernel(
                 grad_ptr + base, e, mask, std_ptr, D, INNER, DTYPE, MODEL_INPUT, CROSS,
                 CHANNELS_LAST,
             )  # fmt: skip
+            if BOX:
+                g = movable_grad(g, box_ptr + row * BOX * D, e, mask, D, DTYPE)
             m = updated_momentum(momentum_ptr + base, e, mask, g, sum_abs, D, mu, DTYPE)
             x_adv = tl.load(x_adv_ptr + base + e, mask=mask).to(DTYPE)
-            x = tl.load(x_ptr + base + e, mask=mask).to(DTYPE)
-            moved = step_and_project_linf(x_adv, m, x, step, radius, low, high)
+            if BOX:
+                moved = step_in_box(
+                    x_adv, m, step, box_ptr + row * BOX * D, e, mask, D, BOX, DTYPE
+                )
+            else:
+                x = tl.load(x_ptr + base + e, mask=mask).to(DTYPE)
+                moved = step_and_project_linf(x_adv, m, x, step, radius, low, high)
             stored = moved.to(x_adv_ptr.dtype.element_ty)
             tl.store(momentum_ptr + base + e, m.to(momentum_ptr.dtype.element_ty), mask=mask)
             tl.store(x_adv_ptr + base + e, stored, mask=mask)
@@ -135,7 +194,7 @@ def linf_momentum_kernel(
 
 def launch_linf_step(
     out, x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi, slot_state,
-    momentum, decay, model_input, mean, std, *, inner, cross, channels_last,
+    momentum, decay, model_input, mean, std, box, *, inner, cross, channels_last,
 ):  # fmt: skip
     """Launch one step over dense rows that share a layout (model_input excepted); one launch."""
     if x_adv.numel() == 0:
@@ -144,24 +203,27 @@ def launch_linf_step(
     size = x_adv.numel() // batch
     constants = dict(
         PER_SAMPLE_STEP=step_rows is not None, PER_SAMPLE_EPS=eps_rows is not None,
-        SLOTTED=slot_state is not None, MODEL_INPUT=model_input is not None, CROSS=cross,
-        CHANNELS_LAST=channels_last, DTYPE=compute_dtype(x_adv),
+        SLOTTED=slot_state is not None, BOX=planes(box), MODEL_INPUT=model_input is not None,
+        CROSS=cross, CHANNELS_LAST=channels_last, DTYPE=compute_dtype(x_adv),
     )  # fmt: skip
     if momentum is not None:
         block, warps = row_geometry(size)
         launch(
             linf_momentum_kernel, batch,
-            (out, grad, x, momentum, step_rows, eps_rows, slot_state, model_input, mean, std,
+            (out, grad, x, momentum, step_rows, eps_rows, slot_state, box, model_input, mean, std,
               step_size, eps, lo, hi, decay, size, inner),
             num_warps=warps, **constants, BLOCK=block,
         )  # fmt: skip
         return
-    if step_rows is None and eps_rows is None and slot_state is None and model_input is None:
+    if (
+        step_rows is None and eps_rows is None and slot_state is None and model_input is None
+        and box is None
+    ):  # fmt: skip
         batch, size = 1, x_adv.numel()  # nothing per sample: one long row, one masked tail
     block, warps = elementwise_geometry(size)
     launch(
         linf_step_kernel, batch * blocks(size, block),
-        (out, x_adv, grad, x, step_rows, eps_rows, slot_state, model_input, mean, std,
+        (out, x_adv, grad, x, step_rows, eps_rows, slot_state, box, model_input, mean, std,
           step_size, eps, lo, hi, size, inner),
         num_warps=warps, **constants, BLOCK=block,
     )  # fmt: skip
@@ -170,7 +232,7 @@ def launch_linf_step(
 def aot_cases():
     """The specialisations whose machine code is checked."""
     plain = dict(
-        PER_SAMPLE_STEP=False, PER_SAMPLE_EPS=False, SLOTTED=False, MODEL_INPUT=False,
+        PER_SAMPLE_STEP=False, PER_SAMPLE_EPS=False, SLOTTED=False, BOX=0, MODEL_INPUT=False,
         CROSS=False, CHANNELS_LAST=False, DTYPE=tl.float32,
     )  # fmt: skip
     engine = plain | dict(PER_SAMPLE_STEP=True, PER_SAMPLE_EPS=True, SLOTTED=True)
@@ -193,5 +255,16 @@ def aot_cases():
             "linf_input_cross", linf_step_kernel, step,
             engine | one | dict(MODEL_INPUT=True, CROSS=True), warps,
         ),
+        AotCase(
+            "linf_box", linf_step_kernel, step, engine | one | dict(BOX=2), warps, vectorised=True
+        ),
+        AotCase(
+            "linf_box_units_input_cross", linf_step_kernel, step,
+            engine | one | dict(BOX=3, MODEL_INPUT=True, CROSS=True), warps,
+        ),
         AotCase("linf_momentum", linf_momentum_kernel, momentum, engine | row, row_warps),
+        AotCase(
+            "linf_momentum_box", linf_momentum_kernel, momentum, engine | row | dict(BOX=2),
+            row_warps,
+        ),
     ]  # fmt: skip

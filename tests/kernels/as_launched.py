@@ -142,7 +142,7 @@ def test_variants_of_a_head_are_told_apart():
 def unkeyed(**changed):
     """A call of the L-infinity kernel with some arguments changed: whether it has no key."""
     x = torch.zeros(64)
-    arguments = dict(zip(linf_step_kernel.arg_names, [x] * 10 + [0.0] * 4 + [64, 1], strict=False))
+    arguments = dict(zip(linf_step_kernel.arg_names, [x] * 11 + [0.0] * 4 + [64, 1], strict=False))
     values = tuple((arguments | changed).values())
     return variant_of(linf_step_kernel, CONSTANTS_OF_STEP, 4).find(values) is None
 

@@ -10,6 +10,7 @@ from fastadv.attacks.attack import Attack, constructor
 from fastadv.attacks.auto_pgd.slots import AutoPGDSlots, Course
 from fastadv.attacks.auto_pgd.slots_l1 import AutoPGDL1Slots
 from fastadv.attacks.call.settings import check_claims, check_counts, check_settings
+from fastadv.elements import radius_of
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.objective import Objective
 from fastadv.oracle.gradient import Oracle
@@ -60,7 +61,7 @@ class AutoPGD(Attack):
 
     @property
     def effective_step_size(self) -> float | torch.Tensor:
-        return self.threat.eps * (1 if self.threat.norm == "l1" else 2)
+        return radius_of(self.threat) * (1 if self.threat.norm == "l1" else 2)
 
     @property
     def passes(self) -> int:
@@ -69,6 +70,10 @@ class AutoPGD(Attack):
     @property
     def most_targets(self) -> int:
         return self.n_target_classes
+
+    @property
+    def takes_regions(self) -> bool:
+        return self.threat.norm != "l1"
 
     @property
     def discards_outside(self) -> bool:

@@ -8,6 +8,7 @@ import torch
 
 from fastadv.attacks.call.first_gradient import probe
 from fastadv.attacks.call.settings import Keep
+from fastadv.elements import common_bounds
 from fastadv.engine.state import ExtendedState, SlotState, put_rows
 from fastadv.engine.work import Work
 from fastadv.kernels import slots as columns
@@ -180,6 +181,7 @@ class AutoPGDSlots(AscentSlots):
             draw=items,
             kind=_START_KINDS[self.threat.norm],
             eps=work.eps,
+            region=work.region,
         )
 
     def _move(self, state: AutoPGDState, grad: torch.Tensor) -> None:
@@ -203,7 +205,8 @@ class AutoPGDSlots(AscentSlots):
             common.x,
             step_size=common.step_size,
             eps=common.eps,
-            bounds=self.threat.bounds,
+            bounds=common_bounds(self.threat),
+            box=common.box,
             slots=common.slots,
             progress=state.progress,
             correct=None if state.x_hit is None else common.correct,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from fastadv.attacks.auto_pgd.slots import AscentSlots, Course
+from fastadv.elements import common_bounds
 from fastadv.engine.state import ExtendedState, SlotState
 from fastadv.engine.work import Work
 from fastadv.ops.apgd.l1 import apgd_l1_step_
@@ -69,7 +70,7 @@ class AutoPGDL1Slots(AscentSlots):
             sample_ids=work.sample_ids,
             draw=items,
             kind="l1_gaussian",
-            bounds=self.threat.bounds,
+            bounds=common_bounds(self.threat),
             scale=1.0,
         )
 
@@ -87,7 +88,7 @@ class AutoPGDL1Slots(AscentSlots):
             phase_eps=state.phase_eps,
             support=state.support,
             eps=common.eps,
-            bounds=self.threat.bounds,
+            bounds=common_bounds(self.threat),
             best_loss=common.best_loss,
             slots=common.slots,
             plan=self._plan,

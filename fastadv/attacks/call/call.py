@@ -24,6 +24,7 @@ from fastadv.attacks.call.verdict import (
     margin_of,
     warn_of_faults,
 )
+from fastadv.elements import common_bounds
 from fastadv.engine.ledger import Ledger
 from fastadv.engine.work import Work
 from fastadv.execution import Execution
@@ -54,6 +55,7 @@ class Call:
         x_init: torch.Tensor | None,
         execution: Execution,
         extra: Sequence[torch.Tensor] = (),
+        mask: torch.Tensor | None = None,
         clean_logits: torch.Tensor | None = None,
     ) -> None:
         if not callable(model):
@@ -74,6 +76,7 @@ class Call:
             sample_ids=sample_ids,
             x_init=x_init,
             extra=extra,
+            mask=mask,
             channels_last=execution.channels_last,
         )
         inputs.check_device(model, self.given.x)
@@ -88,8 +91,8 @@ class Call:
             attack.resolved_loss,
             targeted=self.given.aims,
             passes=attack.passes,
-            bounds=attack.threat.bounds,
-            inset=inputs.check_inset(execution, attack.threat.bounds),
+            bounds=common_bounds(attack.threat),
+            inset=inputs.check_inset(execution, common_bounds(attack.threat)),
         )
 
     def result(self) -> AttackResult:
@@ -138,7 +141,7 @@ class Call:
             at_x_adv = self._batched_outputs(x_adv, work.extra) if len(found) else logits[:0]
             margin, prediction = margin_of(at_x_adv, work.labels)
             success = (prediction != work.labels) & ~at_x_adv.isnan().any(1)
-            success &= contains(self.attack.threat, x_adv, work.x, work.eps)
+            success &= contains(self.attack.threat, x_adv, work.x, work.eps, work.region)
             diagnostics.warn("unconfirmed", int((~success).sum()), len(logits))
             rows = success.nonzero()[:, 0]
             step = torch.as_tensor(ledger.step, device=found.device)[found[rows]].long()
@@ -246,7 +249,7 @@ class Call:
         """Success as the user's own model sees it, on exactly the tensor that is returned."""
         x_adv, loss_kind = self.given.as_given(ledger.x_adv), self.attack.reported_loss
         if self.attack.discards_outside:
-            outside = ~contains(self.attack.threat, x_adv, work.x, work.eps)
+            outside = ~contains(self.attack.threat, x_adv, work.x, work.eps, work.region)
             x_adv[outside] = work.x[outside]
         outputs = self._batched_outputs(x_adv, work.extra)
         loss, prediction = loss_at(
@@ -254,7 +257,7 @@ class Call:
         )
         logits = self.oracle.judge.readable(outputs, work.y)
         success = self.given.hits(prediction, work) & ~logits.isnan().any(1)
-        success &= contains(self.attack.threat, x_adv, work.x, work.eps)
+        success &= contains(self.attack.threat, x_adv, work.x, work.eps, work.region)
         ledger.faults[logits.isnan().any(1).cpu().numpy()] |= columns.FAULT_NAN_LOGITS
         step = torch.as_tensor(ledger.step, device=x_adv.device).long()
         if self.execution.is_exact or self.attack.keep == "first_success":

@@ -4,6 +4,7 @@ import torch
 
 from fastadv.engine.state import SlotState
 from fastadv.kernels import slots as columns
+from fastadv.ops.steps import box as boxes
 from fastadv.oracle import clamping
 from fastadv.oracle.gradient import Oracle
 
@@ -16,11 +17,17 @@ def probe(state: SlotState, grad: torch.Tensor, oracle: Oracle) -> None:
 
 def probe_masked(state: SlotState, grad: torch.Tensor) -> None:
     """Mark samples, not fooled yet, whose first gradient is zero or has NaN."""
-    rows = grad.detach().reshape(len(grad), -1)
+    grad = grad.detach()
+    if state.box is not None:  # what may not move does not exist
+        grad = boxes.movable(grad, state.box, state.x)
+    rows = grad.reshape(len(grad), -1)
     first = (state.slots[:, columns.STEP] == 1) & (state.slots[:, columns.ACTIVE] == 1)
     # beyond kappa the margin loss is flat by definition, which masks nothing
     first &= state.correct if state.targets is None else state.prediction != state.targets
     zero = first & ~(rows != 0).any(1)
+    if state.box is not None:  # nor is a gradient masked where a mask leaves nothing
+        lower, upper = boxes.bounds_of(state.box, state.x)
+        zero &= (lower < upper).reshape(len(rows), -1).any(1)
     nan = first & rows.isnan().any(1)
     state.slots[:, columns.FAULT] |= (
         zero * columns.FAULT_ZERO_GRADIENT + nan * columns.FAULT_NAN_GRADIENT

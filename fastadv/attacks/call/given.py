@@ -7,10 +7,12 @@ import torch
 
 from fastadv import losses
 from fastadv.attacks.call import inputs, targets
-from fastadv.attacks.call.settings import Settings
+from fastadv.attacks.call.settings import Settings, check_takes_regions
 from fastadv.attacks.call.targets import Target
+from fastadv.elements import common_bounds, of_elements
 from fastadv.engine.work import Work, spread
 from fastadv.ops import layout
+from fastadv.region import Region, checked_mask, region_of
 from fastadv.threat_model import check_fits, contains
 
 
@@ -32,6 +34,7 @@ class Given:
         sample_ids: torch.Tensor | None,
         x_init: torch.Tensor | None,
         extra: Sequence[torch.Tensor],
+        mask: torch.Tensor | None,
         channels_last: bool,
     ) -> None:
         targets.check_rule(target)
@@ -40,7 +43,8 @@ class Given:
         self.target = target
         # a clone made outside inference mode is an ordinary tensor; detached, x keeps its graph
         with torch.inference_mode(False):
-            x = inputs.check_images(x, attack.threat.bounds)
+            x = inputs.check_images(x, common_bounds(attack.threat))
+            inputs.check_elements_inside(x, attack.threat)
             self.x: torch.Tensor = x.clone() if x.is_inference() else x.detach()
             self.labels: torch.Tensor | None = None
             self.y: torch.Tensor | None = None
@@ -50,6 +54,7 @@ class Given:
                 self.labels = inputs.check_labels(y, x, name="y").clone()
             self.extra: tuple[torch.Tensor, ...] = inputs.check_extra(extra, x)
             self.x_init = inputs.check_start(x_init, x)
+            self.mask: torch.Tensor | None = checked_mask(mask, x)
             self.sample_ids: torch.Tensor = inputs.check_sample_ids(sample_ids, x)
             self.format: torch.memory_format | None = None
             if channels_last:
@@ -68,7 +73,15 @@ class Given:
                 f"{attack.constructor} aims at the likeliest classes itself and takes no target=: "
                 "use the attack without _t"
             )
+        step = attack.effective_step_size
+        self.region: Region | None = region_of(
+            attack.threat, self.x, mask=self.mask, step_size=step
+        )
         check_fits(attack.threat, self.x)
+        if self.region is not None:
+            check_takes_regions(attack, "step sizes of elements" if mask is None else "mask=")
+        if self.mask is not None and self.x_init is not None:
+            inputs.check_start_outside(self.x_init, self.x, self.mask)
 
     @property
     def aims(self) -> bool:
@@ -112,8 +125,9 @@ class Given:
             losses.check_classes(attack.resolved_loss, logits.shape[1], targeted=True)
             ranking = targets.rank(logits, labels, attack.most_targets)
             chosen = ranking[:, 0].contiguous()
-        eps = spread("eps", attack.threat.eps, x)
-        step_size = spread("step_size", attack.effective_step_size, x)
+        given = (("eps", attack.threat.eps), ("step_size", attack.effective_step_size))
+        # of elements, they are in the region
+        eps, step_size = (spread(n, 1.0 if of_elements(v) else v, x) for n, v in given)
         return Work(
             x=x,
             labels=labels,
@@ -126,13 +140,15 @@ class Given:
             x_init=self.x_init,
             y=self.y,
             extra=self.extra,
+            region=self.region,
         )
 
     def groups(self, work: Work) -> list[tuple[int, np.ndarray]]:
         """(first step that may count as a success, samples): not the start iterate where it may
         lie outside ball or bounds."""
         if self.x_init is not None:
-            inside = contains(self.attack.threat, self.x_init, work.x, work.eps).cpu().numpy()
+            inside = contains(self.attack.threat, self.x_init, work.x, work.eps, work.region)
+            inside = inside.cpu().numpy()
             return [(0, np.flatnonzero(inside)), (1, np.flatnonzero(~inside))]
         return [(0 if self.attack.starts_inside else 1, np.arange(len(work)))]
 

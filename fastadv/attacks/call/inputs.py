@@ -6,13 +6,16 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from fastadv.elements import of_elements
 from fastadv.execution import Execution
 from fastadv.isolation import Model, module_of
 from fastadv.objective import Objective
-from fastadv.threat_model import Bounds
+from fastadv.ops import layout
+from fastadv.region import check_broadcasts
+from fastadv.threat_model import ThreatModel
 
 
-def check_images(x: object, bounds: Bounds) -> torch.Tensor:
+def check_images(x: object, bounds: tuple[float, float] | None) -> torch.Tensor:
     """x as (B, ...) floats inside bounds; synchronises once."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x must be a torch.Tensor of shape (B, ...); got {type(x).__name__}")
@@ -35,6 +38,26 @@ def check_images(x: object, bounds: Bounds) -> torch.Tensor:
             "threat model's bounds"
         )
     return x
+
+
+def check_elements_inside(x: torch.Tensor, threat: ThreatModel) -> None:
+    """Raises ValueError where x lies outside of bounds of elements; synchronises where there are
+    any."""
+    if threat.bounds is None or not any(map(of_elements, threat.bounds)):
+        return
+    outside = torch.zeros_like(x, dtype=torch.bool)
+    names = ("lo of bounds", "hi of bounds")
+    for name, side, beyond in zip(names, threat.bounds, (torch.lt, torch.gt), strict=True):
+        if isinstance(side, torch.Tensor) and of_elements(side):
+            check_broadcasts(name, side, x)
+        bound = torch.as_tensor(side, dtype=layout.compute_dtype(x), device=x.device)
+        outside |= beyond(x, bound)
+    if bool(outside.any()):
+        where = outside.nonzero()[0].tolist()
+        raise ValueError(
+            f"x must lie in the bounds of its elements; {int(outside.sum())} of {x.numel()} values "
+            f"do not, the first at {where}: {float(x[tuple(where)]):g}"
+        )
 
 
 def check_device(model: Model, x: torch.Tensor) -> None:
@@ -153,7 +176,16 @@ def check_start(x_init: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | 
     return x_init.detach()
 
 
-def check_inset(execution: Execution, bounds: Bounds) -> float:
+def check_start_outside(x_init: torch.Tensor, x: torch.Tensor, mask: torch.Tensor) -> None:
+    """Raises ValueError unless x_init is x outside of the mask; synchronises."""
+    if bool(((x_init != x) & ~mask).any()):
+        raise ValueError(
+            "x_init must equal x outside of mask=, where nothing moves: give "
+            "torch.where(mask, x_init, x)"
+        )
+
+
+def check_inset(execution: Execution, bounds: tuple[float, float] | None) -> float:
     """The inset to begin with: none where nothing lies at a bound."""
     if not execution.inset or bounds is None:
         return 0.0

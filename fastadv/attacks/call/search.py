@@ -13,6 +13,7 @@ from fastadv.attacks.call.preparation import Prepared
 from fastadv.attacks.call.result import Cost
 from fastadv.attacks.call.settings import Settings
 from fastadv.attacks.call.verdict import joined
+from fastadv.elements import has_elements
 from fastadv.engine import looks
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.engine.continuous import run_continuous
@@ -215,7 +216,8 @@ class Search:
             )
 
         targets = 0 if work.ranking is None else work.ranking.shape[1]
-        changeable = isinstance(self.attack.threat.eps, torch.Tensor)
+        threat = self.attack.threat
+        changeable = isinstance(threat.eps, torch.Tensor) or has_elements(threat)
         changeable |= not self.attack.resolved_loss.is_named  # what it closes over
         if self.prepared.graphs is None or changeable:
             return Plan(make())
@@ -231,6 +233,7 @@ class Search:
             work.targets is None,
             None if work.reference is None else work.reference.shape[1],
             self.oracle.inset,
+            None if work.region is None else work.region.step_size is None,
             tuple((rows.shape[1:], rows.dtype) for rows in work.extra),
         )
         plan = self.prepared.plans.of(key, make)

@@ -5,6 +5,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from fastadv import losses
+from fastadv.elements import has_elements
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel, check_threat
@@ -78,6 +79,11 @@ class Settings(Protocol):
         return False
 
     @property
+    def takes_regions(self) -> bool:
+        """Whether elements may be left out by a mask, or have radii and bounds of their own."""
+        return False
+
+    @property
     def attacks_wrong(self) -> bool:
         """Whether samples that the model gets wrong are attacked all the same."""
         return self.keep == "best"
@@ -101,9 +107,20 @@ def check_claims(attack: Settings) -> None:
         )
 
 
+def check_takes_regions(attack: Settings, what: str) -> None:
+    """Raises ValueError where the attack takes no `what`."""
+    if not attack.takes_regions:
+        raise ValueError(
+            f"{attack.constructor} in {attack.threat.norm.upper()} takes no {what}: use "
+            "fastadv.pgd, bim, mifgsm or apgd_ce with fastadv.Linf or fastadv.L2"
+        )
+
+
 def check_settings(attack: Any, *counts: str, keep: tuple[str, ...]) -> None:
     """What all attacks check: the threat model, the settings that are `counts`, `keep` and seed."""
     check_threat(attack.threat)
+    if has_elements(attack.threat):
+        check_takes_regions(attack, "radii and bounds of elements")
     check_counts(attack, *counts)
     if attack.keep not in keep:
         raise ValueError(f"keep must be one of {keep}; got {attack.keep!r}")

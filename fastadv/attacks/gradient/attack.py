@@ -11,6 +11,7 @@ from fastadv import losses
 from fastadv.attacks.attack import Attack
 from fastadv.attacks.call.settings import check_claims, check_settings
 from fastadv.attacks.gradient.slots import Begin, ProjectedGradient, RandomStart, start_kinds
+from fastadv.elements import radius_of
 from fastadv.objective import Objective
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel
@@ -82,7 +83,7 @@ class GradientAttack(Attack):
         """step_size, or the constructor's default in terms of eps."""
         if self.step_size is not None:
             return self.step_size
-        eps = self.threat.eps
+        eps = radius_of(self.threat)
         if isinstance(eps, torch.Tensor) and eps.element_size() < 4:
             eps = eps.float()  # a step of a rounded radius would be rounded again
         return eps * _DEFAULT_STEP.get(self.constructor, _madry_step)(self)
@@ -94,6 +95,10 @@ class GradientAttack(Attack):
     @property
     def passes(self) -> int:
         return self.eot
+
+    @property
+    def takes_regions(self) -> bool:
+        return self.threat.norm != "l1"
 
     @property
     def starts_inside(self) -> bool:

@@ -5,6 +5,7 @@ import torch
 from fastadv.attacks.attack import constructor
 from fastadv.attacks.gradient.attack import GradientAttack, Keep
 from fastadv.attacks.gradient.slots import RandomStart
+from fastadv.elements import radius_of
 from fastadv.losses import LossFunction, LossName
 from fastadv.objective import Objective
 from fastadv.threat_model import ThreatModel, check_threat
@@ -32,7 +33,7 @@ def fgsm(
         "fgsm",
         threat,
         steps=1,
-        step_size=threat.eps,
+        step_size=radius_of(threat),
         loss=loss,
         kappa=kappa,
         label_smoothing=label_smoothing,

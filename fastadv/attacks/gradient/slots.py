@@ -7,10 +7,12 @@ import torch
 
 from fastadv.attacks.call.first_gradient import probe
 from fastadv.attacks.call.settings import Keep
+from fastadv.elements import common_bounds
 from fastadv.engine.state import SlotState
 from fastadv.engine.work import Work
 from fastadv.kernels import slots as columns
 from fastadv.ops.noise import start
+from fastadv.ops.steps import arguments as step_arguments
 from fastadv.ops.steps import linf, select
 from fastadv.oracle.gradient import Oracle
 from fastadv.oracle.judge import Rules
@@ -96,6 +98,7 @@ class ProjectedGradient:
             kind=self.begin.kind,
             clamp_start=self.begin.clamps,
             eps=work.eps,
+            region=work.region,
         )
 
     def _sign_start(self, work: Work, restarts: torch.Tensor) -> torch.Tensor:
@@ -109,7 +112,13 @@ class ProjectedGradient:
             kind="linf_uniform",
             bounds=None,
         )
-        bounds = self.threat.bounds if self.begin.clamps else None
+        if work.region is not None:
+            moved = step_arguments.dense_copy(work.x)
+            box = work.region.box(work.x, work.eps, like=moved, clamps=self.begin.clamps)
+            return self.threat.step_(
+                moved, noise, work.x, step_size=work.step_size, eps=work.eps, box=box
+            )
+        bounds = common_bounds(self.threat) if self.begin.clamps else None
         return linf.linf_step(
             work.x, noise, work.x, step_size=work.step_size, eps=work.eps, bounds=bounds
         )
@@ -135,6 +144,7 @@ class ProjectedGradient:
             state.x,
             step_size=state.step_size,
             eps=state.eps,
+            box=state.box,
             slots=state.slots,
             **options,
         )

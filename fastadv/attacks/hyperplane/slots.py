@@ -8,6 +8,7 @@ import torch
 
 from fastadv.attacks.call.first_gradient import probe_bounds, probe_masked
 from fastadv.attacks.call.settings import Keep
+from fastadv.elements import common_bounds
 from fastadv.engine.state import ExtendedState, SlotState, put_rows
 from fastadv.engine.work import Work
 from fastadv.ops.fab import step as fab
@@ -96,7 +97,7 @@ class BoundarySlots:
                 sample_ids=work.sample_ids,
                 draw=items,
                 kind=_START_KINDS[self.threat.norm],
-                bounds=self.threat.bounds,
+                bounds=common_bounds(self.threat),
             )
             again = (items % self.restarts > 0).view(-1, *[1] * (work.x.ndim - 1))
             start = torch.where(again, random, start)
@@ -140,7 +141,7 @@ class BoundarySlots:
             pulled_back=state.pulled_back,
             slots=common.slots,
             eps=common.eps,
-            bounds=self.threat.bounds,
+            bounds=common_bounds(self.threat),
             norm=self.threat.norm,
             steps=self.steps,
             stop_early=self.keep == "first_success",

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fastadv.attacks.square_search.state import SquareState
+from fastadv.elements import common_bounds
 from fastadv.engine.state import put_rows
 from fastadv.engine.work import Work
 from fastadv.kernels import slots as columns
@@ -112,7 +113,7 @@ class SquareSlots:
             start = square_start(
                 work.x,
                 eps=work.eps,
-                bounds=self.threat.bounds,
+                bounds=common_bounds(self.threat),
                 norm=self.threat.norm,
                 seed=self.seed,
                 sample_ids=work.sample_ids,
@@ -203,7 +204,7 @@ class SquareSlots:
             restarts=state.restarts,
             table=self._table,
             eps=state.eps,
-            bounds=self.threat.bounds,
+            bounds=common_bounds(self.threat),
         )
         if self.threat.norm != "linf":
             options.update(sample_ids=state.sample_ids, seed=self.seed)

@@ -72,6 +72,7 @@ def linf_step(
     progress,
     correct,
     x_hit,
+    box,
 ) -> None:
     """`apgd_linf_step_` in place; the op's arguments by position."""
     if x_adv.numel() == 0:
@@ -100,16 +101,22 @@ def linf_step(
             continue
         whole = part[-1] - part[0] + 1 == len(part)
         rows = slice(part[0], part[-1] + 1) if whole else torch.from_numpy(part)
-        _move(x_adv, x_previous, grad[rows], x[rows], rows, step_size, eps, lo, hi, share)
+        step = step_size[rows, None]
+        if box is None:
+            radius = eps[rows, None]
+            # clamped bounds give the same bits as a clamp after them: both are monotonous
+            lower = (x[rows] - radius).clamp_(lo, hi)
+            upper = (x[rows] + radius).clamp_(lo, hi)
+        else:
+            lower, upper, *unit = box[rows].unbind(1)
+            step = unit[0] * step if unit else step
+        _move(x_adv, x_previous, grad[rows], rows, step, lower, upper, share)
 
 
-def _move(x_adv, x_previous, grad, x, rows, step_size, eps, lo, hi, share) -> None:
+def _move(x_adv, x_previous, grad, rows, step, lower, upper, share) -> None:
     z, inertia = x_adv[rows], x_previous[rows]
-    radius = eps[rows, None]
-    # clamped bounds give the same bits as a clamp after them: both are monotonous
-    lower, upper = (x - radius).clamp_(lo, hi), (x + radius).clamp_(lo, hi)
     # one rounding or two in the sum: the product is exact; sign(NaN) = 0
-    moved = torch.addcmul(z, grad.sign(), step_size[rows, None])
+    moved = torch.addcmul(z, grad.sign(), step)
     torch.clamp(moved, lower, upper, out=moved).sub_(z).mul_(share[rows]).add_(z)
     moved.add_(torch.sub(z, inertia).mul_(0.25))
     torch.clamp(moved, lower, upper, out=moved)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from fastadv.kernels import box as planes
 from fastadv.ops import reduction, registry, rounding
 from fastadv.ops.apgd import rows as apgd_rows
 from fastadv.ops.apgd import step as apgd_step
@@ -20,9 +21,9 @@ def _norm(rows: torch.Tensor) -> torch.Tensor:
 
 def _onto_ball(u: torch.Tensor, x: torch.Tensor, tile: Tile) -> torch.Tensor:
     """clamp(x + N(u) * min(radius, ||u||), lo, hi), in place of u."""
-    norm = _norm(u)
+    norm = _norm(u if tile.unit is None else u / tile.unit)
     factor = torch.minimum(norm, tile.radius) / (norm + _GUARD)
-    return u.mul_(factor).add_(x).clamp_(*tile.bounds)
+    return tile.clamped_(u.mul_(factor).add_(x))
 
 
 def _moved(
@@ -30,9 +31,15 @@ def _moved(
 ) -> torch.Tensor:
     inf = float("inf")
     ascent = g.nan_to_num_(0.0, inf, -inf)
+    if tile.box is not None:
+        ascent.masked_fill_(tile.box[:, planes.LOWER] >= tile.box[:, planes.UPPER], 0.0)
+    if tile.unit is not None:
+        ascent.mul_(tile.unit)
     norm = _norm(ascent)
     # a gradient of infinite norm gives no step
     ascent = apgd_rows.cleared(ascent, apgd_rows.bit_mask(norm.isfinite(), z.dtype))
+    if tile.unit is not None:
+        ascent.mul_(tile.unit)
     ascent.mul_(tile.step / (norm + _GUARD)).add_(z).sub_(x)
     moved = _onto_ball(ascent, x, tile).sub_(z).mul_(tile.share).add_(z)
     inertia = apgd_rows.cleared(z - x_previous, tile.kept).mul_(0.25)
@@ -66,13 +73,15 @@ def apgd_l2_step_(
     progress: torch.Tensor,
     correct: torch.Tensor | None = None,
     x_hit: torch.Tensor | None = None,
+    box: torch.Tensor | None = None,
 ) -> None:
     """One L2 APGD step, in place: x_adv = P(z + a * (P(z + step_size * N(g)) - z) +
     (1 - a) * (z - x_previous)), x_previous = z, with P(w) = clip(x + N(w - x) * min(eps,
     ||w - x||_2)) to bounds and N(v) = v / (||v||_2 + 1e-12).
 
     Arguments, bookkeeping and errors are those of `apgd_linf_step_`; norms are per sample. A sample
-    whose gradient has an infinite norm moves by its momentum only. One launch.
+    whose gradient has an infinite norm moves by its momentum only. box: as in `l2_step_`, in place
+    of bounds. One launch.
 
     Example: `apgd_l2_step_(x_adv, x_previous, x_best, grad_best, grad, x, step_size=step_size,
     eps=eps, bounds=(0.0, 1.0), slots=slots, progress=progress)`.
@@ -80,5 +89,5 @@ def apgd_l2_step_(
     """
     lo, hi = step_arguments.check_bounds(bounds)
     images = x_adv, x_previous, x_best, grad_best, grad, x
-    step = ApgdStep(*images, step_size, eps, lo, hi, slots, progress, correct, x_hit)
+    step = ApgdStep(*images, step_size, eps, lo, hi, slots, progress, correct, x_hit, box)
     apgd_step.step_in_place(_STEP, step)

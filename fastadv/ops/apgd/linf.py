@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from fastadv.kernels import box as planes
 from fastadv.ops import registry
 from fastadv.ops.apgd import cpu as apgd_cpu
 from fastadv.ops.apgd import rows as apgd_rows
@@ -18,10 +19,14 @@ def _moved(
     z: torch.Tensor, g: torch.Tensor, x: torch.Tensor, x_previous: torch.Tensor, tile: Tile
 ) -> torch.Tensor:
     sign = g.sign_()  # sign(NaN) = 0
-    lo, hi = tile.bounds
-    # clamped bounds give the same bits as a clamp after them: both are monotonous
-    lower, upper = (x - tile.radius).clamp_(lo, hi), (x + tile.radius).clamp_(lo, hi)
-    moved = torch.addcmul(z, sign, tile.step)  # one rounding or two: the product is exact
+    if tile.box is None:
+        lo, hi = tile.bounds
+        # clamped bounds give the same bits as a clamp after them: both are monotonous
+        lower, upper = (x - tile.radius).clamp_(lo, hi), (x + tile.radius).clamp_(lo, hi)
+    else:
+        lower, upper = tile.box[:, planes.LOWER], tile.box[:, planes.UPPER]
+    step = tile.step if tile.unit is None else tile.unit * tile.step
+    moved = torch.addcmul(z, sign, step)  # one rounding or two: the product is exact
     torch.clamp(moved, lower, upper, out=moved).sub_(z).mul_(tile.share).add_(z)
     inertia = apgd_rows.cleared(torch.sub(z, x_previous, out=sign), tile.kept).mul_(0.25)
     return torch.clamp(moved.add_(inertia), lower, upper, out=moved)
@@ -54,6 +59,7 @@ def apgd_linf_step_(
     progress: torch.Tensor,
     correct: torch.Tensor | None = None,
     x_hit: torch.Tensor | None = None,
+    box: torch.Tensor | None = None,
 ) -> None:
     """One L-infinity APGD step, in place: x_adv = P(z + a * (P(z + step_size * sign(g)) - z) +
     (1 - a) * (z - x_previous)), x_previous = z; P clips to the eps-ball around x, then to bounds.
@@ -61,7 +67,8 @@ def apgd_linf_step_(
     x_adv, x_previous, x_best, grad_best, x, x_hit: (B, ...), same shape, dtype, device and dense
     layout; grad: the same in any layout. Before a slot's first step x_previous, x_best, grad_best
     and x_hit may hold anything. step_size, eps: (B,), in input units. slots: (B, 5) int32, as
-    `loss_head_` leaves it; progress: (B, 5), as `apgd_check_` does. correct: (B,) bool.
+    `loss_head_` leaves it; progress: (B, 5), as `apgd_check_` does. correct: (B,) bool. box: as in
+    `linf_step_`, in place of eps and bounds.
 
     A row that improved first becomes x_best, its gradient grad_best; one that is misclassified
     becomes x_hit. (z, g) is (x_best, grad_best) where RESTORE is set, else (x_adv, grad); a is 1 in
@@ -74,5 +81,5 @@ def apgd_linf_step_(
     """
     lo, hi = step_arguments.check_bounds(bounds)
     images = x_adv, x_previous, x_best, grad_best, grad, x
-    step = ApgdStep(*images, step_size, eps, lo, hi, slots, progress, correct, x_hit)
+    step = ApgdStep(*images, step_size, eps, lo, hi, slots, progress, correct, x_hit, box)
     apgd_step.step_in_place(_STEP, step)

@@ -5,14 +5,16 @@ from typing import NamedTuple
 
 import torch
 
+from fastadv.kernels import box as planes
 from fastadv.ops import layout
 from fastadv.ops.apgd import rows as apgd_rows
 from fastadv.ops.apgd.rows import Turn
+from fastadv.ops.steps import box as boxes
 
 SCHEMA = (
     "Tensor(a!) x_adv, Tensor(b!) x_previous, Tensor(c!) x_best, Tensor(d!) grad_best, "
     "Tensor grad, Tensor x, Tensor step_size, Tensor eps, float lo, float hi, Tensor slots, "
-    "Tensor progress, Tensor? correct, Tensor(e!)? x_hit"
+    "Tensor progress, Tensor? correct, Tensor(e!)? x_hit, Tensor? box"
 )
 
 
@@ -33,12 +35,15 @@ class ApgdStep(NamedTuple):
     progress: torch.Tensor
     correct: torch.Tensor | None
     x_hit: torch.Tensor | None
+    box: torch.Tensor | None
 
 
 class Tile(NamedTuple):
     """What a tile's rows move by; (rows, 1) each but for the bounds.
 
-    kept: all ones where there is inertia. share: of the ascent, 1 in a slot's first step.
+    kept: all ones where there is inertia. share: of the ascent, 1 in a slot's first step. box: of
+    the tile's elements, (rows, 2 or 3, columns), in place of the bounds, in L-infinity of the
+    radius too.
     """
 
     step: torch.Tensor
@@ -46,6 +51,19 @@ class Tile(NamedTuple):
     bounds: tuple[float, float]
     kept: torch.Tensor
     share: torch.Tensor
+    box: torch.Tensor | None
+
+    @property
+    def unit(self) -> torch.Tensor | None:
+        """What each element is measured in, None without units."""
+        has_units = self.box is not None and self.box.shape[1] > planes.UNIT
+        return self.box[:, planes.UNIT] if has_units else None  # type: ignore[index]
+
+    def clamped_(self, moved: torch.Tensor) -> torch.Tensor:
+        """`moved`, in place, within the bounds."""
+        if self.box is None:
+            return moved.clamp_(*self.bounds)
+        return torch.clamp(moved, self.box[:, planes.LOWER], self.box[:, planes.UPPER], out=moved)
 
 
 # (z, g, x, x_previous, tile) -> the next iterate; z, g and x in the compute dtype, g may be written
@@ -66,6 +84,7 @@ def step_in_place(op: Callable[..., None], step: ApgdStep) -> None:
     apgd_rows.check_state(step.x_adv, step.slots, step.progress)
     apgd_rows.check_rows(step.x, step.progress.dtype, step_size=step.step_size, eps=step.eps)
     apgd_rows.check_hit(step.x, step.correct, step.x_hit)
+    boxes.check_box(step.box, step.x)
     op(*step[:4], grad, *step[5:])
 
 
@@ -86,7 +105,8 @@ def reference_step(step: ApgdStep, move: Move, *, elements: int, split_rows: boo
     batch, size = images[0].shape
     for rows, columns in apgd_rows.tiles(batch, size, elements, split_rows=split_rows):
         bounds = step.lo, step.hi
-        tile = Tile(step_size[rows], radius[rows], bounds, kept[rows], share[rows])
+        box = None if step.box is None else step.box[rows, :, columns]
+        tile = Tile(step_size[rows], radius[rows], bounds, kept[rows], share[rows], box)
         _step_tile(turn.rows(rows), tile, move, [t[rows, columns] for t in images])
 
 

@@ -103,7 +103,7 @@ def augment(
         return x, no_start(images, dtype)
     draws = torch.full_like(index, start_draw, dtype=torch.int32)
     x_start = start.drawn_start(
-        source, x, index, draws, start_eps, None, lo, hi, start_seed, "linf_uniform", None
+        source, x, index, draws, start_eps, None, lo, hi, start_seed, "linf_uniform", None, None
     )
     if x_start.stride() != x.stride():  # one channel: channels_last is contiguous too
         x_start = torch.empty_like(x).copy_(x_start)

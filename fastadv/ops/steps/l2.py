@@ -4,6 +4,7 @@ import torch
 
 from fastadv.ops import layout, reduction, registry, rounding
 from fastadv.ops.steps import arguments as step_arguments
+from fastadv.ops.steps import box as boxes
 from fastadv.ops.steps import reference as step_reference
 from fastadv.ops.steps.arguments import StepCall
 
@@ -24,12 +25,19 @@ def _norm(rows: torch.Tensor) -> torch.Tensor:
     return rounding.root(reduction.tree_sum(rows * rows)).unsqueeze(1)
 
 
-def _moved(call: StepCall, direction: torch.Tensor, guard: float) -> torch.Tensor:
+def _moved(
+    call: StepCall, direction: torch.Tensor, guard: float, box: torch.Tensor | None = None
+) -> torch.Tensor:
     dtype = layout.compute_dtype(call.x_adv)
     if call.x_adv.numel() == 0:
         return call.x_adv.to(dtype)
     tensors = call.x_adv, call.x, direction
     x_adv, x, d = (t.to(dtype).contiguous().view(len(t), -1) for t in tensors)
+    unit, lower, upper = None, call.lo, call.hi
+    if box is not None:  # its planes in C order, as these rows are
+        unit = boxes.unit_of(box, call.x_adv)
+        unit = None if unit is None else unit.reshape(x.shape)
+        lower, upper = (side.reshape(x.shape) for side in boxes.bounds_of(box, call.x_adv))
     step = layout.column(call.step_size, call.step_rows, x)
     radius = layout.column(call.eps, call.eps_rows, x)
     largest = d.abs().amax(1, keepdim=True)
@@ -37,36 +45,38 @@ def _moved(call: StepCall, direction: torch.Tensor, guard: float) -> torch.Tenso
     d = torch.where(largest.isfinite(), d * scale, 0.0)
     length = _norm(d) + x.new_full((), guard) * scale
     move = d * torch.where(length > 0, step / length, 0.0)
+    move = move if unit is None else move * unit
     u = x_adv - x + move
-    norm = _norm(u)
+    norm = _norm(u if unit is None else u / unit)
     moved = torch.where(norm > radius, x + u * (radius / norm), x_adv + move)
-    return moved.clamp(call.lo, call.hi).view(direction.shape)
+    return moved.clamp(lower, upper).view(direction.shape)  # type: ignore[arg-type]
 
 
 def _step_inplace_reference(*arguments) -> None:
-    *shared, guard = arguments
+    *shared, box, guard = arguments
     call = StepCall(*shared)
-    step_reference.store(call, _moved(call, step_reference.direction_of(call), guard))
+    direction = step_reference.direction_of(call, box, in_units=True)
+    step_reference.store(call, _moved(call, direction, guard, box))
 
 
 def _launch_step_inplace(*arguments) -> None:
-    *shared, guard = arguments
+    *shared, box, guard = arguments
     call = StepCall(*shared)
     x_adv = call.x_adv
     partials = registry.kernels("steps.l2").workspace_shape(
-        len(x_adv), x_adv[0].numel() if len(x_adv) else 0
+        len(x_adv), x_adv[0].numel() if len(x_adv) else 0, box
     )
     workspace = None
     if partials is not None:
         workspace = torch.empty(partials, dtype=layout.compute_dtype(x_adv), device=x_adv.device)
     registry.kernels("steps.l2").launch_l2_step(
-        *call, guard, workspace=workspace, **step_arguments.launch_layout(call)
+        *call, box, guard, workspace=workspace, **step_arguments.launch_layout(call)
     )
 
 
 _STEP_INPLACE = registry.register(
     f"l2_step_(Tensor(a!) x_adv, Tensor grad, Tensor x, {step_arguments.STEP_SCHEMA}, "
-    "float guard) -> ()",
+    "Tensor? box, float guard) -> ()",
     reference=_step_inplace_reference,
     launch=_launch_step_inplace,
     shared=("mean", "std"),
@@ -89,6 +99,7 @@ def l2_step_(
     model_input: torch.Tensor | None = None,
     mean: torch.Tensor | None = None,
     std: torch.Tensor | None = None,
+    box: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One L2 PGD step, in place: u = x_adv - x + step_size * grad / (||grad||_2 + guard), then
     x_adv = clip(x + u * min(1, eps / ||u||_2)) to bounds.
@@ -98,8 +109,10 @@ def l2_step_(
     gradient counts as 0; a sample whose gradient is 0 or infinite takes no step, and one whose
     gradient is tiny (1e-30) a full one. guard: what peers add to the norm (1e-10 in torchattacks).
     bounds=None clamps nothing. momentum, model_input, mean, std, slots: as in `linf_step_`; the
-    momentum's direction is m / ||m||_2. Returns x_adv. Raises ValueError if shapes, dtypes or
-    devices differ.
+    momentum's direction is m / ||m||_2. box: (B, 2, D), what each element may be, in place of
+    bounds; one whose bounds meet does not count in the norms. With units, (B, 3, D), the step is
+    that of x_adv / unit: its gradient, its lengths. Returns x_adv. Raises ValueError if shapes,
+    dtypes or devices differ.
 
     Example: `fastadv.ops.l2_step_(x_adv, grad, x, step_size=0.1, eps=0.5)`.
     Source: Madry et al. 2018, arXiv:1706.06083; PGDL2 of torchattacks. Unlike there, a point inside
@@ -107,9 +120,9 @@ def l2_step_(
     """
     reach = step_arguments.reach(step_size, eps, bounds, x)
     state = slots, momentum, decay, model_input, mean, std
-    return step_arguments.step_in_place(
-        _STEP_INPLACE, StepCall(x_adv, grad, x, *reach, *state), guard
-    )
+    boxes.check_box(box, x_adv)
+    call = StepCall(x_adv, grad, x, *reach, *state)
+    return step_arguments.step_in_place(_STEP_INPLACE, call, box, guard)
 
 
 def l2_step(

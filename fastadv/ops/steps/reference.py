@@ -4,18 +4,26 @@ import torch
 
 from fastadv.kernels import slots as slot_columns
 from fastadv.ops import layout, reduction, rounding
+from fastadv.ops.steps import box as boxes
 from fastadv.ops.steps.arguments import StepCall
 
 
-def direction_of(call: StepCall) -> torch.Tensor:
+def direction_of(
+    call: StepCall, box: torch.Tensor | None = None, *, in_units: bool = False
+) -> torch.Tensor:
     """dL/dx_adv with NaN as 0; with momentum m, updated, instead.
 
-    `grad` is dL/dmodel_input where there is a model input.
+    `grad` is dL/dmodel_input where there is a model input. Elements that the box holds where they
+    are have none; in_units: the gradient is that of x_adv / unit.
     """
     grad = call.grad.to(layout.compute_dtype(call.x_adv))
     if call.model_input is not None and call.std is not None:
         grad = grad / layout.per_channel(call.std, call.x_adv)
     grad = grad.masked_fill(grad.isnan(), 0.0)
+    if box is not None:
+        grad = boxes.movable(grad, box, call.x_adv)
+        unit = boxes.unit_of(box, call.x_adv)
+        grad = grad * unit if in_units and unit is not None else grad
     return grad if call.momentum is None else _updated(call.momentum, grad, call)
 
 

@@ -161,5 +161,6 @@ def test_opcheck(either_backend, device):
         k["progress"],
         k["correct"],
         k["x_hit"],
+        None,
     )
     torch.library.opcheck(torch.ops.fastadv.apgd_l2_step_.default, arguments)

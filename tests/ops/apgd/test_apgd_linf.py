@@ -94,6 +94,7 @@ def test_opcheck(implementation, device):
         k["progress"],
         k["correct"],
         k["x_hit"],
+        None,
     )
     torch.library.opcheck(torch.ops.fastadv.apgd_linf_step_.default, arguments)
 

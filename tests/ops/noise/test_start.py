@@ -216,7 +216,7 @@ def test_one_launch_and_one_allocation_a_call(monkeypatch, device):
         launches.clear()
         operators = []
         with Operators():
-            start._launch_start(x, ids, draws, 0.1, None, 0.0, 1.0, 0, kind, None)
+            start._launch_start(x, ids, draws, 0.1, None, 0.0, 1.0, 0, kind, None, None)
         assert len(launches) == 1
         assert operators == [torch.ops.aten.empty_like.default]
 
@@ -227,7 +227,7 @@ def test_opcheck(kind, implementation, device):
     draws = torch.zeros(2, dtype=torch.int32, device=device)
     rows = torch.tensor([0.1, 0.2], device=device)
     for eps_rows, scale in ((None, None), (rows, 0.3)):
-        args = (x, ids, draws, 0.1, eps_rows, 0.0, 1.0, 3, kind, scale)
+        args = (x, ids, draws, 0.1, eps_rows, 0.0, 1.0, 3, kind, scale, None)
         torch.library.opcheck(torch.ops.fastadv.random_start.default, args)
 
 

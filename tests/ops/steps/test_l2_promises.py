@@ -126,7 +126,7 @@ def test_opcheck_and_version_counter(either_backend, device):
     x_adv, grad, x = images(device, 2, 20)
     state = torch.zeros_like(x)
     arguments = (x_adv, grad, x, 0.1, None, 0.5, None, 0.0, 1.0, None, state, 1.0, None, None, None)
-    torch.library.opcheck(torch.ops.fastadv.l2_step_.default, (*arguments, 0.0))
+    torch.library.opcheck(torch.ops.fastadv.l2_step_.default, (*arguments, None, 0.0))
     before = x_adv._version, state._version
     l2.l2_step_(x_adv, grad, x, step_size=0.1, eps=0.5, momentum=state)
     assert x_adv._version > before[0] and state._version > before[1]

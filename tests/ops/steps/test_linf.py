@@ -218,7 +218,7 @@ def test_opcheck(either_backend, device):
     x_adv, grad, x = (t.to(device) for t in _case((2, 9)))
     functional = (x_adv, grad, x, 0.01, None, 0.03, None, 0.0, 1.0)
     torch.library.opcheck(torch.ops.fastadv.linf_step.default, functional)
-    in_place = (*functional, None, None, 0.0, None, None, None)
+    in_place = (*functional, None, None, 0.0, None, None, None, None)
     torch.library.opcheck(torch.ops.fastadv.linf_step_.default, in_place)
 
 
