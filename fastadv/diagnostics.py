@@ -23,8 +23,8 @@ class AttackWarning(UserWarning):
     """Something weakens an attack; `code` names it, `count` says for how many samples.
 
     Codes: "zero_gradient", "nan_gradient", "nan_logits", "probabilities", "squashed",
-    "unconfirmed", "clamped_input"; of ensembles also "randomised", "dynamic", "few_classes",
-    "square_gains".
+    "unconfirmed", "clamped_input", "recorded_in_training"; of ensembles also "randomised",
+    "dynamic", "few_classes", "square_gains".
     """
 
     def __init__(self, code: str, count: int, message: str) -> None:
@@ -53,6 +53,9 @@ _TEXTS = {
     "losses and successes are those of the iterates themselves. To be rid of this, and of the "
     "further pass that it costs: leave the clamp out of the model, as iterates stay in bounds "
     "anyway, or put it into fastadv.BPDA(lambda x: x.clamp(0, 1))",
+    "recorded_in_training": "the model was traced or exported in train mode, which no flag "
+    "changes any more: dropout and batch statistics stay on, so that its answers depend on chance "
+    "or on the batch; trace or export model.eval()",
     "randomised": "the model answers differently when asked again: one lucky draw may count as "
     "a success; use version='rand', which averages over draws",
     "dynamic": "the model computes gradients of its own in its forward pass, as defences that "

@@ -1,42 +1,19 @@
 """Attacks leave no trace: modes, flags, random state and autograd modes are put back, always."""
 
 import contextlib
-import functools
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from types import FunctionType, MethodType
+from types import MethodType
 
 import torch
 from torch import nn
+
+from fastadv import reach, recorded
 
 Model = Callable[..., torch.Tensor]  # of x, and of what `extra=` gives beside it
 
 # whose RNNs run on cuDNN; ROCm, whose MIOpen has the same rule, says cuda too
 _CUDNN_DEVICE = "cuda"
-
-
-def modules_behind(model: object, depth: int = 3) -> list[nn.Module]:
-    """The modules that a callable reaches: itself, the owner of a bound method, those in the
-    arguments of a partial, and those that a function closes over or names globally."""
-    if isinstance(model, nn.Module):
-        return [model]
-    if depth == 0 or not callable(model) or isinstance(model, type):
-        return []
-    if isinstance(model, functools.partial):
-        reached = [model.func, *model.args, *model.keywords.values()]
-    elif isinstance(model, MethodType):
-        reached = [model.__self__, model.__func__]
-    elif isinstance(model, FunctionType):
-        cells = inspect.getclosurevars(model)
-        reached = [*cells.nonlocals.values(), *cells.globals.values()]
-        reached += [*(model.__defaults__ or ()), *(model.__kwdefaults__ or {}).values()]
-    else:
-        reached = list(getattr(model, "__dict__", {}).values())
-    found: dict[nn.Module, None] = {}
-    for value in reached:
-        found.update(dict.fromkeys(modules_behind(value, depth - 1)))
-    return list(found)
 
 
 def module_of(model: Model) -> nn.Module | None:
@@ -46,6 +23,11 @@ def module_of(model: Model) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
+def is_training(module: nn.Module) -> bool:
+    """Its flag; False for a module frozen by torch.jit.freeze, which has lost it."""
+    return bool(getattr(module, "training", False))
+
+
 @contextlib.contextmanager
 def isolated(model: Model, *, device: torch.device, seed: int) -> Iterator[None]:
     """Evaluate `model` in eval mode with frozen weights, then restore every flag, also on errors.
@@ -53,12 +35,13 @@ def isolated(model: Model, *, device: torch.device, seed: int) -> Iterator[None]
     Inside: every submodule in eval mode, no parameter requires a gradient, no gradient mode, no
     inference mode, no autocast (success is decided in the model's own precision), and the global
     generators of the CPU and of `device` seeded with `seed`, so that what a random model draws is
-    reproducible. Of a plain function, the modules that `modules_behind` finds. With an RNN on a GPU
-    cuDNN is off, see `differentiable_in_eval`.
+    reproducible. All of this for every module that the model reaches, see `fastadv.reach`. With an
+    RNN on a GPU cuDNN is off, see `differentiable_in_eval`. What was traced or exported in train
+    mode stays in it; its buffers are put back.
     """
-    roots = modules_behind(model)
-    training = [m for root in roots for m in root.modules() if m.training]
-    parameters = [p for root in roots for p in root.parameters()]
+    modules = reach.every_module(model)
+    training = [m for m in modules if is_training(m)]
+    parameters = [p for m in modules for p in m._parameters.values() if p is not None]
     trainable = [p for p in parameters if p.requires_grad and not p.is_inference()]
     with contextlib.ExitStack() as stack:
         stack.enter_context(restored_generators(device, seed))
@@ -68,8 +51,10 @@ def isolated(model: Model, *, device: torch.device, seed: int) -> Iterator[None]
             # no cache: the model's own autocast, inside this one, would keep the first cast of an
             # iterate that is then changed in place, and see it for ever
             stack.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
-        stack.enter_context(differentiable_in_eval(m for root in roots for m in root.modules()))
+        stack.enter_context(differentiable_in_eval(modules))
         stack.callback(_restore_flags, training, trainable)
+        if fixed := recorded.left_in_training(modules):
+            stack.enter_context(restored_buffers(b for m in fixed for b in m.buffers()))
         # the attributes, not .eval(): a module may override train() and eval()
         for m in training:
             m.training = False
@@ -97,6 +82,21 @@ def differentiable_in_eval(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
     finally:
         torch._C._set_cudnn_enabled(before)
+
+
+@contextlib.contextmanager
+def restored_buffers(buffers: Iterable[torch.Tensor]) -> Iterator[None]:
+    """What is written in place to the buffers inside is undone; no synchronisation.
+
+    No version tells of it: those of running statistics stay as they are when batch_norm moves them.
+    """
+    saved = [(b, b.clone()) for b in buffers if not b.is_inference()]
+    try:
+        yield
+    finally:
+        for buffer, before in saved:
+            # .data: a graph that has saved the buffer is as right as it was before
+            buffer.data.copy_(before)
 
 
 def _restore_flags(training: list[nn.Module], trainable: list[nn.Parameter]) -> None:

@@ -66,6 +66,7 @@ def explain_rows(error: Exception, rows: int, whole: int) -> None:
     if is_of_sizes and whole not in (0, rows):
         raise type(error)(
             f"the model fails on {rows} samples, of a batch of {whole}: {error}. If it is tied to "
-            "the whole batch (by a mask, a hidden state or a second input of its size): keep='last'"
-            " passes whole batches; give per-sample inputs as extra="
+            "the whole batch (by a mask, a hidden state or a second input of its size, or because "
+            "it was exported for this size): keep='last' passes whole batches; give per-sample "
+            "inputs as extra="
         ) from error

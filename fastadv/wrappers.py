@@ -9,7 +9,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from fastadv import outputs
-from fastadv.isolation import Model, modules_behind
+from fastadv.isolation import Model
+from fastadv.reach import modules_behind
 
 _HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
@@ -178,8 +179,9 @@ def _adopt(wrapper: nn.Module, model: Model) -> list[nn.Module]:
     behind = modules_behind(model)
     if behind:
         wrapper.training = behind[0].training
-    if behind != [model]:
-        wrapper.behind = nn.ModuleList(behind)
+    hidden = [module for module in behind if module is not model]
+    if hidden:  # of a function, or what a module holds in a list
+        wrapper.behind = nn.ModuleList(hidden)
     return behind
 
 

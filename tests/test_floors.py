@@ -26,6 +26,8 @@ FLOORS = {
     "objective": "what an adversary wants of a model that is no plain classifier",
     "objectives": "ready-made ones",
     "losses": "what an attack ascends",
+    "reach": "the modules that a model reaches, however it holds them",
+    "recorded": "traced and exported models, whose mode is part of them",
     "isolation": "the user's model is left as it was",
     "execution": "how an attack is run, not what it computes",
     "memory": "what to do when it runs out",

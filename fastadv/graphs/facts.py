@@ -1,5 +1,6 @@
 """What a recorded step has baked in about modules and optimizers: if it changes, record anew."""
 
+import functools
 from collections.abc import Hashable, Iterator, Mapping, Set
 from types import FunctionType, MethodType
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+
+from fastadv.reach import modules_behind
 
 Fact = tuple[tuple[str, str], Hashable]  # ((path of a submodule, attribute), what it holds)
 
@@ -16,8 +19,13 @@ _SMALL = 4096  # bytes of an array that are compared; of a larger one its identi
 
 def module_facts(module: nn.Module) -> tuple[Fact, ...]:
     """Types, hooks, all that attributes hold, and where tensors lie; no values of tensors, which a
-    replay reads anew."""
-    return tuple(_facts(module, set()))
+    replay reads anew. Of the modules that it reaches otherwise too, see `fastadv.reach`."""
+    seen: set[int] = set()
+    facts = list(_facts(module, seen))
+    for i, other in enumerate(modules_behind(module)[1:]):
+        if id(other) not in seen:
+            facts += (((f"{i}: {path}", name), fact) for (path, name), fact in _facts(other, seen))
+    return tuple(facts)
 
 
 def _facts(module: nn.Module, seen: set[int]) -> Iterator[Fact]:
@@ -86,6 +94,8 @@ def baked(value: Any, seen: set[int] | None = None, depth: int = _DEPTH) -> Hash
         inside = list(value)
     elif isinstance(value, set | frozenset):
         inside = sorted(value, key=repr)
+    elif isinstance(value, functools.partial):
+        inside = [value.func, *value.args, *value.keywords.items()]
     elif isinstance(value, MethodType):
         inside = [value.__func__, value.__self__]
     elif isinstance(value, FunctionType):

@@ -2,7 +2,7 @@
 
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from fastadv.isolation import modules_behind
+from fastadv.reach import every_module
 
 WRAPPERS = (DataParallel, DistributedDataParallel)
 REDUCED = "gradients are reduced over processes or devices, which is done outside of graphs"
@@ -10,5 +10,4 @@ REDUCED = "gradients are reduced over processes or devices, which is done outsid
 
 def refusal_of(model: object) -> str | None:
     """Why passes of a model that is, or holds, a wrapper cannot be recorded, in words; or None."""
-    parts = (part for root in modules_behind(model) for part in root.modules())
-    return REDUCED if any(isinstance(part, WRAPPERS) for part in parts) else None
+    return REDUCED if any(isinstance(part, WRAPPERS) for part in every_module(model)) else None

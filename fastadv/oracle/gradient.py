@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from fastadv import losses, memory, outputs
+from fastadv import losses, memory, outputs, reach, recorded
 from fastadv.engine.state import SlotState
 from fastadv.engine.work import Extra
-from fastadv.isolation import Model, modules_behind
+from fastadv.isolation import Model
 from fastadv.kernels import slots as columns
 from fastadv.oracle import clamping
 from fastadv.oracle.judge import Judge, Rules
@@ -76,11 +76,8 @@ class Oracle:
 
     def buffers(self) -> dict[str, torch.Tensor]:
         """What a pass may change in the models that are asked, if they keep anything."""
-        models = [self.model] if self.search is None else [self.search.model]
-        roots = [root for model in models for root in modules_behind(model)]
-        return {
-            f"the model's {name}": buffer for root in roots for name, buffer in root.named_buffers()
-        }
+        model = self.model if self.search is None else self.search.model
+        return {f"the model's {name}": b for name, b in reach.named_buffers(model).items()}
 
     @contextlib.contextmanager
     def by_own_model(self) -> Iterator[None]:
@@ -266,6 +263,7 @@ class Oracle:
         if not self.whole:
             self.whole = len(x)
             self.first = logits.detach() if self.judge.loss.objective is None else None
+            recorded.warn_of_training(self.model, len(x))
         if x._version != version:
             raise ValueError(outputs.IN_PLACE)
         return logits

@@ -118,6 +118,11 @@ def check_batch(
 ) -> None:
     """Raises for a batch that cannot be trained on; synchronises, so the first batch only."""
     images = inputs.check_images(x, common_bounds(threat))
+    if isinstance(model, torch.jit.ScriptModule) and not any(True for _ in model.parameters()):
+        raise ValueError(
+            "the model has no weights to train: torch.jit.freeze has made constants of them; give "
+            "the module as it was before"
+        )
     if model is not None:
         inputs.check_device(model, images)
     check_fits(threat, images)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from fastadv.isolation import Model, modules_behind
+from fastadv.isolation import Model
+from fastadv.reach import every_module
 
 _LAYERS = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -43,10 +44,10 @@ def kept(model: Model, device: torch.device) -> Iterator[list[nn.Parameter]]:
 
 
 def _weights(model: Model) -> list[nn.Parameter]:
-    modules = [m for root in modules_behind(model) for m in root.modules()]
+    modules = every_module(model)
     if hasattr(model, "_torchdynamo_orig_callable") or any(map(_is_compiled, modules)):
         return []
-    layers = (m for m in modules if type(m).forward in _FORWARDS)
+    layers = (m for m in modules if getattr(type(m), "forward", None) in _FORWARDS)
     return [p for m in layers for p in m.parameters(recurse=False)]
 
 

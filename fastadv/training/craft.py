@@ -8,17 +8,19 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastadv import losses, outputs
+from fastadv import losses, outputs, recorded
 from fastadv.execution import Precision
 from fastadv.graphs.parallel import WRAPPERS
 from fastadv.isolation import (
     Model,
     differentiable_in_eval,
-    modules_behind,
+    is_training,
+    restored_buffers,
     restored_generators,
 )
 from fastadv.objective import Objective
 from fastadv.ops.heads import loss_head as heads
+from fastadv.reach import every_module, every_parameter
 from fastadv.threat_model import ThreatModel
 from fastadv.training import casts
 
@@ -66,9 +68,8 @@ def frozen(model: Model, *, but: Collection[nn.Parameter] = ()) -> Iterator[None
     backward of a model under torch.compile, and of a custom Function, does not. but: those that no
     such backward sees, which stay as they are.
     """
-    parameters = [p for root in modules_behind(model) for p in root.parameters()]
     kept = {id(p) for p in but}
-    trainable = [p for p in parameters if p.requires_grad and id(p) not in kept]
+    trainable = [p for p in every_parameter(model) if p.requires_grad and id(p) not in kept]
     for p in trainable:
         p.requires_grad_(False)
     try:
@@ -85,8 +86,8 @@ def statistics_policy(model: Model, bn: BNPolicy) -> Iterator[None]:
     "eval": every submodule in eval mode. "train": modes as they are, running statistics move.
     "batch": modes as they are, batch statistics, and no buffer keeps a change.
     """
-    modules = [m for root in modules_behind(model) for m in root.modules()]
-    training = [m for m in modules if m.training] if bn != "train" else []
+    modules = every_module(model)
+    training = [m for m in modules if is_training(m)] if bn != "train" else []
     with contextlib.ExitStack() as stack:
         if bn == "eval":
             stack.enter_context(differentiable_in_eval(modules))
@@ -99,32 +100,23 @@ def statistics_policy(model: Model, bn: BNPolicy) -> Iterator[None]:
             _set_all(tracking, "track_running_stats", False)
             stack.callback(_set_all, tracking, "track_running_stats", True)
             others = [m for m in training if not _obeys_its_flag(m)]
-            stack.enter_context(_restored_buffers(others))
+            buffers = [b for m in others for b in m.buffers(recurse=False)]
+            buffers += (b for m in recorded.left_in_training(modules) for b in m.buffers())
+            stack.enter_context(restored_buffers(buffers))
         yield
 
 
 def _obeys_its_flag(module: nn.Module) -> bool:
     """Whether track_running_stats stops the updates: not for InstanceNorm, nor for subclasses that
     have a forward of their own."""
-    return type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    # None of a scripted module, whose class has no forward to look at
+    forward = getattr(type(module), "forward", None)
+    return forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 def _set_all(modules: Sequence[nn.Module], name: str, value: bool) -> None:
     for m in modules:
         setattr(m, name, value)
-
-
-@contextlib.contextmanager
-def _restored_buffers(modules: list[nn.Module]) -> Iterator[None]:
-    buffers = [b for m in modules for b in m.buffers(recurse=False)]
-    saved = [(b, b._version, b.clone()) for b in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, version, before in saved:
-                if buffer._version != version:
-                    buffer.copy_(before)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ from fastadv.graphs.cuda import backend_for
 from fastadv.graphs.facts import module_facts, tensor_facts
 from fastadv.graphs.planner import StepGraphs
 from fastadv.graphs.watched import Numbered
-from fastadv.isolation import Model, modules_behind
+from fastadv.isolation import Model
+from fastadv.reach import every_parameter
 from fastadv.training import arguments, draws, recordable
 from fastadv.training.held_batch import BatchCount, HeldBatch
 from fastadv.training.methods import Step, check_step
@@ -259,9 +260,7 @@ class GraphedStep:
 
     def _clear_gradients(self, model: Model) -> None:
         """Of all parameters: one that a recording left would be the graph's memory."""
-        for p in itertools.chain(
-            self._parameters(), *(m.parameters() for m in modules_behind(model))
-        ):
+        for p in itertools.chain(self._parameters(), every_parameter(model)):
             p.grad = None
 
 

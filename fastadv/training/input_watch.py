@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from fastadv import diagnostics, outputs
-from fastadv.isolation import Model, modules_behind, restored_generators
+from fastadv.isolation import Model, restored_generators
 from fastadv.ops import doubles
 from fastadv.oracle import clamping
+from fastadv.reach import every_module
 from fastadv.training.arguments import is_distributed
 from fastadv.training.craft import FP16_SCALE, BNPolicy, InputGradient, statistics_policy
 
@@ -130,8 +131,7 @@ def _in_range(device: torch.device) -> contextlib.AbstractContextManager[object]
 def _most(value: float, model: Model, device: torch.device) -> float:
     """The value, or the largest of all ranks where their passes wait for one another: with
     SyncBatchNorm all must make as many. Other ranks decide for themselves."""
-    modules = [m for root in modules_behind(model) for m in root.modules()]
-    synced = [m for m in modules if isinstance(m, nn.SyncBatchNorm)]
+    synced = [m for m in every_module(model) if isinstance(m, nn.SyncBatchNorm)]
     if not synced or not is_distributed():
         return value
     most = torch.tensor(value, dtype=doubles.widest(device), device=device)

@@ -42,6 +42,11 @@ class AWP:
         inner = model.others
         if not isinstance(inner, nn.Module):
             raise TypeError(f"AWP needs an nn.Module; got {type(inner).__name__}")
+        if any(isinstance(m, torch.jit.ScriptModule) for m in inner.modules()):
+            raise TypeError(
+                "AWP calls the model with other weights, which torch.jit does not allow: give it "
+                "the module as it was before it was scripted or traced"
+            )
         named = {n: p for n, p in inner.named_parameters() if p.requires_grad and p.ndim > 1}
         weights = list(named.values())
         with (

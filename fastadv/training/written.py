@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastadv import reach
 from fastadv.training.held_batch import HeldBatch
 
 
@@ -12,7 +13,7 @@ def written(
     step: Any, model: nn.Module, optimizer: torch.optim.Optimizer, held: HeldBatch
 ) -> dict[str, torch.Tensor]:
     """Weights, buffers, the optimizer's state, the step's own tensors and its losses, by names."""
-    named = dict(model.named_parameters()) | dict(model.named_buffers()) | held.losses
+    named = reach.named_parameters(model) | reach.named_buffers(model) | held.losses
     names = {tensor: name for name, tensor in named.items()}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for i, p in enumerate(parameters):

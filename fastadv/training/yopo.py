@@ -252,10 +252,10 @@ def _seen(layer: nn.Module, hook: Any) -> Iterator[None]:
 def _named_layer(model: Model, name: str) -> tuple[nn.Module, nn.Module]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"YOPO needs an nn.Module; got {type(model).__name__}")
-    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl for m in model.modules()):
+    if any(map(_is_compiled, model.modules())):
         raise ValueError(
             "YOPO stops the model behind its first layer, which compiled code does not: give it "
-            "the model as it was before torch.compile"
+            "the model as it was before torch.compile or torch.jit"
         )
     modules = dict(model.named_modules())
     if name not in modules or not name:
@@ -264,3 +264,8 @@ def _named_layer(model: Model, name: str) -> tuple[nn.Module, nn.Module]:
             f"first_layer must name a submodule of the model; got {name!r}. Its first: {near}"
         )
     return model, modules[name]
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    is_scripted = isinstance(module, torch.jit.ScriptModule)
+    return is_scripted or hasattr(module, "_orig_mod") or bool(module._compiled_call_impl)

@@ -12,6 +12,7 @@ from fastadv import memory
 from fastadv.graphs.parallel import WRAPPERS
 from fastadv.isolation import Model, module_of
 from fastadv.oracle.shadow.watching import watch
+from fastadv.reach import modules_behind
 
 _CONTAINERS = ("_parameters", "_buffers", "_modules")
 
@@ -76,6 +77,8 @@ def replica(model: Model, x: torch.Tensor, extra: Sequence[torch.Tensor] = ()) -
     owner = module_of(model)
     if owner is None:
         raise Uncopyable(f"it is a {type(model).__name__}, not an nn.Module")
+    if any(_is_scripted(module) for module in owner.modules()):
+        raise Uncopyable("it was scripted or traced, so that torch copies its weights too")
     memo: dict[int, object] = {}
     pairs: list[Pair] = []
     try:
@@ -93,6 +96,8 @@ def replica(model: Model, x: torch.Tensor, extra: Sequence[torch.Tensor] = ()) -
         if memory.is_out_of_memory(error):
             raise
         raise Uncopyable(f"copying it failed with {type(error).__name__}: {error}") from error
+    if any(id(module) in memo for module in modules_behind(owner)[1:]):
+        raise Uncopyable("it holds a module in a list or an object, not as a submodule")
     known = {id(pair.ours) for pair in pairs}
     if any(id(p) not in known for p in module.parameters()):
         raise Uncopyable("its __deepcopy__ makes parameters anew")
@@ -101,6 +106,12 @@ def replica(model: Model, x: torch.Tensor, extra: Sequence[torch.Tensor] = ()) -
         copied = MethodType(model.__func__, module)
     _require_own_tensors(copied, x, extra, pairs)
     return Replica(copied, module, tuple(pairs))
+
+
+def _is_scripted(module: nn.Module) -> bool:
+    """With weights: a frozen one has none, and is copied as it is."""
+    is_script = isinstance(module, torch.jit.ScriptModule)
+    return is_script and any(True for _ in module.parameters(recurse=False))
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
