@@ -21,8 +21,7 @@ def binary() -> Objective:
 
 
 def _binary_loss(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    z, labels = _single(output), _single(y)
-    return F.binary_cross_entropy_with_logits(z, labels.to(z.dtype), reduction="none")
+    return _bce(_single(output), _single(y))
 
 
 def _binary_success(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -31,6 +30,13 @@ def _binary_success(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def _binary_score(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (~_binary_success(output, y)).float()
+
+
+def _bce(z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Unlike torch's, whose gradient sigmoid(z) - y is 0 in float32 where a right |z| is above 17:
+    here it is about e^-|z|."""
+    y = labels.to(z.dtype)
+    return -y * F.logsigmoid(z) - (1 - y) * F.logsigmoid(-z)
 
 
 def _single(rows: torch.Tensor) -> torch.Tensor:
@@ -62,8 +68,7 @@ def multilabel(labels: Sequence[int] | None = None) -> Objective:
 def _multilabel_loss(
     output: torch.Tensor, y: torch.Tensor, labels: tuple[int, ...] | None = None
 ) -> torch.Tensor:
-    z, wanted = _columns(output, y, labels)
-    return _mean(F.binary_cross_entropy_with_logits(z, wanted.to(z.dtype), reduction="none"))
+    return _mean(_bce(*_columns(output, y, labels)))
 
 
 def _multilabel_success(

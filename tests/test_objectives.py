@@ -56,6 +56,22 @@ def test_binary_takes_one_logit_and_one_label(z, y):
         objectives.binary().losses(torch.zeros(z), torch.zeros(y))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("objective", [objectives.binary(), objectives.multilabel()], ids=str)
+def test_a_confident_model_has_a_gradient(objective, dtype):
+    """Of torch's own BCE it is exactly 0 from 17 on in float32: an attack would not move."""
+    z = torch.tensor([[20.0], [-20.0], [60.0], [-60.0]], dtype=dtype)
+    y = torch.tensor([[1], [0], [1], [0]])
+    _, _, _, grad = _judged(objective, z, y)
+    signs = torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=torch.float64)
+    wanted = signs * torch.tensor([-20.0, -20, -60, -60], dtype=torch.float64).sigmoid()
+    assert grad.flatten().tolist() == pytest.approx(
+        wanted.tolist(), rel=4 * torch.finfo(dtype).eps, abs=0
+    )
+    _, _, _, grad = _judged(objective, -z, y)
+    assert grad.flatten().tolist() == _near(signs.tolist(), torch.bfloat16)  # e^-20 less
+
+
 Z = [[LN3, -LN3, 0.0], [LN3, LN3, LN3]]
 LABELS = [[1, 0, 0], [1, 1, 0]]
 BCE = [[math.log(4 / 3), math.log(4 / 3), LN2], [math.log(4 / 3), math.log(4 / 3), math.log(4)]]
