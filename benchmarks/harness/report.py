@@ -5,9 +5,9 @@
 
 A block `<!-- benchmark:NAME -->` ... `<!-- /benchmark -->` is rewritten from the newest run of its
 suites. NAME: why-switch, attacks-by-case, attacks, attacks-chart, ops, step-cost, host, training,
-mnist, autoattack, autoattack-attacks, autoattack-ops, execution, clamping, clamping-forms, gpu-ops,
-gpu-ops-chart, gpu-attacks, gpu-attacks-chart, gpu-autoattack, gpu-training or gpu-steps, with
-@device for one device.
+mnist, autoattack, autoattack-attacks, autoattack-ops, execution, tasks, clamping, clamping-forms,
+gpu-ops, gpu-ops-chart, gpu-attacks, gpu-attacks-chart, gpu-autoattack, gpu-training or gpu-steps,
+with @device for one device.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from benchmarks.clamping import tables as clamping_tables
 from benchmarks.execution import tables as execution_tables
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.harness import overview, schema, tables
+from benchmarks.tasks import tables as tasks_tables
 from benchmarks.training import tables as training_tables
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,7 @@ PAGES = tuple(
         "docs/autoattack.md",
         "docs/execution.md",
         "docs/pytorch-versions.md",
+        "docs/tasks.md",
     )
 )
 _BLOCK = re.compile(
@@ -58,6 +60,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
     "autoattack-attacks": ("autoattack", autoattack_tables.attacks),
     "autoattack-ops": ("autoattack", autoattack_tables.ops),
     "execution": ("execution", execution_tables.execution),
+    "tasks": ("tasks", tasks_tables.tasks),
     "clamping": ("clamping", clamping_tables.libraries),
     "clamping-forms": ("clamping", clamping_tables.forms),
     "gpu-ops": ("gpu_ops", gpu_tables.ops),

@@ -1,0 +1,1 @@
+"""Models that are no plain image classifiers, attacked by what each task calls a failure."""
