@@ -25,7 +25,7 @@ from fastadv.data import load_digits
 from fastadv.demo.figures import draw_accuracies, draw_examples, draw_restarts
 from fastadv.demo.networks import EPS, train_fast, train_standard
 from fastadv.evaluation import Report, evaluate
-from fastadv.evaluation.report import wilson_interval
+from fastadv.evaluation.proportions import wilson_interval
 from fastadv.threat_model import Linf, start_point
 
 

@@ -16,6 +16,7 @@ from fastadv.evaluation.block import SampleAttack, collected
 from fastadv.evaluation.clean import describe_model, logits_of, without_wrapper
 from fastadv.evaluation.display import Watch
 from fastadv.evaluation.processes import exchange_of_processes, kept_in
+from fastadv.evaluation.question import Question, objective_of
 from fastadv.evaluation.report import Report
 from fastadv.evaluation.samples import Data
 from fastadv.evaluation.share import joined_columns, joined_sums
@@ -41,7 +42,8 @@ def evaluate(
 
     data: (x, y) tensors, a DataLoader of (x, y) batches, or a Dataset of (x, y) pairs; only a
     block of it is in memory at a time (on resuming, those that were begun, too), moved to the
-    device of the model's first parameter or buffer. batch_size: samples attacked at once; None is
+    device of the model's first parameter or buffer. Or (x, y, *extra), a row a sample in each, for
+    a model that takes more: model(x, *extra). batch_size: samples attacked at once; None is
     that of `execution`, of the loader, or 128. checkpoint: a file that every block of 8 batches,
     and every attack of an ensemble on it, is written to; called again with the same arguments
     after an interruption, even kill -9, evaluation goes on from there to the same bits, also with
@@ -69,14 +71,21 @@ def evaluate(
     that do not fit, and for a checkpoint with a lambda as loss or seed=None; emits one
     `AttackWarning` a code at the end.
 
+    With a `fastadv.Objective` as the attack's loss, y is what that takes, and its success= decides:
+    clean accuracy is the share of samples that are no success as they are, robust accuracy of those
+    that the attack could not make one either; its scores are in the report too. Raises ValueError
+    for one without success, and with a checkpoint for one without a name.
+
     Example: `fastadv.evaluate(net, (x, y), fastadv.autoattack(fastadv.Linf(8 / 255)))`.
     """
     check_one_size(attack)
+    question = Question.of(attack)
     model = without_wrapper(model)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None:
         _check_repeatable(attack)
-    wanted = Wanted(model, data, attack, batch_size, path, execution or Execution(), progress)
+    execution = execution or Execution()
+    wanted = Wanted(model, data, attack, batch_size, path, execution, progress)
     try:
         with generator_put_back(), exchange_of_processes(path) as exchange:
             blocks, asked, ran, environment = attacked_together(wanted, exchange)
@@ -85,7 +94,9 @@ def evaluate(
         raise
     if not blocks:
         raise ValueError("data is empty: there is nothing to evaluate")
-    return _report(wanted, asked, joined_columns(blocks), joined_sums(blocks), ran, environment)
+    columns, sums = joined_columns(blocks), joined_sums(blocks)
+    named = describe_model(model, asked.model)
+    return _report(named, attack, question, asked, columns, sums, ran, environment)
 
 
 def _judged_square(stages: list[dict[str, Any]], total: int) -> dict[str, int]:
@@ -110,8 +121,14 @@ def check_one_size(attack: SampleAttack) -> None:
 
 
 def _check_repeatable(attack: SampleAttack) -> None:
+    objective = objective_of(attack)
+    if objective is not None and objective.name is None:
+        raise ValueError(
+            "checkpoint needs an objective with a name, by which it is known again: the code of "
+            f"its functions cannot be compared on resuming. Give it name=; got {objective!r}"
+        )
     name = getattr(getattr(attack, "loss", None), "__name__", "")
-    if name == "<lambda>" or "<lambda>" in repr(attack):
+    if objective is None and (name == "<lambda>" or "<lambda>" in repr(attack)):
         raise ValueError(
             "checkpoint needs a loss with a name: the code of a lambda cannot be compared on "
             f"resuming. Give loss a function made by def; got {attack!r}"
@@ -134,14 +151,16 @@ def generator_put_back() -> Iterator[None]:
 
 
 def _report(
-    wanted: Wanted,
+    model: str,
+    attack: SampleAttack,
+    question: Question,
     asked: State,
     columns: dict[str, torch.Tensor],
     sums: dict[str, Any],
     ran: str,
     environment: dict[str, str],
 ) -> Report:
-    attack, total = wanted.attack, len(columns["ids"])
+    total = len(columns["ids"])
     threat = getattr(attack, "threat", None)
     eps = getattr(threat, "eps", None)
     stages = sums.pop("stages")
@@ -149,8 +168,10 @@ def _report(
     for code, count in counts.items():
         diagnostics.warn(code, count, total)
     shown = {name: columns[name] for name in ("clean_correct", "success", "step", "distance")}
+    if question.has_score:
+        shown.update(score=columns["score"], clean_score=columns["clean_score"])
     return Report(
-        model=describe_model(wanted.model, asked.model),
+        model=model,
         attack=asked.attack,
         threat=repr(threat),
         norm=getattr(threat, "norm", ""),
@@ -168,4 +189,5 @@ def _report(
         environment=environment,
         broken_by=columns["broken_by"] if stages else None,
         stages=tuple(Stage(**stage) for stage in stages),
+        objective=question.described,
     )

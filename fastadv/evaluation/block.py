@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,8 +18,8 @@ from fastadv.ensemble.cascade import Progress
 from fastadv.ensemble.constructor import AutoAttack
 from fastadv.ensemble.versions import name_of, reserved_of
 from fastadv.evaluation.checkpoint import fingerprints
-from fastadv.evaluation.clean import logits_of
 from fastadv.evaluation.display import Status, Watch
+from fastadv.evaluation.question import Answers, Question
 from fastadv.evaluation.samples import Rows
 from fastadv.evaluation.share import Share
 from fastadv.evaluation.state import COLUMNS, Block, State, Unfinished, added_counts
@@ -32,7 +33,8 @@ _BEFORE_THE_ATTACKS = ("probabilities", "squashed", "randomised", "dynamic")
 
 
 class SampleAttack(Protocol):
-    """What `evaluate` asks of an attack: `run`, as `Attack` and the ensembles have it."""
+    """What `evaluate` asks of an attack: `run`, as `Attack` and the ensembles have it; with extra=
+    too, where the data have more than (x, y)."""
 
     def run(
         self,
@@ -55,6 +57,7 @@ class Task:
 
     model: Model
     attack: SampleAttack
+    question: Question
     execution: Execution
     device: torch.device | None
     share: Share
@@ -73,31 +76,34 @@ class Task:
 
     def attack_block(self, rows: Rows, before: Unfinished | None) -> None:
         """Attack one block and enter its results; before: what is done of it already."""
+        marks = before.fingerprints if before else fingerprints(*rows.columns[1:])
+        rows = rows.to(self.device)
         x, y = rows.x, rows.y
-        marks = fingerprints(x, y) if before is None else before.fingerprints
-        if self.device is not None:
-            x, y = x.to(self.device), y.to(self.device)
         began = time.perf_counter() - (before.seconds if before else 0.0)
         with collected() as counts, looks.heard_by(functools.partial(self._hear, len(x))):
-            result = self._run(rows.ids, marks, x, y, before, began, counts)
+            result = self._run(rows, marks, before, began, counts)
             clean, forwards = result.clean_prediction, result.forwards
+            clean_score = result.clean_score
             if clean is None:  # keep="last" never looks at the clean samples
-                clean = self.clean_logits(x).argmax(1)
-                forwards += len(x)
+                clean, clean_score, *_ = self.answers(rows)
+                clean, forwards = clean.to(y.device), forwards + len(x)
         found_counts = counts()
         if result.inset and self.execution.inset is None:  # by this block or by one before it
             found_counts["clamped_input"] = len(x)
+        no_score = torch.full_like(result.distance, torch.nan)
         broken_by = result.broken_by
         if broken_by is None:
             broken_by = torch.where(result.success, 0, -1)
         found = dict(
             ids=rows.ids,
             fingerprints=marks,
-            clean_correct=clean == y,
+            clean_correct=self.question.are_right(clean, y),
             success=result.success,
             step=result.step,
             distance=before.with_distances(result.distance) if before else result.distance,
             broken_by=broken_by,
+            clean_score=no_score if clean_score is None else clean_score,
+            score=no_score if result.score is None else result.score,
         )
         columns = {name: found[name].cpu().to(kind).clone() for name, kind in COLUMNS.items()}
         self._done += len(x)
@@ -126,19 +132,20 @@ class Task:
 
     def _run(
         self,
-        ids: torch.Tensor,
+        rows: Rows,
         marks: torch.Tensor,
-        x: torch.Tensor,
-        y: torch.Tensor,
         before: Unfinished | None,
         began: float,
         counts: Callable[[], dict[str, int]],
     ) -> AttackResult:
-        attack = self.attack
-        execution = self.execution
+        attack, execution, ids = self.attack, self.execution, rows.ids
+        x, y = rows.x, rows.y
         if self.state.inset and execution.inset is None:
             execution = replace(execution, inset=self.state.inset)
         common: dict[str, Any] = dict(sample_ids=ids.to(x.device), execution=execution)
+        if rows.extra:
+            check_extra(attack, len(rows.extra))
+            common["extra"] = rows.extra
         if not isinstance(attack, AutoAttack):
             name = getattr(attack, "constructor", type(attack).__name__)
             self._show(name, len(x))
@@ -185,9 +192,12 @@ class Task:
         if self.execution.inset is None:
             self.state.inset = max(self.state.inset, inset)
 
-    def clean_logits(self, x: torch.Tensor, *, reseed: int = 0) -> torch.Tensor:
-        size, seed = self.execution.batch_size or len(x), getattr(self.attack, "seed", 0) or 0
-        return logits_of(self.model, x, batch_size=size, seed=seed + reseed)
+    def answers(self, rows: Rows, *, reseed: int = 0, closely: bool = False) -> Answers:
+        """What the model says of the samples as they are."""
+        size, seed = self.execution.batch_size or len(rows.x), getattr(self.attack, "seed", 0) or 0
+        return self.question.answers(
+            self.model, rows, batch_size=size, seed=seed + reseed, closely=closely
+        )
 
     def _hear(self, size: int, look: looks.Look) -> None:
         """Of a block of `size` samples. Never back: memory that runs out starts slots again."""
@@ -198,6 +208,17 @@ class Task:
         self._running = attack, attacked
         done = self._done, self.expected, self._robust
         self.watch(Status(*done, attack, attacked, self._under_way))
+
+
+def check_extra(attack: SampleAttack, count: int) -> None:
+    """Raises ValueError for an attack whose run knows no extra=."""
+    parameters = inspect.signature(attack.run).parameters
+    takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    if not takes_all and "extra" not in parameters:
+        raise ValueError(
+            f"data yield {count + 2} tensors, (x, y, *extra), but this attack takes no extra= for "
+            f"the model: {attack!r}"
+        )
 
 
 def _all_counts(before: Unfinished | None, counts: dict[str, int]) -> dict[str, int]:

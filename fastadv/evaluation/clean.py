@@ -7,15 +7,19 @@ from fastadv import memory, outputs
 from fastadv.isolation import Model, isolated, module_of
 
 
-def logits_of(model: Model, x: torch.Tensor, *, batch_size: int, seed: int = 0) -> torch.Tensor:
-    """(n, C) logits that the model gives x, in eval mode, on the model's device."""
+def logits_of(
+    model: Model, x: torch.Tensor, *extra: torch.Tensor, batch_size: int, seed: int = 0
+) -> torch.Tensor:
+    """(n, C) logits that the model gives x, and extra beside it, in eval mode, on the model's
+    device."""
     device = device_of(model) or x.device
 
-    def answer(part: torch.Tensor) -> torch.Tensor:
-        return outputs.logits_in(model(part.to(device)), part)
+    def answer(part: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+        own = (column.to(device) for column in more)
+        return outputs.logits_in(model(part.to(device), *own), part)
 
     with isolated(model, device=device, seed=seed):
-        return memory.in_parts(answer, x, rows=batch_size)
+        return memory.in_parts(answer, x, *extra, rows=batch_size)
 
 
 def device_of(model: Model) -> torch.device | None:

@@ -17,8 +17,9 @@ from fastadv.evaluation.checkpoint import digest_of_model, write_atomically
 from fastadv.evaluation.clean import describe_model, device_of, without_wrapper
 from fastadv.evaluation.display import Watch, shown
 from fastadv.evaluation.environment import describe_environment
+from fastadv.evaluation.proportions import percent, wilson_interval
+from fastadv.evaluation.question import Question
 from fastadv.evaluation.radii import AtRadii, at_radius
-from fastadv.evaluation.report import percent, shortened, wilson_interval
 from fastadv.evaluation.samples import Data, Samples
 from fastadv.execution import Execution
 from fastadv.isolation import Model, module_of
@@ -122,7 +123,7 @@ class Curve:
             shown = [*shown[:2], "...", shown[-1]]
         return (
             f"<Curve: robust {', '.join(shown)}; {percent(self.clean_accuracy)} of {self.n:,} "
-            f"samples clean\n {shortened(self.attack)}>"
+            f"samples clean\n {tables.shortened(self.attack)}>"
         )
 
     def __str__(self) -> str:
@@ -183,12 +184,14 @@ def robustness_curve(
     attacks = [at_radius(attack, radius) for radius in radii]
     model = without_wrapper(model)
     execution = execution or Execution()
-    samples = Samples(data, batch_size=execution.batch_size if batch_size is None else batch_size)
+    size = execution.batch_size if batch_size is None else batch_size
+    judged = Question.of(attack).objective is not None
+    samples = Samples(data, batch_size=size, judged=judged)
     execution = replace(execution, batch_size=samples.batch_size)
     run = AtRadii(model, attacks, execution, device_of(model))
     with generator_put_back(), shown(progress) as watch:
         for block in samples.blocks():
-            run.attack_block(block.x, block.y, watch, samples.expected)
+            run.attack_block(block, watch, samples.expected)
         run.finish(watch, samples.expected)
     if run.done == 0:
         raise ValueError("data is empty: there is nothing to evaluate")

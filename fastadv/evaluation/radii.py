@@ -11,9 +11,10 @@ from fastadv.attacks.argument import check_attack
 from fastadv.engine import looks
 from fastadv.ensemble import checks
 from fastadv.ensemble.constructor import AutoAttack
-from fastadv.evaluation.block import collected
-from fastadv.evaluation.clean import logits_of
+from fastadv.evaluation.block import check_extra, collected
 from fastadv.evaluation.display import Status, Watch
+from fastadv.evaluation.question import Question
+from fastadv.evaluation.samples import Rows
 from fastadv.evaluation.state import added_counts
 from fastadv.execution import Execution
 from fastadv.isolation import Model
@@ -48,6 +49,7 @@ class AtRadii:
     ) -> None:
         self.model = model
         self.attacks = attacks
+        self.question: Question = Question.of(attacks[-1])
         self.execution = execution
         self.device = device
         self.done: int = 0
@@ -60,12 +62,9 @@ class AtRadii:
         self.warnings: dict[str, int] = {}
         self.is_mended: bool = False  # gradients are taken inside the bounds
 
-    def attack_block(
-        self, x: torch.Tensor, y: torch.Tensor, watch: Watch, expected: int | None
-    ) -> None:
-        if self.device is not None:
-            x, y = x.to(self.device), y.to(self.device)
-        ids = torch.arange(self.done, self.done + len(x), device=x.device)
+    def attack_block(self, block: Rows, watch: Watch, expected: int | None) -> None:
+        block = block.to(self.device)
+        x = block.x
         robust = torch.zeros(len(x), len(self.attacks), dtype=torch.bool, device=x.device)
         survived = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         # the smallest radius at which a sample is known to be broken
@@ -81,9 +80,10 @@ class AtRadii:
             status = Status(self.done, expected, self._robust(), *running, first)
             watch(status)
             with looks.heard_by(_within(status, len(x) / len(self.attacks), watch)):
-                result = self._attack(k, x[rows], y[rows], ids[rows])
+                result = self._attack(k, block, rows)
             if k == len(self.attacks) - 1:
-                clean = self._clean_prediction(x, result) == y
+                prediction = self._clean_prediction(block, result)
+                clean = self.question.are_right(prediction, block.y)
                 known[~clean] = 0
             left = rows[~result.success & clean[rows]]
             survived[left] = True
@@ -102,13 +102,15 @@ class AtRadii:
         if expected != self.done:
             watch(Status(self.done, self.done, self._robust(), "", 0))
 
-    def _attack(
-        self, k: int, x: torch.Tensor, y: torch.Tensor, sample_ids: torch.Tensor
-    ) -> AttackResult:
+    def _attack(self, k: int, block: Rows, rows: torch.Tensor) -> AttackResult:
+        x, y, *extra = (column[rows] for column in block.columns[1:])
+        more: dict[str, Any] = dict(execution=self.execution)
+        if extra:
+            check_extra(self.attacks[k], len(extra))
+            more["extra"] = extra
         with collected() as counts:
-            result = self.attacks[k].run(
-                self.model, x, y, sample_ids=sample_ids, execution=self.execution
-            )
+            sample_ids = block.ids.to(rows.device)[rows]
+            result = self.attacks[k].run(self.model, x, y, sample_ids=sample_ids, **more)
         if result.inset and self.execution.inset is None:  # holds for all attacks on this model
             self.execution, self.is_mended = replace(self.execution, inset=result.inset), True
         found = {code: n for code, n in counts().items() if code not in _OF_ALL_SAMPLES}
@@ -120,12 +122,14 @@ class AtRadii:
             self.by_square[k] += stage.broken if stage.name == "SQUARE" and index else 0
         return result
 
-    def _clean_prediction(self, x: torch.Tensor, result: AttackResult) -> torch.Tensor:
+    def _clean_prediction(self, block: Rows, result: AttackResult) -> torch.Tensor:
         if result.clean_prediction is not None:
             return result.clean_prediction
-        self.forwards[-1] += len(x)  # keep="last" never looks at the clean samples
-        size = self.execution.batch_size or len(x)
-        return logits_of(self.model, x, batch_size=size).argmax(1)
+        n = len(block.x)
+        self.forwards[-1] += n  # keep="last" never looks at the clean samples
+        size = self.execution.batch_size or n
+        found = self.question.answers(self.model, block, batch_size=size)
+        return found.prediction.to(block.x.device)
 
     def _robust(self) -> int:
         """How many samples so far are robust at the largest radius."""

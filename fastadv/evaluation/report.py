@@ -1,7 +1,6 @@
 """What an evaluation found, with everything that defines the number."""
 
 import json
-import math
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,9 +13,8 @@ from fastadv.attacks.call.result import Cost, Stage
 from fastadv.evaluation import saved, tables
 from fastadv.evaluation.checkpoint import write_atomically
 from fastadv.evaluation.page import Page
-from fastadv.values import same_value
+from fastadv.evaluation.proportions import percent, wilson_interval
 
-_Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 DEFAULT_SEARCH = "the default"
 UNKNOWN_BACKEND = "unknown"  # of reports that were saved before it was kept
 _STAGE_COLUMNS = (
@@ -45,7 +43,11 @@ class Report:
     have failed also the ops whose references ran in their place. cost: what the time went into, as
     in `AttackResult`. warnings: samples for each code of `AttackWarning`. Of an ensemble: stages,
     what each of its attacks did, and broken_by, the index of the one that broke a sample, -1 if
-    none did, -2 if the model got it wrong as it was.
+    none did, -2 if the model got it wrong as it was. Of an attack with an `Objective`: its repr,
+    and, if it has a score, clean_score and score, (n,) float64: of the samples as they are and of
+    what the attack returned for them, which is the sample where it was a success as it was. Its
+    success decides what is correct: clean accuracy is the share of samples that are none as they
+    are.
     """
 
     model: str
@@ -71,6 +73,9 @@ class Report:
     cost: Cost = Cost()
     broken_by: torch.Tensor | None = None
     stages: tuple[Stage, ...] = ()
+    objective: str | None = None
+    clean_score: torch.Tensor | None = None
+    score: torch.Tensor | None = None
 
     @property
     def n(self) -> int:
@@ -83,6 +88,15 @@ class Report:
     @property
     def robust_accuracy(self) -> float:
         return int(self.robust.sum()) / self.n
+
+    @property
+    def mean_clean_score(self) -> float | None:
+        """Of an objective with a score, over all samples."""
+        return None if self.clean_score is None else float(self.clean_score.mean())
+
+    @property
+    def mean_attacked_score(self) -> float | None:
+        return None if self.score is None else float(self.score.mean())
 
     @property
     def confidence_interval(self) -> tuple[float, float]:
@@ -113,11 +127,12 @@ class Report:
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.robust_accuracy,
             "robust_accuracy_95": [low, high],
+            "mean_clean_score": saved.written(self.mean_clean_score),
+            "mean_attacked_score": saved.written(self.mean_attacked_score),
         }
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("stages", "broken_by") and not isinstance(value, torch.Tensor):
-                shown[field.name] = value
+            if field.name != "stages" and field.name not in saved.COLUMNS:
+                shown[field.name] = getattr(self, field.name)
         shown["cost"] = {**self.cost._asdict(), "share_of_limit": self.cost.share_of_limit}
         shown["explanations"] = self.explanations
         shown["stages"] = [
@@ -129,7 +144,7 @@ class Report:
     def to_json(self) -> str:
         """The summary and the per-sample results, as strict JSON."""
         samples = {
-            name: value.tolist()
+            name: saved.values_of(name, value)
             for name, value in vars(self).items()
             if isinstance(value, torch.Tensor)
         }
@@ -183,7 +198,7 @@ class Report:
 
     def __eq__(self, other: object) -> bool:
         return type(other) is Report and all(
-            same_value(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
+            saved.is_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
         )
 
     def __hash__(self) -> int:
@@ -194,7 +209,7 @@ class Report:
         return (
             f"<Report: {percent(self.robust_accuracy)} of {self.n:,} samples robust, "
             f"{percent(self.clean_accuracy)} clean, {broken:,} broken; eps={self.eps}\n"
-            f" {shortened(self.attack)}>"
+            f" {tables.shortened(self.attack)}>"
         )
 
     def __str__(self) -> str:
@@ -202,11 +217,12 @@ class Report:
             f"after {stage.name:9} {percent(accuracy)}\n"
             for stage, accuracy in zip(self.stages, self.accuracies, strict=True)
         )
+        score = "" if self.score is None else f"mean score      {self._score_text()}\n"
         search = "" if self.search == DEFAULT_SEARCH else f"search: {self.search}\n"
         return (
             f"{self.model}\n{self.attack}\n{search}"
             f"clean accuracy  {percent(self.clean_accuracy)}\n{stages}"
-            f"robust accuracy {self._robust_text()}\n"
+            f"robust accuracy {self._robust_text()}\n{score}"
             f"{self.n:,} samples, {self.seconds:.2f} s{self._cost_text()}, "
             f"warnings: {self._warnings_text()}{self._backend_text()}"
         )
@@ -216,15 +232,19 @@ class Report:
         return f"\nbackend: {self.backend}" if ", " in self.backend else ""
 
     def _facts(self) -> dict[str, str]:
+        judged = {"objective": f"`{self.objective}`"} if self.objective else {}
+        score = {"mean score": self._score_text()} if self.score is not None else {}
         dashed = [tables.or_dash(value) for value in (self.steps, self.restarts, self.seed)]
         return {
             "model": self.model,
             "attack": f"`{self.attack}`",
+            **judged,
             "threat model": f"`{self.threat}`",
             "steps, restarts, seed": ", ".join(dashed),
             "samples": f"{self.n:,}",
             "clean accuracy": percent(self.clean_accuracy),
             "robust accuracy": self._robust_text(),
+            **score,
             "passes": f"{self.forwards:,} forward, {self.backwards:,} backward (samples)",
             "search": self.search,
             "time": f"{self.seconds:.2f} s{self._cost_text()}",
@@ -253,6 +273,9 @@ class Report:
             f"{percent(self.robust_accuracy)} (95 % interval {100 * low:.1f} to {100 * high:.1f})"
         )
 
+    def _score_text(self) -> str:
+        return f"{self.mean_clean_score:.4g} clean, {self.mean_attacked_score:.4g} attacked"
+
     def _cost_text(self) -> str:
         """Where the time went, as far as it was measured."""
         cost, words = self.cost, []
@@ -272,24 +295,3 @@ class Report:
     def _warnings_text(self) -> str:
         found = [f"{code} ({count:,} samples)" for code, count in self.warnings.items()]
         return ", ".join(found) or "none"
-
-
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion, within [0, 1].
-
-    Wilson 1927, Probable inference, the law of succession, and statistical inference, JASA 22.
-    """
-    share, z2 = successes / n, _Z95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def shortened(text: str, most: int = 88) -> str:
-    """The text in one line of at most `most` characters."""
-    text = " ".join(text.split())
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.2f} %"

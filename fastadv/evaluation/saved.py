@@ -10,15 +10,21 @@ from typing import Any, NoReturn, get_type_hints
 import torch
 
 from fastadv.attacks.call.result import Cost, Stage
+from fastadv.values import same_value
 
-_COLUMNS = {
+COLUMNS = {
     "clean_correct": torch.bool,
     "robust": torch.bool,
     "success": torch.bool,
     "step": torch.int64,
     "distance": torch.float64,
     "broken_by": torch.int64,
+    "clean_score": torch.float64,
+    "score": torch.float64,
 }
+_OF_SOME = ("broken_by", "clean_score", "score")  # of ensembles, of objectives with a score
+_SCORES = ("clean_score", "score")
+_NOT_FINITE = ("nan", "inf", "-inf")  # JSON has no such numbers
 _PLAIN = {torch.bool: (bool,), torch.int64: (int,), torch.float64: (float, int)}
 _TEXT = ("model", "attack", "threat", "norm", "search", "backend")
 _NORMS = ("linf", "l2", "l1")
@@ -44,7 +50,7 @@ def read(path: Path, report: type) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("samples"), dict):
         _refuse(path, "it has no samples")
     samples = content["samples"]
-    names = {f.name for f in fields(report)} - _COLUMNS.keys()
+    names = {f.name for f in fields(report)} - COLUMNS.keys()
     given = {name: content[name] for name in names if name in content}
     given.update(_columns(path, samples))
     for field in fields(report):
@@ -53,6 +59,8 @@ def read(path: Path, report: type) -> dict[str, Any]:
     for name in _TEXT:
         if not isinstance(given.get(name, ""), str):
             _refuse(path, f"{name} is not a text")
+    if not isinstance(given.get("objective"), str | None):
+        _refuse(path, "objective is not a text")
     if given["norm"] not in (*_NORMS, ""):  # none: of an attack without a threat model
         _refuse(path, f"norm is {given['norm']!r}, not one of {', '.join(_NORMS)}")
     for name in (*_COUNTS, *_COUNTS_OR_NONE):
@@ -65,6 +73,8 @@ def read(path: Path, report: type) -> dict[str, Any]:
             _refuse(path, f"{name} is not a number")
     if content["n"] != len(given["robust"]):
         _refuse(path, f"n is {content['n']}, but it has {len(given['robust'])} samples")
+    if ("score" in given) != ("clean_score" in given):
+        _refuse(path, "it has one of the samples' clean_score and score, without the other")
     if bool((given["robust"] & given["success"]).any()):
         _refuse(path, "samples are robust although the attack has a success on them")
     for name, kind in (("warnings", int), ("environment", str)):
@@ -78,12 +88,34 @@ def read(path: Path, report: type) -> dict[str, Any]:
     return given
 
 
+def written(number: float | None) -> float | str | None:
+    """For strict JSON: NaN and infinities in words."""
+    return number if number is None or math.isfinite(number) else str(number)
+
+
+def values_of(name: str, column: torch.Tensor) -> list[Any]:
+    """A column for strict JSON; of the numbers only scores, which are the user's, may be NaN."""
+    values = column.tolist()
+    return [written(value) for value in values] if name in _SCORES else values
+
+
+def is_same(one: object, other: object) -> bool:
+    """`same_value`, but NaN is a number like any other."""
+    if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
+        return same_value(one, other)
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
 def _columns(path: Path, samples: dict[str, Any]) -> dict[str, torch.Tensor]:
     columns, length = {}, None
-    for name, kind in _COLUMNS.items():
+    for name, kind in COLUMNS.items():
         values = samples.get(name)
-        if values is None and name == "broken_by":  # of ensembles alone
+        if values is None and name in _OF_SOME:
             continue
+        if name in _SCORES and isinstance(values, list):
+            values = [float(v) if v in _NOT_FINITE else v for v in values]
         if not isinstance(values, list) or any(type(v) not in _PLAIN[kind] for v in values):
             _refuse(path, f"samples.{name} is not a list of {kind} values")
         if length not in (None, len(values)) or not values:

@@ -13,7 +13,7 @@ from fastadv.ensemble.cascade import Progress
 from fastadv.evaluation.checkpoint import save_tensors
 from fastadv.evaluation.in_use import check_backend
 
-_FORMAT = 5  # raised when the fields of State, Block or Unfinished change
+_FORMAT = 6  # raised when the fields of State, Block or Unfinished change
 COLUMNS = {
     "ids": torch.int64,
     "fingerprints": torch.int64,
@@ -22,6 +22,8 @@ COLUMNS = {
     "step": torch.int64,
     "distance": torch.float64,
     "broken_by": torch.int64,
+    "clean_score": torch.float64,  # NaN without a score
+    "score": torch.float64,
 }
 _IDENTITY = {
     "attack": "attack",

@@ -1,4 +1,4 @@
-"""Tables in Markdown."""
+"""Tables in Markdown, and texts that fit."""
 
 from collections.abc import Sequence
 
@@ -30,6 +30,12 @@ def _line(cells: Sequence[str]) -> str:
 def _cell(text: str) -> str:
     # a repr may hold the character that ends a table cell
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def shortened(text: str, most: int = 88) -> str:
+    """The text in one line of at most `most` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def or_dash(value: object) -> str:

@@ -8,13 +8,14 @@ from typing import NamedTuple
 import torch
 
 from fastadv.evaluation.block import SampleAttack, Task
-from fastadv.evaluation.checkpoint import digest_of_model
+from fastadv.evaluation.checkpoint import digest_of_model, without_addresses
 from fastadv.evaluation.clean import device_of
 from fastadv.evaluation.display import Watch, shown
 from fastadv.evaluation.environment import describe_environment
 from fastadv.evaluation.in_use import Fallen, backend_ahead, in_words
 from fastadv.evaluation.intake import Intake
 from fastadv.evaluation.processes import Exchange, Place, files_of, path_of
+from fastadv.evaluation.question import Question
 from fastadv.evaluation.report import DEFAULT_SEARCH
 from fastadv.evaluation.samples import Data, Rows, Samples
 from fastadv.evaluation.share import Found, Share, disjoint, found_in, mine_of
@@ -26,7 +27,6 @@ from fastadv.version import __version__
 
 # a checkpoint of one goes on with another (contract C2)
 _CHANGES_NOTHING = ("batching", "batch_size", "cuda_graph", "timed")
-_TIE = 2.0**-7  # of the largest logit: one bfloat16 rounding may turn it at another batch size
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Wanted:
     path: Path | None
     execution: Execution
     progress: bool | Watch
+
+    @property
+    def question(self) -> Question:
+        return Question.of(self.attack)
 
 
 class _Outcome(NamedTuple):
@@ -82,9 +86,14 @@ class _Work:
         """Read the files that are there, of any number of processes."""
         wanted = self._wanted
         size = wanted.execution.batch_size if wanted.batch_size is None else wanted.batch_size
-        self._samples = Samples(wanted.data, batch_size=size, shared=self._place.world > 1)
+        self._samples = Samples(
+            wanted.data,
+            batch_size=size,
+            judged=wanted.question.objective is not None,
+            shared=self._place.world > 1,
+        )
         self.asked = State(
-            repr(wanted.attack),
+            without_addresses(repr(wanted.attack)),
             digest_of_model(module_of(wanted.model)),
             __version__,
             _search_of(wanted.execution),
@@ -116,6 +125,7 @@ class _Work:
             task = Task(
                 wanted.model,
                 wanted.attack,
+                wanted.question,
                 execution,
                 device,
                 share,
@@ -204,10 +214,9 @@ def _predicts(task: Task, rows: Rows, correct: torch.Tensor) -> bool:
     Near ties do not count, nor does a model that draws random numbers: its predictions depend on
     how samples are batched.
     """
-    logits = task.clean_logits(rows.x).cpu()
-    differs = (logits.argmax(1) == rows.y.cpu()) != correct
-    top = logits.topk(min(2, logits.shape[1]), dim=1).values
-    differs &= ~(top[:, 0] - top[:, -1] <= _TIE * logits.abs().amax(1))
-    if not bool(differs.any()):
+    found = task.answers(rows, closely=True)
+    assert found.is_close is not None, "it was asked for"
+    right = task.question.are_right(found.prediction.cpu(), rows.y.cpu())
+    if not bool(((right != correct) & ~found.is_close.cpu()).any()):
         return True
-    return not torch.equal(task.clean_logits(rows.x, reseed=1).cpu(), logits)
+    return not torch.equal(task.answers(rows, reseed=1).traces, found.traces)

@@ -12,7 +12,7 @@ from toy_models import mixed_problem, threat_of
 import fastadv
 from fastadv.attacks.call.result import Cost, Stage
 from fastadv.evaluation import evaluate
-from fastadv.evaluation.report import wilson_interval
+from fastadv.evaluation.proportions import wilson_interval
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import judged_models  # noqa: E402
 from toy_models import mixed_problem, threat_of  # noqa: E402
 
 import fastadv  # noqa: E402
@@ -36,6 +37,9 @@ ATTACKS = {
     "pgd L2": lambda: fastadv.pgd(threat_of("l2"), steps=3, seed=3),
     "ensemble": ensemble,
 }
+
+
+JUDGED = tuple(judged_models.CASES)  # by objectives, and with more than x and y
 
 
 class Pairs(Dataset):
@@ -88,14 +92,22 @@ def said(call) -> str:
 
 
 def report_of(name: str, source=None, model=None, **more) -> str:
-    p = mixed_problem(N, curvature=1.0)
-    source, attack = source or (p.x, p.y), ATTACKS[name]()
-    return fastadv.evaluate(model or p.model, source, attack, batch_size=2, **more).to_json()
+    if name in JUDGED:
+        case = judged_models.CASES[name](N)
+        own, data, attack = case.model, case.data, case.attack
+    else:
+        p = mixed_problem(N, curvature=1.0)
+        own, data, attack = p.model, (p.x, p.y), ATTACKS[name]()
+    source = source or data
+    return fastadv.evaluate(model or own, source, attack, batch_size=2, **more).to_json()
 
 
 def attacks(rank: int, world: int, folder: Path, pace: float) -> dict[str, Any]:
     plain = fastadv.Execution(batching="plain")
     found: dict[str, Any] = {name: report_of(name) for name in ATTACKS}
+    for name in JUDGED:
+        data = TensorDataset(*judged_models.CASES[name](N).data)
+        found[name] = report_of(name, DataLoader(data, batch_size=5))
     found["plain batching"] = report_of("pgd", execution=plain)
     return found
 

@@ -42,7 +42,7 @@ def one_process(name: str, **more) -> str:
     return sharded_runs.report_of(name, **more)
 
 
-@pytest.mark.parametrize("name", sharded_runs.ATTACKS)
+@pytest.mark.parametrize("name", (*sharded_runs.ATTACKS, *sharded_runs.JUDGED))
 def test_every_rank_returns_the_report_of_one_process(ranks, three, name):
     expected = one_process(name)
     robust = json.loads(expected)["samples"]["robust"]
