@@ -52,4 +52,9 @@ def row_kernel(size, limit, short, long):
 
 def compute_dtype(tensor):
     """fp64 tensors are computed in fp64, all others in fp32."""
-    return tl.float64 if tensor.element_size() == 8 else tl.float32
+    return dtype_of_size(tensor.element_size())
+
+
+def dtype_of_size(element_size):
+    """`compute_dtype` of tensors whose elements have so many bytes."""
+    return tl.float64 if element_size == 8 else tl.float32

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ..aot import AotCase, argument_types
-from ..geometry import power_of_two
+from ..geometry import dtype_of_size, power_of_two
 from ..launching import Variant
 from ..rounding import divide
 from .ranking import following, leading, load_chunk
@@ -218,7 +218,7 @@ def _variant(
     return Variant(
         loss_head_kernel, warps, KIND=kind, TARGETED=targeted, SMOOTH=smooth, GRADIENT=gradient,
         SLOTTED=slotted, TRACK_BEST=tracks_best, STOP_EARLY=stop_early, ANY_ERROR=any_error,
-        LOOP=classes > block, DTYPE=tl.float64 if element_size == 8 else tl.float32, BLOCK=block,
+        LOOP=classes > block, DTYPE=dtype_of_size(element_size), BLOCK=block,
     )  # fmt: skip
 
 

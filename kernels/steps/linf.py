@@ -1,5 +1,7 @@
 """L-infinity steps: ascent by the sign, projection onto the eps-box, pixel clamp, in one launch."""
 
+import functools
+
 import triton
 import triton.language as tl
 
@@ -14,8 +16,8 @@ from ..addressing import (
 )
 from ..aot import AotCase, argument_types
 from ..box import planes
-from ..geometry import blocks, compute_dtype, elementwise_geometry, row_geometry
-from ..launching import launch
+from ..geometry import blocks, dtype_of_size, elementwise_geometry, row_geometry
+from ..launching import Variant
 from ..rounding import clamp_keeping_nan
 from .momentum import updated_momentum
 
@@ -192,6 +194,21 @@ def linf_momentum_kernel(
                 )  # fmt: skip
 
 
+@functools.lru_cache(None, typed=True)  # 1 == True
+def _variant(
+    has_momentum, geometry, per_sample_step, per_sample_eps, slotted, box, model_input, cross,
+    channels_last, element_size,
+):  # fmt: skip
+    """The kernel for such calls: constants that are not put together at each of them."""
+    block, warps = geometry
+    return Variant(
+        linf_momentum_kernel if has_momentum else linf_step_kernel, warps,
+        PER_SAMPLE_STEP=per_sample_step, PER_SAMPLE_EPS=per_sample_eps, SLOTTED=slotted, BOX=box,
+        MODEL_INPUT=model_input, CROSS=cross, CHANNELS_LAST=channels_last,
+        DTYPE=dtype_of_size(element_size), BLOCK=block,
+    )  # fmt: skip
+
+
 def launch_linf_step(
     out, x_adv, grad, x, step_size, step_rows, eps, eps_rows, lo, hi, slot_state,
     momentum, decay, model_input, mean, std, box, *, inner, cross, channels_last,
@@ -201,18 +218,15 @@ def launch_linf_step(
         return
     batch = x_adv.shape[0]
     size = x_adv.numel() // batch
-    constants = dict(
-        PER_SAMPLE_STEP=step_rows is not None, PER_SAMPLE_EPS=eps_rows is not None,
-        SLOTTED=slot_state is not None, BOX=planes(box), MODEL_INPUT=model_input is not None,
-        CROSS=cross, CHANNELS_LAST=channels_last, DTYPE=compute_dtype(x_adv),
+    kind = (
+        step_rows is not None, eps_rows is not None, slot_state is not None, planes(box),
+        model_input is not None, cross, channels_last, x_adv.element_size(),
     )  # fmt: skip
     if momentum is not None:
-        block, warps = row_geometry(size)
-        launch(
-            linf_momentum_kernel, batch,
+        _variant(True, row_geometry(size), *kind).launch(
+            batch,
             (out, grad, x, momentum, step_rows, eps_rows, slot_state, box, model_input, mean, std,
               step_size, eps, lo, hi, decay, size, inner),
-            num_warps=warps, **constants, BLOCK=block,
         )  # fmt: skip
         return
     if (
@@ -220,12 +234,11 @@ def launch_linf_step(
         and box is None
     ):  # fmt: skip
         batch, size = 1, x_adv.numel()  # nothing per sample: one long row, one masked tail
-    block, warps = elementwise_geometry(size)
-    launch(
-        linf_step_kernel, batch * blocks(size, block),
+    geometry = elementwise_geometry(size)
+    _variant(False, geometry, *kind).launch(
+        batch * blocks(size, geometry[0]),
         (out, x_adv, grad, x, step_rows, eps_rows, slot_state, box, model_input, mean, std,
           step_size, eps, lo, hi, size, inner),
-        num_warps=warps, **constants, BLOCK=block,
     )  # fmt: skip
 
 
