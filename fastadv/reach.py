@@ -21,7 +21,8 @@ _PLAIN = frozenset(
 )
 _CONTAINERS = (list, tuple, set, frozenset, deque)
 _EXACT = frozenset((*_CONTAINERS, dict, functools.partial, types.MethodType, types.FunctionType))
-_OF_MODULES = frozenset(vars(nn.Module()))  # what every module has
+# what every module has, and one that has been compiled in place
+_OF_MODULES = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _OTHERS = ("torch", "numpy", "logging", "threading")  # whose objects hold no model of the user's
 
@@ -118,8 +119,10 @@ def _held_by_modules(modules: list[nn.Module]) -> Iterator[object]:
     """
     for module in modules:
         attributes = module.__dict__
-        is_replaced = "forward" in attributes
-        if not is_replaced and type(module).__module__.startswith("torch."):
+        source = type(module).__module__
+        # that of a compiled module is torch's own, and long to walk through
+        is_replaced = "forward" in attributes and not source.startswith("torch._dynamo.")
+        if not is_replaced and source.startswith("torch."):
             for name in _HOOKS:
                 if hooks := attributes.get(name):
                     yield from list(hooks.values())

@@ -192,6 +192,16 @@ def test_a_plain_module_is_its_modules_in_their_order():
         assert set(reach.every_parameter(net)) == set(net.parameters())
 
 
+def test_a_compiled_model_is_what_was_compiled():
+    net = nn.Sequential(nn.Linear(2, 2), Base([GLOBAL]))
+    compiled = torch.compile(net, backend="eager")
+    assert reach.modules_behind(compiled) == [compiled, GLOBAL]
+    assert reach.every_module(compiled) == [compiled, *net.modules(), GLOBAL]
+    assert reach.modules_behind(torch.compile(lambda x: net(x), backend="eager")) == [net, GLOBAL]
+    net.compile(backend="eager")
+    assert reach.modules_behind(net) == [net, GLOBAL]
+
+
 def test_what_holds_no_model_is_not_followed():
     assert reach.modules_behind(torch) == reach.modules_behind(nn.Linear) == []
     assert reach.modules_behind(Base) == reach.modules_behind(torch.ones(2)) == []
