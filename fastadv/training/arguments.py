@@ -1,7 +1,7 @@
 """Checks of what users hand to a training step, and its repr."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from types import MethodType
 from typing import Any, get_args
@@ -137,12 +137,13 @@ def check_batch(
         inputs.check_range(labels, None, name="y")
 
 
-def check_is_leaf(x: torch.Tensor, why: str) -> None:
-    """Raises ValueError, and says why, for an x whose graph the gradient would not reach."""
-    if x.requires_grad and not x.is_leaf:
+def check_are_leaves(given: Iterable[torch.Tensor], why: str) -> None:
+    """Raises ValueError, and says why, for an x, or an extra input, whose graph would get none."""
+    if any(x.requires_grad and not x.is_leaf for x in given):
         raise ValueError(
-            "x was computed from what requires a gradient (an embedding?), which would get none: "
-            f"{why}. Use FastAT, NFGSM or PGDAT in a loop of your own, or give x.detach()"
+            "x, or an extra input, was computed from what requires a gradient (an embedding?), "
+            f"which would get none: {why}. Use FastAT, NFGSM or PGDAT in a loop of your own, or "
+            "detach it"
         )
 
 
@@ -169,14 +170,14 @@ def checking(
     which synchronises."""
     is_checked = False
 
-    def checked(x_adv: torch.Tensor) -> torch.Tensor:
+    def checked(x_adv: torch.Tensor, *extra: torch.Tensor) -> torch.Tensor:
         nonlocal is_checked
         # without gradients nothing stops such a model: it gets a copy, not the user's x
         given = x_adv if x_adv.requires_grad else x_adv.clone()
         version = given._version
         try:
             with inputs.explained_dtype(model, x):
-                logits = outputs.logits_in(call(given), x)
+                logits = outputs.logits_in(call(given, *extra), x)
         except RuntimeError as error:
             if "in-place operation" not in str(error):
                 raise

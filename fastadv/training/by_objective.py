@@ -1,5 +1,6 @@
 """Steps that take `loss=`: an objective that the craft ascends and the weights descend."""
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Protocol
 
@@ -22,6 +23,7 @@ class LossMethod(Protocol):
         *,
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
+        extra: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor: ...
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastadv.attacks.call import inputs
 from fastadv.elements import common_bounds
 from fastadv.execution import Precision
 from fastadv.isolation import Model, restored_generators
@@ -27,6 +28,7 @@ from fastadv.training.weight_loss import (
     modified,
     objective_mean,
 )
+from fastadv.training.with_extra import Extra, with_extra
 
 
 @dataclass(eq=False, repr=False)
@@ -80,13 +82,22 @@ class FreeAT:
     def __repr__(self) -> str:
         return arguments.pasteable(self)
 
-    def __call__(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> Iterator[torch.Tensor]:
+    def __call__(
+        self,
+        model: Model,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        *,
+        extra: Sequence[torch.Tensor] = (),
+    ) -> Iterator[torch.Tensor]:
         """Yield one loss a replay; call backward on each, then step the optimizer."""
         inner = craft.inner_module(model)
-        looked = not self._is_checked and self._check(inner, x, y)
+        beside = inputs.check_extra(extra, x)
+        asked = with_extra(inner, beside)
+        looked = not self._is_checked and self._check(inner, x, y, beside)
         arguments.check_not_empty(x)
         if self.replays > 1:
-            arguments.check_is_leaf(x, "FreeAT makes several steps on one x")
+            arguments.check_are_leaves((x, *extra), "FreeAT makes several steps on one x")
         given, x, y = x, x.detach(), arguments.asked(y, self.objective)
         ids = arguments.sample_ids(None, x, needed=False)
         descended = modified(self._weight_loss(), self.modifiers)
@@ -95,7 +106,7 @@ class FreeAT:
         moved = 0
         try:
             for _ in range(self.replays):
-                looked = looked or self._look(inner, x_adv)
+                looked = looked or self._look(asked, x_adv)
                 leaf = x_adv.detach().requires_grad_()
                 batch = Crafted(
                     x,
@@ -109,15 +120,15 @@ class FreeAT:
                     self._watch.gradient,
                     self.objective,
                 )
-                inside = self._gradient_inside(inner, descended, batch)
+                inside = self._gradient_inside(inner, descended, batch, beside)
                 with torch.enable_grad(), craft.in_precision(self.precision, x.device):
                     batch = batch.reaching(given) if given.requires_grad else batch
-                    loss = descended(Reduced.of(model, self.objective), batch)
+                    loss = descended(Reduced.of(model, self.objective, tuple(extra)), batch)
                 self.train_loss = loss.detach()
                 yield loss
                 grad = _gradient_of(leaf)
                 if self._watch.is_open:  # where the look told nothing: for the next replays
-                    self._watch.look(grad, x_adv, inner)
+                    self._watch.look(grad, x_adv, asked)
                 self._move(x_adv, grad if inside is None else inside, x)
                 moved += 1
         finally:
@@ -125,11 +136,11 @@ class FreeAT:
             if moved:
                 self._watch.close()
 
-    def _check(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> bool:
+    def _check(self, model: Model, x: torch.Tensor, y: torch.Tensor, extra: Extra) -> bool:
         """Of the first batch, which pays for it with one forward in eval mode, and with a backward
         where it is a look as well: whether it is."""
         arguments.check_batch(self.threat, model, x, y, self.objective)
-        asked = arguments.checking(model, model, x, y, self.objective)
+        asked = with_extra(arguments.checking(model, model, x, y, self.objective), extra)
         looked = self._look(asked, x)
         if not looked:
             with torch.no_grad(), self._checking(model, x):
@@ -155,7 +166,7 @@ class FreeAT:
         )
 
     def _gradient_inside(
-        self, model: Model, descended: WeightLoss, batch: Crafted
+        self, model: Model, descended: WeightLoss, batch: Crafted, extra: Extra
     ) -> torch.Tensor | None:
         """Where the model clamps, the gradient of the loss by a pass of its own, with entries at
         the bounds moved inside; None elsewhere. Nothing but a graph of modifiers sees weights."""
@@ -173,7 +184,7 @@ class FreeAT:
             craft.in_precision(self.precision, leaf.device),
             torch.enable_grad(),
         ):
-            reduced = Reduced(model, model, self.objective)
+            reduced = Reduced(model, model, self.objective, extra)
             loss = descended(reduced, batch._replace(x_adv=leaf))
             (grad,) = torch.autograd.grad(loss, leaf, torch.full_like(loss, scale))
         return grad

@@ -2,24 +2,25 @@
 
 import contextlib
 import itertools
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastadv.attacks.call import inputs
 from fastadv.diagnostics import ExecutionWarning, emit
 from fastadv.execution import CudaGraph
-from fastadv.graphs import parallel
 from fastadv.graphs.cuda import backend_for
 from fastadv.graphs.facts import module_facts, tensor_facts
 from fastadv.graphs.planner import StepGraphs
 from fastadv.graphs.watched import Numbered
 from fastadv.isolation import Model
 from fastadv.reach import every_parameter
-from fastadv.training import arguments, draws, recordable
+from fastadv.training import arguments, draws, recordable, refusals
 from fastadv.training.held_batch import BatchCount, HeldBatch
-from fastadv.training.methods import Step, check_step
+from fastadv.training.methods import Step
+from fastadv.training.with_extra import Extra
 from fastadv.training.written import written
 
 _MOST_SHAPES = 8  # batches of other shapes than these, oldest first, are recorded anew
@@ -75,7 +76,7 @@ class GraphedStep:
         clip_norm: float | None,
         cuda_graph: CudaGraph,
     ) -> None:
-        _check(step, optimizer, clip_norm)
+        refusals.check(step, optimizer, clip_norm)
         self.step = step
         self.optimizer = optimizer
         self.clip_norm = clip_norm
@@ -102,18 +103,19 @@ class GraphedStep:
         y: torch.Tensor,
         *,
         sample_ids: torch.Tensor | None = None,
+        extra: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
-        """Train on one batch; the loss before the step, detached."""
-        arguments.check_is_leaf(x, "a recorded step begins at x")
-        x = x.detach()
+        """Train on one batch; the loss before the step, detached. Arguments as in the step."""
+        arguments.check_are_leaves((x, *extra), "a recorded step begins at x")
+        x, beside = x.detach(), inputs.check_extra(extra, x)
         self._settle(x.device)
-        self._refuse(recordable.refusal_of(self.optimizer) or _refusal_of(model))
+        self._refuse(recordable.refusal_of(self.optimizer) or refusals.refusal_of_model(model))
         if self._form is not None:
             self._form.fill()
         if self._graphs.backend is None or self.refusal is not None or self._is_early():
-            self._advance(model, x, y, sample_ids)
+            self._advance(model, x, y, sample_ids, beside)
         else:
-            self._run(model, self._held_for(x, y, sample_ids))
+            self._run(model, self._held_for(x, y, sample_ids, beside))
         loss = self.step.train_loss
         assert loss is not None, "a step was made"
         return loss
@@ -169,16 +171,17 @@ class GraphedStep:
         return not self.step._is_checked or factor < 1
 
     def _held_for(
-        self, x: torch.Tensor, y: torch.Tensor, sample_ids: torch.Tensor | None
+        self, x: torch.Tensor, y: torch.Tensor, sample_ids: torch.Tensor | None, extra: Extra
     ) -> HeldBatch:
         """Tensors of this shape, filled with the batch."""
         labels = torch.int64 if getattr(self.step, "objective", None) is None else y.dtype
         form = (x.shape, x.dtype, x.stride(), y.shape, labels, y.device, sample_ids is None)
-        held = self._held.pop(form, None) or HeldBatch(x, y, sample_ids, labels)
+        form = (*form, *((e.shape, e.dtype, e.stride()) for e in extra))
+        held = self._held.pop(form, None) or HeldBatch(x, y, sample_ids, labels, extra)
         self._held[form] = held
         if len(self._held) > _MOST_SHAPES:
             del self._held[next(iter(self._held))]
-        held.fill(x, y, sample_ids, self.step.batches)
+        held.fill(x, y, sample_ids, self.step.batches, extra)
         return held
 
     def _run(self, model: Any, held: HeldBatch) -> None:
@@ -186,7 +189,7 @@ class GraphedStep:
         step._draws = draws.DeviceDraws(held.draws, step.batches)
 
         def advance() -> None:
-            self._advance(model, held.x, held.y, held.sample_ids)
+            self._advance(model, held.x, held.y, held.sample_ids, held.extra)
             held.keep(step)
 
         try:
@@ -235,11 +238,17 @@ class GraphedStep:
         return self._watched[model]
 
     def _advance(
-        self, model: Any, x: torch.Tensor, y: torch.Tensor, sample_ids: torch.Tensor | None
+        self,
+        model: Any,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        sample_ids: torch.Tensor | None,
+        extra: Extra,
     ) -> None:
         """One step, eagerly or as it is recorded."""
-        _check_autocast(x.device)
-        named = {} if sample_ids is None else {"sample_ids": sample_ids}
+        refusals.check_autocast(x.device)
+        given = {"sample_ids": sample_ids, "extra": extra or None}
+        named = {name: value for name, value in given.items() if value is not None}
         # the casts of weights that a surrounding autocast keeps: stale after the last step, and
         # after this one tensors of the graph
         torch.clear_autocast_cache()
@@ -269,31 +278,3 @@ def _hashable(value: Any) -> Hashable:
     if isinstance(value, list | tuple):
         return tuple(_hashable(v) for v in value)
     return value if isinstance(value, Hashable) else id(value)
-
-
-def _refusal_of(model: Model) -> str | None:
-    """Why steps of a model cannot be recorded, before anything is tried."""
-    if isinstance(model, parallel.WRAPPERS) or arguments.is_distributed():
-        return parallel.REDUCED
-    if not isinstance(model, nn.Module):
-        return (
-            f"the model is a {type(model).__name__}: of an nn.Module alone is it known what a "
-            "recording relies on"
-        )
-    return None
-
-
-def _check(step: Step, optimizer: object, clip_norm: float | None) -> None:
-    check_step(step)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer; got {optimizer!r}")
-    if step.precision == "fp16":
-        raise ValueError("precision='fp16' needs a loss scaler, which waits: use 'bf16'")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm must be positive or None; got {clip_norm!r}")
-
-
-def _check_autocast(device: torch.device) -> None:
-    kind = device.type
-    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
-        raise ValueError("autocast to float16 needs a loss scaler, which waits: use bfloat16")

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fastadv.training import arguments, draws
+from fastadv.training.with_extra import Extra
 
 _SERIAL = itertools.count()
 
@@ -13,7 +14,7 @@ _SERIAL = itertools.count()
 class HeldBatch:
     """The tensors that the recordings of one shape read and write; `serial` is theirs alone.
 
-    labels: the dtype in which y is held.
+    labels: the dtype in which y is held. extra: what the model is given beside x.
     """
 
     def __init__(
@@ -22,10 +23,12 @@ class HeldBatch:
         y: torch.Tensor,
         sample_ids: torch.Tensor | None,
         labels: torch.dtype = torch.int64,
+        extra: Extra = (),
     ) -> None:
         self.serial: int = next(_SERIAL)
         self.x: torch.Tensor = torch.empty_like(x, requires_grad=False)
         self.y: torch.Tensor = torch.empty_like(y, dtype=labels, requires_grad=False)
+        self.extra: Extra = tuple(torch.empty_like(e, requires_grad=False) for e in extra)
         self.sample_ids: torch.Tensor | None = None
         if sample_ids is not None:
             self.sample_ids = torch.empty(x.shape[:1], dtype=torch.int64, device=x.device)
@@ -33,11 +36,18 @@ class HeldBatch:
         self.losses: dict[str, torch.Tensor] = {}
 
     def fill(
-        self, x: torch.Tensor, y: torch.Tensor, sample_ids: torch.Tensor | None, batch: int
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        sample_ids: torch.Tensor | None,
+        batch: int,
+        extra: Extra = (),
     ) -> None:
         """Write a batch, and the number by which its noise is drawn."""
         self.x.copy_(x.detach())
         self.y.copy_(y.detach())
+        for held, given in zip(self.extra, extra, strict=True):
+            held.copy_(given.detach())
         if self.sample_ids is not None and sample_ids is not None:
             self.sample_ids.copy_(arguments.sample_ids(sample_ids, x, needed=False))
         self.draws.fill_(draws.number(batch))

@@ -13,6 +13,7 @@ from fastadv.oracle import clamping
 from fastadv.reach import every_module
 from fastadv.training.arguments import is_distributed
 from fastadv.training.craft import FP16_SCALE, BNPolicy, InputGradient, statistics_policy
+from fastadv.training.with_extra import of_rows
 
 _LOOKED_AT = 64  # samples of the second look
 _UNDECIDED = -1.0  # less than every inset
@@ -80,12 +81,26 @@ class InputWatch:
         known = 0.0 if bool(kept.any()) else _UNDECIDED
         if len(rows):
             with _in_range(x.device):
-                known = clamping.lost_at_bounds(probe(model), x.index_select(0, rows), self.bounds)
+                known = _found_in(x, rows, self.bounds, model)
         known = _most(known, model, x.device)
         self.inset = None if known == _UNDECIDED else known
         if self.inset:
             diagnostics.warn("clamped_input", len(x), len(x))
         return bool(self.inset)
+
+
+def _found_in(
+    x: torch.Tensor, rows: torch.Tensor, bounds: tuple[float, float], model: Model
+) -> float:
+    """The inset that the samples of `rows` show, or where the model takes no part of a batch, as
+    one that closes over tensors of its size, all of them."""
+    try:
+        some = x.index_select(0, rows)
+        return clamping.lost_at_bounds(probe(of_rows(model, rows)), some, bounds)
+    except outputs.OF_SIZES:
+        if len(rows) == len(x):
+            raise
+    return clamping.lost_at_bounds(probe(model), x, bounds)
 
 
 def _apart(x: torch.Tensor, bounds: tuple[float, float]) -> torch.Tensor:

@@ -53,7 +53,8 @@ class AWP:
             restored_generators(batch.x.device, batch.host_seed),
             statistics_policy(inner, "batch"),
         ):
-            loss = objective(Reduced(inner, inner, model.objective), batch.cut_off())
+            extra = tuple(rows.detach() for rows in model.extra)
+            loss = objective(Reduced(inner, inner, model.objective, extra), batch.cut_off())
             grads = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         sizes, lengths = [w.norm() for w in weights], [g.norm() for g in grads]
         moved = {
@@ -65,9 +66,10 @@ class AWP:
         prefix = "" if wrapper is inner else "module."
         outside = {prefix + name: w for name, w in moved.items()}
         perturbed = Reduced(
-            lambda x: functional_call(wrapper, outside, (x,)),
-            lambda x: functional_call(inner, moved, (x,)),
+            lambda *given: functional_call(wrapper, outside, given),
+            lambda *given: functional_call(inner, moved, given),
             model.objective,
+            model.extra,
         )
         return objective(perturbed, batch)
 
@@ -118,7 +120,7 @@ class GradAlign:
             (grad,) = torch.autograd.grad(loss, leaf, create_graph=True)
             return grad
 
-        return batch.differentiate(gradient, x, model.others).reshape(len(x), -1)
+        return batch.differentiate(gradient, x, model.past_wrapper).reshape(len(x), -1)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastadv.attacks.call import inputs
 from fastadv.elements import common_bounds
 from fastadv.execution import Precision
 from fastadv.isolation import Model
@@ -27,6 +28,7 @@ from fastadv.training.weight_loss import (
     cross_entropy,
     modified,
 )
+from fastadv.training.with_extra import with_extra
 
 
 @dataclass(eq=False, repr=False)
@@ -83,9 +85,10 @@ class CraftedStep:
         *,
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
+        extra: Sequence[torch.Tensor] = (),
     ) -> Iterator[torch.Tensor]:
         """Yield the one loss of this batch; arguments as in `loss`."""
-        yield self.loss(model, x, y, sample_ids=sample_ids, x_init=x_init)
+        yield self.loss(model, x, y, sample_ids=sample_ids, x_init=x_init, extra=extra)
 
     def loss(
         self,
@@ -95,6 +98,7 @@ class CraftedStep:
         *,
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
+        extra: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
         """The scalar to call backward on: the line that replaces `F.cross_entropy(model(x), y)`.
 
@@ -102,15 +106,16 @@ class CraftedStep:
         the inner module, so that each backward reduces gradients once). x: (B, ...) inside the
         threat model's bounds; y: (B,) labels, or what the objective takes. sample_ids: (B,)
         integers that key the noise and the bank; positions in the global batch if None. x_init:
-        start iterates instead of random ones. The first call checks the values of x and y, which
+        start iterates instead of random ones. extra: tensors (B, ...) that the model is given
+        beside x, as model(x, *extra). The first call checks the values of x and y, which
         synchronises; later ones never do. Gradients, flags, random state and, but for bn="train",
         buffers are left as they were. If x requires a gradient, as the output of an embedding does,
         it gets the gradient at x_adv.
         """
-        batch = self.craft(model, x, y, sample_ids=sample_ids, x_init=x_init)
+        batch = self.craft(model, x, y, sample_ids=sample_ids, x_init=x_init, extra=extra)
         descended = modified(self._weight_loss(), self.modifiers)
         with craft.in_precision(self.precision, x.device):
-            loss = descended(Reduced.of(model, self.objective), batch)
+            loss = descended(Reduced.of(model, self.objective, tuple(extra)), batch)
         self.advance(loss)
         return loss
 
@@ -136,6 +141,7 @@ class CraftedStep:
         *,
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
+        extra: Sequence[torch.Tensor] = (),
     ) -> Crafted:
         """The adversarial batch alone, as the next `loss` would train on it, again and again: with
         `advance` a loop of one's own goes on to the next. Modifiers are part of `loss` alone.
@@ -145,12 +151,14 @@ class CraftedStep:
             arguments.check_batch(self.threat, inner, x, y, objective)
         arguments.check_not_empty(x)
         x, y = x.detach(), arguments.asked(y, objective)
+        beside = inputs.check_extra(extra, x)
         ids = arguments.sample_ids(sample_ids, x, needed=self.bank is not None)
         asked = inner
         if not self._is_checked:
             asked = arguments.checking(inner, inner, x, y, objective)
             if self.bank is not None:
                 self.bank.check_ids(ids)
+        asked = with_extra(asked, beside)
         eps = self.effective_eps
         with (
             torch.no_grad(),

@@ -12,6 +12,7 @@ from fastadv.isolation import Model
 from fastadv.objective import Objective
 from fastadv.threat_model import ThreatModel
 from fastadv.training.craft import HALVES, Differentiate, directly, inner_module
+from fastadv.training.with_extra import Extra, with_extra
 
 TrainingLoss = Literal["ce"] | Objective
 
@@ -67,23 +68,36 @@ class Reduced:
 
     DistributedDataParallel prepares its one all-reduce and broadcasts buffers at each call of the
     wrapper; a second call before the backward would write buffers that the first one's graph needs.
-    objective: that of the batch, whose outputs need not be logits.
+    objective: that of the batch, whose outputs need not be logits. extra: what the model is given
+    beside x.
     """
 
-    def __init__(self, first: Model, others: Model, objective: Objective | None = None) -> None:
+    def __init__(
+        self,
+        first: Model,
+        others: Model,
+        objective: Objective | None = None,
+        extra: Extra = (),
+    ) -> None:
         self.first = first
         self.others = others
         self.objective = objective
+        self.extra = extra
         self.is_called: bool = False
 
     @classmethod
-    def of(cls, model: Model, objective: Objective | None = None) -> "Reduced":
-        return cls(model, inner_module(model), objective)
+    def of(cls, model: Model, objective: Objective | None = None, extra: Extra = ()) -> "Reduced":
+        return cls(model, inner_module(model), objective, extra)
+
+    @property
+    def past_wrapper(self) -> Model:
+        """What later calls ask, as a function of x."""
+        return with_extra(self.others, self.extra)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         model = self.others if self.is_called else self.first
         self.is_called = True
-        output = outputs.logits_in(model(x), x)
+        output = outputs.logits_in(model(x, *self.extra), x)
         if self.objective is None:
             losses.check_logits(output, x)
         else:

@@ -89,7 +89,7 @@ class YOPO:
         if not self._is_checked:
             arguments.check_batch(self.threat, inner_model, x, y)
         arguments.check_not_empty(x)
-        arguments.check_is_leaf(x, "YOPO gives gradients of the model alone")
+        arguments.check_are_leaves((x,), "YOPO gives gradients of the model alone")
         x, y = x.detach(), y.to(torch.int64)
         ids = arguments.sample_ids(sample_ids, x, needed=False)
         factor = arguments.warmup_factor(self.batches, self.eps_warmup)
