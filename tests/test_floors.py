@@ -179,3 +179,9 @@ def test_importing_fastadv_does_not_import_triton():
 
 def test_every_package_is_listed_for_the_wheel():
     assert house.listed_packages(ROOT) == house.packages(ROOT)
+
+
+def test_no_two_files_of_tests_share_a_name():
+    """pytest imports them by their names alone, and then stops before any test."""
+    names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert names == sorted(set(names))
