@@ -31,7 +31,8 @@ class Problem:
 @dataclass(frozen=True)
 class Task:
     """name, network, measure: what the table says. attack: PGD with the task's objective or loss.
-    failed: (output, y) to (B,) bool, what counts as a success, written out without fastadv.
+    failed: (output, y) to (B,) bool, what counts as a success, written out without fastadv. mask:
+    where x may change, everywhere if None.
     """
 
     name: str
@@ -40,10 +41,17 @@ class Task:
     attack: fastadv.Attack
     problem: Callable[[], Problem]
     failed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    mask: torch.Tensor | None = None
 
     @property
     def eps(self) -> float:
-        return float(self.attack.threat.eps)
+        """In input units; of elements, as a share of their range, which must be the same in all."""
+        eps, bounds = self.attack.threat.eps, self.attack.threat.bounds
+        if not isinstance(eps, torch.Tensor) or bounds is None:
+            return float(eps)
+        low, high = (eps / (bounds[1] - bounds[0])).aminmax()
+        assert high - low < 1e-6, "one share of all ranges"
+        return round(float(high), 6)
 
 
 def _pgd(threat: ThreatModel, loss: object = "ce") -> fastadv.Attack:
@@ -115,6 +123,19 @@ def _few_pixels_right(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return 2 * right <= (y != _IGNORED).flatten(1).sum(1)
 
 
+def _sums(x: torch.Tensor) -> torch.Tensor:
+    """Ink in each row, in percent, and in each column, in cells of 16: features of two units."""
+    return torch.cat([100 * x[:, 0].mean(2), 16 * x[:, 0].sum(1)], 1)
+
+
+def _tabular() -> Problem:
+    return _prepared(lambda: networks.Scaled(_RANGES, 10), F.cross_entropy, inputs=_sums)
+
+
+def _digits() -> Problem:
+    return _prepared(lambda: networks.perceptron(64, 10), F.cross_entropy)
+
+
 def _sequence() -> Problem:
     return _prepared(lambda: networks.Rows(8, 10), F.cross_entropy, inputs=lambda x: x[:, 0])
 
@@ -130,6 +151,10 @@ def _embeddings() -> Problem:
     return Problem(whole.model.reader, whole.model.table(whole.x), whole.y)
 
 
+_RANGES = torch.tensor([100.0] * 8 + [128.0] * 8)
+_PATCH = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+_PATCH[..., 3:6, 3:6] = True
+_TABULAR = fastadv.Linf(0.03 * _RANGES[None], bounds=(torch.zeros(1, 16), _RANGES[None]))
 _REGRESSION = objectives.regression(tolerance=1.0)
 _SEGMENTATION = objectives.segmentation(fraction=0.5, ignore_index=_IGNORED)
 
@@ -167,6 +192,14 @@ TASKS = (
         _few_pixels_right,
     ),
     Task(
+        "tabular: ink of rows and columns, eps and bounds of each feature",
+        "perceptron, 16 features of two units",
+        "right",
+        _pgd(_TABULAR),
+        _tabular,
+        _misclassified,
+    ),
+    Task(
         "sequence: the image, row by row",
         "LSTM, 32 wide",
         "right",
@@ -181,5 +214,14 @@ TASKS = (
         _pgd(fastadv.L2(2.0, bounds=None), "margin"),
         _embeddings,
         _misclassified,
+    ),
+    Task(
+        "mask: 3 x 3 of the 64 pixels may change",
+        "perceptron",
+        "right",
+        _pgd(fastadv.Linf(1.0)),
+        _digits,
+        _misclassified,
+        mask=_PATCH,
     ),
 )

@@ -76,3 +76,15 @@ class Tokens(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.reader(self.table(tokens))
+
+
+class Scaled(nn.Module):
+    """A perceptron of features in units of their own, which it divides by their ranges."""
+
+    def __init__(self, ranges: torch.Tensor, classes: int) -> None:
+        super().__init__()
+        self.ranges = ranges
+        self.inner = perceptron(len(ranges), classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x / self.ranges)

@@ -23,9 +23,9 @@ def _of(word: str) -> Task:
 
 @pytest.fixture(scope="module")
 def quick() -> list[Task]:
-    """Two tasks, with networks that are trained once and briefly."""
+    """Three tasks, with networks that are trained once and briefly."""
     tasks = []
-    for word in ("binary", "embeddings"):
+    for word in ("binary", "embeddings", "mask"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cases, "_EPOCHS", 6)
             problem = _of(word).problem()
@@ -46,7 +46,7 @@ def test_a_run_from_the_command_line_ends_in_rows_and_a_table(tmp_path, quick, m
         assert row.equality.error == 0
         assert schema.Row.from_json(row.to_json()) == row
         assert str(tmp_path) not in row.environment.command
-    binary, embeddings = rows
+    binary, embeddings, _ = rows
     assert binary.robustness is not None and embeddings.robustness is not None
     # the score of both is whether a sample is right
     assert binary.extra["right: attacked"] == round(binary.robustness.robust_accuracy, 4)
@@ -66,6 +66,21 @@ def test_successes_that_the_rule_denies_have_no_row(quick, environment):
     lenient = dataclasses.replace(quick[0], failed=lambda output, y: output[:, 0] > 1e9)
     with pytest.raises(ValueError, match="error .* against the task's rule in plain PyTorch"):
         suite.run_task(lenient, environment, samples=20, rounds=1)
+
+
+def test_what_has_changed_outside_of_the_mask_has_no_row(quick, environment):
+    elsewhere = ~quick[2].mask
+    wrong = dataclasses.replace(quick[2], mask=None)
+    assert suite.run_task(wrong, environment, samples=20, rounds=1).equality.error == 0
+    run = type(wrong.attack).run
+
+    def run_elsewhere(self, model, x, y, *, mask):
+        return run(self, model, x, y, mask=elsewhere)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(wrong.attack), "run", run_elsewhere)
+        with pytest.raises(ValueError, match="changed outside of the mask"):
+            suite.run_task(quick[2], environment, samples=20, rounds=1)
 
 
 def test_a_network_is_the_same_each_time_and_the_generators_are_left_alone():
@@ -88,12 +103,16 @@ def test_the_page_names_the_table_and_every_ready_made_objective():
 
 def test_each_task_stands_once():
     names = [task.name for task in TASKS]
-    assert len(set(names)) == len(names) >= 6
-    assert {task.name.partition(":")[0] for task in TASKS} >= {
+    assert len(set(names)) == len(names)
+    assert [task.name.partition(":")[0] for task in TASKS] == [
         "binary",
         "multi-label",
         "regression",
         "segmentation",
+        "tabular",
         "sequence",
         "embeddings",
-    }
+        "mask",
+    ]
+    assert _of("tabular").eps == 0.03  # of each range
+    assert _of("tabular").attack.threat.eps[0, [0, -1]].tolist() == pytest.approx([3.0, 3.84])
