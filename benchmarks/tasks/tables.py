@@ -49,7 +49,8 @@ def _note(rows: Sequence[Row]) -> str:
     return (
         f"{first.data}, n = {rows[0].n}. {_attack(rows[0])}: {first.steps} steps of 2.5 eps / "
         f"{first.steps} from a random start, {first.restarts} restart, seed {first.seed}; a sample "
-        "stops at its first success. The eps of tabular features is a share of each one's range. Scores are means over the samples. A success is what the "
+        "stops at its first success. The eps of tabular features is a share of each one's range. "
+        "Scores are means over the samples. A success is what the "
         "objective says of the model's output at exactly the tensor that is returned, and was held "
         "to the same rule written out in plain PyTorch. The networks are trained for 40 epochs on "
         "clean digits."
