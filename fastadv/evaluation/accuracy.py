@@ -11,6 +11,7 @@ import torch
 from fastadv import diagnostics
 from fastadv.attacks.argument import check_attack
 from fastadv.attacks.call.result import Cost, Stage
+from fastadv.elements import of_elements
 from fastadv.ensemble import checks
 from fastadv.evaluation.block import SampleAttack, collected
 from fastadv.evaluation.clean import describe_model, logits_of, without_wrapper
@@ -108,15 +109,20 @@ def _judged_square(stages: list[dict[str, Any]], total: int) -> dict[str, int]:
 
 
 def check_one_size(attack: SampleAttack) -> None:
-    """Raises TypeError for what is no attack, ValueError for one with a radius a sample."""
+    """Raises TypeError for what is no attack, ValueError for one with a radius, step size or bound
+    for each sample; those of elements, (1, ...), are for all samples."""
     check_attack(attack)
     for one in (attack, *getattr(attack, "attacks", ())):
-        for owner, name in ((getattr(one, "threat", None), "eps"), (one, "step_size")):
-            value = getattr(owner, name, None)
-            if isinstance(value, torch.Tensor) and value.ndim:
+        threat = getattr(one, "threat", None)
+        sizes = {"eps": getattr(threat, "eps", None), "step_size": getattr(one, "step_size", None)}
+        bounds = [("bound", side) for side in getattr(threat, "bounds", None) or ()]
+        for name, value in (*sizes.items(), *bounds):
+            if not isinstance(value, torch.Tensor) or value.ndim == 0:
+                continue
+            if value.ndim == 1 or len(value) != 1:
                 raise ValueError(
                     f"evaluate takes one {name} for all samples; got a tensor of shape "
-                    f"{tuple(value.shape)}"
+                    f"{tuple(value.shape)}. One for each element carries the batch axis, (1, ...)"
                 )
 
 
@@ -163,6 +169,7 @@ def _report(
     total = len(columns["ids"])
     threat = getattr(attack, "threat", None)
     eps = getattr(threat, "eps", None)
+    eps = None if eps is None or of_elements(eps) else float(eps)
     stages = sums.pop("stages")
     counts = added_counts(sums.pop("warnings"), _judged_square(stages, total))
     for code, count in counts.items():
@@ -175,7 +182,7 @@ def _report(
         attack=asked.attack,
         threat=repr(threat),
         norm=getattr(threat, "norm", ""),
-        eps=None if eps is None else float(eps),
+        eps=eps,
         steps=getattr(attack, "steps", None),
         restarts=getattr(attack, "restarts", None),
         seed=getattr(attack, "seed", None),

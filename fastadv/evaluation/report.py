@@ -37,7 +37,8 @@ class Report:
     clean_correct, robust, success (bool), step (int64, -1 if none) and distance (float64, in the
     threat model's norm) are (n,) CPU tensors in the order of the data. model: its class, number of
     parameters and the start of the SHA-256 of its structure and weights. eps, steps,
-    restarts, seed: None where the attack has no such thing. forwards, backwards: samples times
+    restarts, seed: None where the attack has no such thing; eps also where each element has its
+    own. forwards, backwards: samples times
     passes. seconds: attacking, without loading data. search: what of `Execution` the examples that
     were found depend on. backend: what ops ran with, "triton", "cpu" or "reference"; where kernels
     have failed also the ops whose references ran in their place. cost: what the time went into, as
