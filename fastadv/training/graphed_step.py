@@ -107,13 +107,13 @@ class GraphedStep:
     ) -> torch.Tensor:
         """Train on one batch; the loss before the step, detached. Arguments as in the step."""
         arguments.check_are_leaves((x, *extra), "a recorded step begins at x")
-        x, beside = x.detach(), inputs.check_extra(extra, x)
+        beside = inputs.check_extra(extra, x)
         self._settle(x.device)
         self._refuse(recordable.refusal_of(self.optimizer) or refusals.refusal_of_model(model))
         if self._form is not None:
             self._form.fill()
         if self._graphs.backend is None or self.refusal is not None or self._is_early():
-            self._advance(model, x, y, sample_ids, beside)
+            self._advance(model, x.detach(), y, sample_ids, beside)
         else:
             self._run(model, self._held_for(x, y, sample_ids, beside))
         loss = self.step.train_loss

@@ -171,17 +171,22 @@ def test_d_crafts_repeat_until_the_step_advances():
 def test_d_the_state_of_a_step_with_an_objective_resumes_bit_for_bit():
     task = TASKS["segmentation"]
     net, data = seeded(task.net), task.batches(4)
-    make = lambda: training.PGDAT(THREAT, steps=2, loss=task.objective)  # noqa: E731
-    step = make()
+
+    def make():
+        bank = PerturbationBank(16, SHAPE)
+        return training.PGDAT(THREAT, steps=2, loss=task.objective, bank=bank)
+
+    step, ids = make(), torch.arange(16)
     for x, y in data[:2]:
-        train_batch(step, net, sgd(net), x, y)
+        train_batch(step, net, sgd(net), x, y, sample_ids=ids)
     file = io.BytesIO()
     torch.save(step.state_dict(), file)
     file.seek(0)
     resumed = make()
     resumed.load_state_dict(torch.load(file, weights_only=True))
     x, y = data[2]
-    assert torch.equal(step.loss(net, x, y), resumed.loss(net, x, y))
+    losses = [s.loss(net, x, y, sample_ids=ids) for s in (step, resumed)]
+    assert torch.equal(*losses) and step.bank.levels.abs().max() == 127
 
 
 def test_d_y_reaches_the_objective_as_it_is_given():

@@ -85,6 +85,16 @@ def trained(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Batches)
             assert_type(loss, torch.Tensor)
 
 
+def trained_by_an_objective(model: nn.Module, loader: Batches, mask: torch.Tensor) -> None:
+    step = training.PGDAT(fastadv.Linf(0.18), loss=fastadv.objectives.segmentation())
+    for x, y in loader:
+        assert_type(step.loss(model, x, y, extra=(mask,)), torch.Tensor)
+        batch = step.craft(model, x, y)
+        assert_type(batch, training.Crafted)
+        step.advance(model(batch.x_adv).mean())
+    training.FreeAT(fastadv.Linf(0.18), loss=fastadv.objectives.binary())
+
+
 def watched(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Batches) -> None:
     threat = fastadv.Linf(0.18)
     x, y = load_digits()
@@ -100,7 +110,7 @@ def watched(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Batches)
 
 
 def watched_replays(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Batches) -> None:
-    """`FreeAT` has no `loss`, and what rescues it takes the same loop."""
+    """`FreeAT` has no method `loss`, and what rescues it takes the same loop."""
     threat = fastadv.Linf(0.18)
     sentinel = training.Sentinel(threat, *load_digits(), every=10)
     step = training.FreeAT(threat)
