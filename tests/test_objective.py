@@ -1,4 +1,4 @@
-"""`Objective`: what it takes, how it is compared and written, what it says of its functions."""
+"""D. `Objective`: what it takes, how it is compared and written, what it says of its functions."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The ready-made objectives, by values worked out by hand: loss, success, score, gradient."""
+"""D. The ready-made objectives, by values worked out by hand: loss, success, score, gradient."""
 
 import math
 

@@ -27,7 +27,7 @@ def quick() -> list[Task]:
     tasks = []
     for word in ("binary", "embeddings", "mask"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cases, "_EPOCHS", 6)
+            patch.setattr(cases, "_EPOCHS", 3)
             problem = _of(word).problem()
         tasks.append(dataclasses.replace(_of(word), problem=lambda problem=problem: problem))
     return tasks
