@@ -29,7 +29,10 @@ from fastadv.isolation import Model
 # judged on all samples at the end: 0.2 % of a block is another question
 _OF_ALL_SAMPLES = ("square_gains",)
 # of the look at the clean samples, which a resumed block has again
-_BEFORE_THE_ATTACKS = ("probabilities", "squashed", "randomised", "dynamic")
+_BEFORE_THE_ATTACKS = (
+    *("probabilities", "squashed", "randomised", "dynamic"),
+    "recorded_in_training",
+)
 
 
 class SampleAttack(Protocol):
@@ -90,6 +93,8 @@ class Task:
         found_counts = counts()
         if result.inset and self.execution.inset is None:  # by this block or by one before it
             found_counts["clamped_input"] = len(x)
+        if "recorded_in_training" in found_counts:  # said at the first pass, of its samples
+            found_counts["recorded_in_training"] = len(x)
         no_score = torch.full_like(result.distance, torch.nan)
         broken_by = result.broken_by
         if broken_by is None:

@@ -1,6 +1,8 @@
 """Section A, isolation: ensembles in lists and the like are isolated as registered modules are."""
 
 import functools
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,12 @@ from traces import images, process_state, short_attack, trace_of, training_net
 
 import fastadv
 from fastadv import training
+from fastadv.attacks.call import preparation
 from fastadv.graphs.facts import module_facts
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "graphs"))
+
+from tape import Tape  # noqa: E402
 
 
 def nets():
@@ -84,9 +91,10 @@ def test_no_statistics_move_and_dropout_is_off(way, keep):
     assert of_all(members) == before and process_state() == process
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
-def test_flags_are_put_back_after_an_error(way, error):
+@pytest.mark.parametrize(
+    ("error", "way"), [*((KeyError, way) for way in WAYS), (KeyboardInterrupt, "partial")]
+)
+def test_flags_are_put_back_after_an_error(error, way):
     calls = []
 
     def failing(module, args):
@@ -187,3 +195,40 @@ def test_what_a_recording_relies_on_tells_of_modules_in_a_partial():
     assert module_facts(model) == before
     members[1][1].eps = 1.0
     assert module_facts(model) != before
+
+
+class Counting(nn.Module):
+    """Keeps what it has seen in a buffer, and returns its logits in a dict."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen.add_(1)
+        return {"logits": self.net(x)}
+
+
+class Members(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.members = [Counting(), Counting()]
+
+    def forward(self, x):
+        return {"logits": sum(member(x)["logits"] for member in self.members)}
+
+
+def test_recorded_steps_know_of_the_buffers_of_every_member(monkeypatch):
+    """A replay is held against the step itself, and the members' counts go on as without it."""
+    tape = Tape()
+    monkeypatch.setattr(preparation, "backend_for", lambda device, how: tape if how else None)
+    x, y = images()
+    attack = fastadv.pgd(fastadv.Linf(0.1), steps=8, keep="last")
+    eager, replayed = Members(), Members()
+    expected = attack.run(eager, x, y, execution=fastadv.Execution(cuda_graph=False))
+    assert differing_fields(attack.run(replayed, x, y), expected) == []
+    assert tape.captured > 0 and tape.replayed > 2
+    assert [int(m.seen) for m in replayed.members] == [int(m.seen) for m in eager.members]
+    preparation.release()

@@ -96,6 +96,14 @@ def test_only_what_was_recorded_in_train_mode_is_warned_of():
         warnings.simplefilter("ignore", fastadv.AttackWarning)  # "unconfirmed" too, by chance
         report = fastadv.evaluate(in_training, data(), fastadv.pgd(THREAT, steps=2))
     assert report.warnings.get(RECORDED) == 12
+    pair = fastadv.fgsm(THREAT), fastadv.square(THREAT, queries=2)
+    ensemble = fastadv.autoattack(THREAT, version="custom", attacks=pair)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fastadv.AttackWarning)
+        report = fastadv.evaluate(
+            in_training, data(), ensemble, execution=fastadv.Execution(batch_size=5)
+        )
+    assert report.warnings.get(RECORDED) == 12
 
 
 def test_a_module_exported_for_one_size_is_one_tied_to_whole_batches():
