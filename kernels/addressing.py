@@ -17,6 +17,15 @@ def scalar_or_row(scalar, rows_ptr, row, PER_SAMPLE: tl.constexpr, DTYPE: tl.con
 
 
 @triton.jit
+def box_of(box_ptr, row, D, BOX: tl.constexpr):
+    """The box of a row: box_ptr + row * BOX * D, by steps of D, of which the compiler concludes no
+    wider accesses than of the other tensors: it would exchange values between lanes."""
+    for _ in tl.static_range(BOX):
+        box_ptr += row * D
+    return box_ptr
+
+
+@triton.jit
 def load_bounds(box_ptr, e, mask, D, DTYPE: tl.constexpr):
     """(lower, upper) of elements e, from the box of a row: see `fastadv.kernels.box`."""
     low = tl.load(box_ptr + e, mask=mask).to(DTYPE)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..addressing import movable_grad
+from ..addressing import box_of, movable_grad
 from ..aot import AotCase
 from ..box import planes
 from ..geometry import LONG_ROW, compute_dtype, row_kernel
@@ -45,7 +45,7 @@ def apgd_l2_kernel(
         low = tl.full([], lo, DTYPE)
         high = tl.full([], hi, DTYPE)
         if BOX:
-            box_ptr += row * BOX * D
+            box_ptr = box_of(box_ptr, row, D, BOX)
         unit = unit_chunk(box_ptr, e, mask, D, BOX, DTYPE)
         z = tl.load(x_adv_ptr + base + e, mask=mask, other=0.0)
         g = tl.load(grad_ptr + base + e, mask=mask, other=0.0)
@@ -118,11 +118,8 @@ def aot_cases():
         AotCase("apgd_l2", row, types, hits | dict(HIT=False), warps, **wide),
         AotCase("apgd_l2_hit", row, types, hits, warps, **wide),
         AotCase("apgd_l2_hit_bf16", row, half, hits, warps, **wide),
-        AotCase("apgd_l2_longest_box", row, types, hits | dict(BOX=2, BLOCK=boxed), boxed_warps,
-                **wide),
         AotCase("apgd_l2_longest_box_units", row, types, hits | dict(BOX=3, BLOCK=boxed),
                 boxed_warps),
-        AotCase("apgd_l2_long_box", long, types, hits | dict(BOX=3, BLOCK=chunk), long_warps),
         AotCase("apgd_l2_unaligned", row, types, hits, warps, unaligned=("D",)),
         AotCase("apgd_l2_longest_row", row, types, hits | dict(BLOCK=longest), longest_warps,
                 **wide),

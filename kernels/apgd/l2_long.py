@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..addressing import load_bounds, load_unit, movable_grad
+from ..addressing import box_of, load_bounds, load_unit, movable_grad
 from ..rounding import clamp_keeping_nan, divide, root
 from .progress_step import is_active, misclassified, turn_of
 
@@ -103,7 +103,7 @@ def apgd_l2_long_kernel(
         low = tl.full([], lo, DTYPE)
         high = tl.full([], hi, DTYPE)
         if BOX:
-            box_ptr += row * BOX * D
+            box_ptr = box_of(box_ptr, row, D, BOX)
         x_adv_ptr += base
         x_best_ptr += base
         grad_ptr += base

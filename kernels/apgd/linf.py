@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..addressing import load_bounds, load_unit
+from ..addressing import box_of, load_bounds, load_unit
 from ..aot import AotCase, argument_types
 from ..box import planes
 from ..geometry import blocks, compute_dtype, elementwise_geometry
@@ -80,7 +80,7 @@ def apgd_linf_kernel(
         low = tl.full([], lo, DTYPE)
         high = tl.full([], hi, DTYPE)
         if BOX:
-            box_ptr += row * BOX * D + start
+            box_ptr = box_of(box_ptr, row, D, BOX) + start
         if start + BLOCK <= D:
             # full blocks unmasked: with D not divisible by 16 a mask forces 32-bit accesses
             apgd_linf_block(

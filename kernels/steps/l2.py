@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .. import slots
 from ..addressing import (
+    box_of,
     load_bounds,
     load_grad,
     load_unit,
@@ -56,9 +57,9 @@ def l2_step_kernel(
             grad_ptr + base, e, mask, std_ptr, D, INNER, DTYPE, MODEL_INPUT, CROSS, CHANNELS_LAST
         )
         if BOX:
-            d = movable_grad(d, box_ptr + row * BOX * D, e, mask, D, DTYPE)
+            d = movable_grad(d, box_of(box_ptr, row, D, BOX), e, mask, D, DTYPE)
         if BOX == 3:
-            unit = load_unit(box_ptr + row * BOX * D, e, mask, D, DTYPE)
+            unit = load_unit(box_of(box_ptr, row, D, BOX), e, mask, D, DTYPE)
             d *= unit
         if MOMENTUM:
             d = updated_momentum(
@@ -80,7 +81,7 @@ def l2_step_kernel(
             u = divide(u, unit, DTYPE)
         norm = root(tl.sum(u * u, 0), DTYPE)
         if BOX:  # anew: held from above they would take registers that there are not
-            low, high = load_bounds(box_ptr + row * BOX * D, e, mask, D, DTYPE)
+            low, high = load_bounds(box_of(box_ptr, row, D, BOX), e, mask, D, DTYPE)
             moved = move_and_project_l2(x_adv, move, x, norm, radius, low, high, DTYPE)
         else:
             moved = move_and_project_l2(
@@ -186,7 +187,6 @@ def aot_cases():
         case("l2", row, types, plain, 3072, vectorised=True),
         case("l2_slots", row, types, engine, 3072, vectorised=True),
         case("l2_bf16", row, half, plain, 3072, vectorised=True),
-        case("l2_box", row, types, engine | dict(BOX=2), BOX_ROW_LIMIT, vectorised=True),
         case("l2_box_units", row, types, engine | both | dict(BOX=3), BOX_ROW_LIMIT),
         case("l2_unaligned", row, types, plain, 3072, unaligned=("D",)),
         case("l2_input", row, types, engine | dict(MODEL_INPUT=True), 3072),
@@ -194,8 +194,6 @@ def aot_cases():
         case("l2_longest_row", row, types, engine | momentum, ROW_LIMIT, vectorised=True),
         case("l2_longest_row_input_cross", row, types, engine | both, ROW_LIMIT),
         case("l2_long_abs", l2_abs_kernel, types, engine, CHUNK),
-        case("l2_long_abs_box", l2_abs_kernel, types, engine | dict(BOX=3), CHUNK),
-        case("l2_long_partials_box", partials, types, engine | both | dict(BOX=3), CHUNK),
         case("l2_long_apply_box", apply, types, engine | both | dict(BOX=3), CHUNK),
         case("l2_long_partials", partials, types, engine, CHUNK),
         case("l2_long_partials_momentum", partials, types, engine | both, CHUNK),

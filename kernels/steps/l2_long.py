@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .. import slots
 from ..addressing import (
+    box_of,
     load_bounds,
     load_grad,
     load_unit,
@@ -51,9 +52,9 @@ def l2_abs_kernel(
             CHANNELS_LAST,
         )  # fmt: skip
         if BOX:
-            g = movable_grad(g, box_ptr + row * BOX * D, e, e < D, D, DTYPE)
+            g = movable_grad(g, box_of(box_ptr, row, D, BOX), e, e < D, D, DTYPE)
         if BOX == 3:
-            g *= load_unit(box_ptr + row * BOX * D, e, e < D, D, DTYPE)
+            g *= load_unit(box_of(box_ptr, row, D, BOX), e, e < D, D, DTYPE)
         tl.store(workspace_ptr + (row * _PARTS + _ABS) * chunks + chunk, tl.sum(tl.abs(g), 0))
 
 
@@ -89,9 +90,9 @@ def l2_partials_kernel(
             grad_ptr + base, e, mask, std_ptr, D, INNER, DTYPE, MODEL_INPUT, CROSS, CHANNELS_LAST
         )
         if BOX:
-            d = movable_grad(d, box_ptr + row * BOX * D, e, mask, D, DTYPE)
+            d = movable_grad(d, box_of(box_ptr, row, D, BOX), e, mask, D, DTYPE)
         if BOX == 3:
-            unit = load_unit(box_ptr + row * BOX * D, e, mask, D, DTYPE)
+            unit = load_unit(box_of(box_ptr, row, D, BOX), e, mask, D, DTYPE)
             d *= unit
         if MOMENTUM:
             d = updated_momentum(
@@ -176,9 +177,9 @@ def l2_apply_kernel(
             grad_ptr + base, e, mask, std_ptr, D, INNER, DTYPE, MODEL_INPUT, CROSS, CHANNELS_LAST
         )
         if BOX:
-            d = movable_grad(d, box_ptr + row * BOX * D, e, mask, D, DTYPE)
+            d = movable_grad(d, box_of(box_ptr, row, D, BOX), e, mask, D, DTYPE)
         if BOX == 3:
-            unit = load_unit(box_ptr + row * BOX * D, e, mask, D, DTYPE)
+            unit = load_unit(box_of(box_ptr, row, D, BOX), e, mask, D, DTYPE)
             d *= unit
         if MOMENTUM:
             d = updated_momentum(
@@ -192,7 +193,7 @@ def l2_apply_kernel(
         if BOX == 3:
             move *= unit
         if BOX:  # anew: held from above they would take registers that there are not
-            low, high = load_bounds(box_ptr + row * BOX * D, e, mask, D, DTYPE)
+            low, high = load_bounds(box_of(box_ptr, row, D, BOX), e, mask, D, DTYPE)
             moved = move_and_project_l2(x_adv, move, x, norm, radius, low, high, DTYPE)
         else:
             moved = move_and_project_l2(

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from .. import slots
 from ..addressing import (
+    box_of,
     load_bounds,
     load_grad,
     load_unit,
@@ -92,7 +93,7 @@ def linf_step_kernel(
             else:
                 g = tl.load(grad_ptr + base + offset, mask=mask).to(DTYPE)
             moved = step_in_box(
-                x_adv, g, step, box_ptr + row * BOX * D + start, offset, mask, D, BOX, DTYPE
+                x_adv, g, step, box_of(box_ptr, row, D, BOX) + start, offset, mask, D, BOX, DTYPE
             )
             stored = moved.to(out_ptr.dtype.element_ty)
             tl.store(out_ptr + base + offset, stored, mask=mask)
@@ -163,7 +164,7 @@ def linf_momentum_kernel(
                 CHANNELS_LAST,
             )  # fmt: skip
             if BOX:
-                g = movable_grad(g, box_ptr + row * BOX * D, e, e < D, D, DTYPE)
+                g = movable_grad(g, box_of(box_ptr, row, D, BOX), e, e < D, D, DTYPE)
             total += tl.abs(g)
         sum_abs = tl.sum(total, 0)
         for start in range(0, D, BLOCK):
@@ -174,12 +175,12 @@ def linf_momentum_kernel(
                 CHANNELS_LAST,
             )  # fmt: skip
             if BOX:
-                g = movable_grad(g, box_ptr + row * BOX * D, e, mask, D, DTYPE)
+                g = movable_grad(g, box_of(box_ptr, row, D, BOX), e, mask, D, DTYPE)
             m = updated_momentum(momentum_ptr + base, e, mask, g, sum_abs, D, mu, DTYPE)
             x_adv = tl.load(x_adv_ptr + base + e, mask=mask).to(DTYPE)
             if BOX:
                 moved = step_in_box(
-                    x_adv, m, step, box_ptr + row * BOX * D, e, mask, D, BOX, DTYPE
+                    x_adv, m, step, box_of(box_ptr, row, D, BOX), e, mask, D, BOX, DTYPE
                 )
             else:
                 x = tl.load(x_ptr + base + e, mask=mask).to(DTYPE)
@@ -271,13 +272,5 @@ def aot_cases():
         AotCase(
             "linf_box", linf_step_kernel, step, engine | one | dict(BOX=2), warps, vectorised=True
         ),
-        AotCase(
-            "linf_box_units_input_cross", linf_step_kernel, step,
-            engine | one | dict(BOX=3, MODEL_INPUT=True, CROSS=True), warps,
-        ),
         AotCase("linf_momentum", linf_momentum_kernel, momentum, engine | row, row_warps),
-        AotCase(
-            "linf_momentum_box", linf_momentum_kernel, momentum, engine | row | dict(BOX=2),
-            row_warps,
-        ),
     ]  # fmt: skip

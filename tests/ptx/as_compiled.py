@@ -17,13 +17,14 @@ from fastadv.selfcheck.recording import calls_of_attacks
 sys.path.append(str(Path(__file__).parents[1] / "ops"))  # where the attacks lie
 
 import test_implementations as implementations  # noqa: E402
+from box_problems import box_of  # noqa: E402
 
 SHAPES = {"odd": (3, 5, 7), "aligned": (3, 8, 8)}  # 105 elements, and 192: a multiple of 16
 # rows above 64 elements take the kernels for long rows, in chunks of 128
 SHORT_ROWS = {
     "steps.l1": dict(ROW_LIMIT=64, LONG_ROW=(128, 4)),
-    "steps.l2": dict(ROW_LIMIT=64, CHUNK=128),
-    "apgd.l2": dict(ROW_LIMIT=64, LONG_ROW=(128, 4)),
+    "steps.l2": dict(ROW_LIMIT=64, BOX_ROW_LIMIT=64, CHUNK=128),
+    "apgd.l2": dict(ROW_LIMIT=64, BOX_ROW_LIMIT=64, LONG_ROW=(128, 4)),
     "fab.step": dict(ROW_LIMIT=64, LONG_ROW=(128, 4)),
 }
 
@@ -88,6 +89,12 @@ def for_all_samples(name: str, arguments: tuple) -> dict:
     return call
 
 
+def in_boxes(call: dict) -> dict:
+    """With a box for each sample, where 16 divides its size with units; the ball is part of it."""
+    units = call["x"][0].numel() % 16 == 0
+    return call | dict(box=box_of(call["x"], units=units, ball=0.05))
+
+
 def with_momentum(call: dict) -> dict:
     momentum = torch.full_like(call["x_adv"], 0.25)
     return call | dict(momentum=momentum, decay=0.5)
@@ -134,6 +141,14 @@ def test_momentum(name, form, calls):
     assert_the_kernel_is_the_reference(name, with_momentum(form(name, calls[name][0])))
 
 
+@pytest.mark.parametrize("name", ops_with("box"))
+def test_boxes(name, calls):
+    call = in_boxes(for_each_sample(name, calls[name][0]))
+    assert_the_kernel_is_the_reference(name, call)
+    if name == "linf_step_":
+        assert_the_kernel_is_the_reference(name, with_momentum(call))
+
+
 @pytest.fixture
 def short_rows(monkeypatch):
     for module, sizes in SHORT_ROWS.items():
@@ -147,6 +162,12 @@ def test_long_rows(name, calls, short_rows):
     for arguments in calls[name]:
         assert_the_kernel_is_the_reference(name, given(name, arguments))
         assert_the_kernel_is_the_reference(name, for_each_sample(name, arguments))
+
+
+@pytest.mark.parametrize("name", ["apgd_l2_step_", "l2_step_"])
+def test_boxes_of_long_rows(name, calls, short_rows):
+    call = in_boxes(for_each_sample(name, calls[name][0]))
+    assert_the_kernel_is_the_reference(name, with_momentum(call) if name in STEPS else call)
 
 
 @pytest.mark.parametrize("momentum", [False, True])
