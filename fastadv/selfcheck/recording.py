@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastadv import ops
-from fastadv.attacks import Attack, pgd
+from fastadv.attacks import Attack, apgd_ce, pgd
 from fastadv.attacks.attack import constructors
 from fastadv.execution import Execution
 from fastadv.ops.fab.projection import NORMS, hyperplane_projection
@@ -65,6 +65,10 @@ def calls_of_attacks(shape: tuple[int, ...], device: torch.device = _CPU) -> Cal
         for attack in _attacks():
             recorded.norm = attack.threat.norm
             attack(model, x, y, execution=_EAGER)
+        mask = x > 0.3
+        for attack in _attacks_in_boxes(x):
+            recorded.norm = f"{attack.threat.norm} in boxes"
+            attack(model, x, y, mask=mask, execution=_EAGER)
         recorded.norm = ""
         ops.linf_step(x + 0.01, grad, x, step_size=0.01, eps=0.02)
         ops.project_l1(x + 0.01 * grad, x, eps=1.0)
@@ -86,6 +90,14 @@ def _attacks() -> Iterator[Attack]:
         yield pgd(threat, steps=3, keep="best")
         others = (one for one in constructors().values() if one.__module__ != pgd.__module__)
         yield from (_small(make, threat) for make in others)
+
+
+def _attacks_in_boxes(x: torch.Tensor) -> Iterator[Attack]:
+    """Those of whose ops the steps have another form where elements are not alike."""
+    eps = torch.linspace(0.5, 1.0, x[0].numel()).view(1, *x.shape[1:])
+    for threat in (Linf(0.03 * eps), L2(0.3 * eps)):
+        for make in (pgd, apgd_ce):
+            yield make(threat, steps=5)
 
 
 def _small(make: Callable[..., Attack], threat: Linf | L2 | L1) -> Attack:

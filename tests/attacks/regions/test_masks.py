@@ -1,14 +1,19 @@
 """`mask=`: what lies outside of it does not move, and has no part in norms."""
 
+import contextlib
+from collections import Counter
+
 import pytest
 import torch
+from op_counts import outer_ops, per_step
 from plain_loops import pgd_l2, pgd_linf
 from toy_models import differing_fields, mixed_problem, same_bits, threat_of
 
 import fastadv
+from fastadv.ops import backend
 
 SAMPLES = 24
-STEPS = 6
+STEPS = 5
 ATTACKS = [
     pytest.param(make, norm, id=f"{make.__name__}-{norm}")
     for make in (
@@ -18,7 +23,6 @@ ATTACKS = [
         fastadv.mifgsm,
         fastadv.rfgsm,
         fastadv.apgd_ce,
-        fastadv.apgd_dlr,
         fastadv.apgd_t,
     )
     for norm in ("linf", "l2")
@@ -131,6 +135,41 @@ def test_masks_go_with_their_samples(make, norm, problem):
         assert differing_fields(run(ids, **execution), whole) == []
     backwards = run(ids.flip(0), batch_size=7)
     assert same_bits(backwards.x_adv.flip(0), whole.x_adv)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("make", [fastadv.pgd, fastadv.mifgsm, fastadv.apgd_ce])
+def test_a_mask_adds_nothing_to_a_step(make, norm, problem):
+    """Neither an op, nor a launch in one, nor a look at the device."""
+    mask = drawn_mask(SAMPLES, 3, 4, 4)
+    execution = fastadv.Execution(batching="plain")
+
+    def step(count, **more):
+        def call_of(steps):
+            attack = make(threat_of(norm), steps=steps)
+            more_of = dict(more, execution=execution)
+            return lambda: attack(problem.model, problem.x, problem.y, **more_of)
+
+        return per_step(count, call_of)
+
+    assert step(outer_ops, mask=mask) == step(outer_ops)
+    if backend.triton_is_installed() and make is fastadv.pgd:
+        with backend.use_backend("triton"):
+            assert step(launches, mask=mask) == step(launches)
+
+
+def launches(call):
+    from fastadv.kernels import launching
+
+    names = []
+
+    def noted(kernel):
+        names.append(kernel)
+        return contextlib.nullcontext()
+
+    with launching.observed(noted):
+        call()
+    return Counter(names)
 
 
 def test_channels_last_and_half_precision(problem):
