@@ -28,11 +28,12 @@ from fastadv.attacks import (
     square,
 )
 from fastadv.attacks.call.preparation import release
+from fastadv.containment import contains
 from fastadv.diagnostics import AttackWarning, ExecutionWarning
 from fastadv.ensemble import autoattack
 from fastadv.execution import Execution
 from fastadv.objective import Objective
-from fastadv.threat_model import L1, L2, Linf, contains, start_point
+from fastadv.threat_model import L1, L2, Linf, start_point
 from fastadv.version import __version__ as __version__
 from fastadv.wrappers import BPDA, Normalized, Unsquashed
 

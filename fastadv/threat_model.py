@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
@@ -12,7 +12,6 @@ from fastadv.elements import (
     check_elements_fit,
     check_sides,
     common_bounds,
-    contains_elements,
     has_elements,
     in_units,
     of_elements,
@@ -26,13 +25,6 @@ from fastadv.values import pasteable_value, same_settings, same_value
 
 StartKind = Literal["uniform", "gaussian", "sphere"]
 
-# one rounding of x +- eps (contract C3): half an ulp of a value in [0.5, 1)
-_UNIT_ROUNDOFF = {
-    torch.float64: 2.0**-53,
-    torch.float32: 2.0**-24,
-    torch.float16: 2.0**-11,
-    torch.bfloat16: 2.0**-8,
-}
 _STEPS: dict[str, Callable[..., torch.Tensor]] = {
     "linf": linf.linf_step_,
     "l2": l2.l2_step_,
@@ -128,74 +120,16 @@ def start_point(
     """
     region = region or region_of(threat, x)
     eps = threat.eps if eps is None else eps
-    if region is not None:
-        return start.random_start(
-            x,
-            eps=1.0 if of_elements(eps) else eps,
-            seed=seed,
-            sample_ids=sample_ids,
-            draw=draw,
-            kind=cast(start.Kind, f"{threat.norm}_{kind}"),
-            bounds=None,
-            box=region.start_box(x, clamps=clamp_start),
-        )
     return start.random_start(
         x,
-        eps=eps,
+        eps=1.0 if of_elements(eps) else eps,
         seed=seed,
         sample_ids=sample_ids,
         draw=draw,
         kind=cast(start.Kind, f"{threat.norm}_{kind}"),
         bounds=common_bounds(threat) if clamp_start else None,
+        box=None if region is None else region.start_box(x, clamps=clamp_start),
     )
-
-
-def contains(
-    threat: ThreatModel,
-    x_adv: torch.Tensor,
-    x: torch.Tensor,
-    eps: float | torch.Tensor | None = None,
-    region: Region | None = None,
-) -> torch.Tensor:
-    """(B,) bool: x_adv is in bounds and, in float64, distance <= eps * (1 + 1e-6) + r.
-
-    r is one rounding of x +- eps: u (L-infinity), u * sqrt(d) (L2), u * d (L1), times
-    max(|lo|, |hi|). With radii or bounds of elements r adds up theirs, and in L-infinity each
-    element is looked at. region: where elements may go, if not that of `threat`.
-    """
-    radius = threat.eps if eps is None else eps
-    if region is not None and region.mask is not None:
-        moved = (x_adv != x) & ~region.mask
-        unmasked = replace(region, mask=None) if region.has_elements else None
-        inside = contains(threat, x_adv, x, eps, unmasked)
-        return inside & ~moved.reshape(len(x), math.prod(x.shape[1:])).any(1)
-    if region is not None or has_elements(threat):
-        own = None if region is None else region.eps
-        return contains_elements(
-            x_adv,
-            x,
-            norm=threat.norm,
-            eps=radius if own is None else own,
-            bounds=threat.bounds if region is None else region.bounds,
-            roundoff=_UNIT_ROUNDOFF[x.dtype],
-        )
-    size = x[0].numel() if len(x) else 0
-    bounds = common_bounds(threat)
-    lo, hi = (-math.inf, math.inf) if bounds is None else bounds
-    outside = (x_adv < lo) | (x_adv > hi) | x_adv.isnan()
-    in_bounds = ~outside.reshape(len(x), size).any(1)
-    largest: float | torch.Tensor = max(abs(lo), abs(hi))
-    if math.isinf(largest):  # no bound on the values but their own
-        values = doubles.doubled(x).abs().reshape(len(x), size)
-        largest = values.amax(1) if size else values.new_zeros(len(x))
-    slack = _UNIT_ROUNDOFF[x.dtype] * threat.rounding(size) * largest
-    if isinstance(radius, torch.Tensor):
-        radius = doubles.doubled(radius, beside=x)
-    limit = radius * (1 + 1e-6) + slack
-    if doubles.has_float64(x):
-        return in_bounds & (threat.distance(x_adv, x) <= limit)
-    distance = threat.distance(doubles.doubled(x_adv), doubles.doubled(x))
-    return in_bounds & doubles.returned(distance <= limit, x)
 
 
 def check_fits(threat: ThreatModel, x: torch.Tensor) -> None:
@@ -249,8 +183,10 @@ def check_threat(threat: object) -> None:
 class Linf(ThreatModel):
     """max|x_adv - x| <= eps, inside bounds.
 
-    eps: radius in input units (8/255 for images in [0, 1]), float or (B,) tensor. bounds: (lo, hi),
-    or None for no clamp. Raises ValueError for a negative radius or one wider than bounds.
+    eps: radius in input units (8/255 for images in [0, 1]), float or (B,) tensor, or one for each
+    element, a tensor with a batch axis, (1, F), (1, C, 1, 1) or (B, ...). bounds: (lo, hi), floats
+    or tensors of elements, or None for no clamp. Raises ValueError for a negative radius or one
+    wider than bounds.
     Example: `fastadv.Linf(8 / 255)`. Source: Madry et al. 2018, arXiv:1706.06083.
     """
 
@@ -278,6 +214,9 @@ class Linf(ThreatModel):
 class L2(ThreatModel):
     """||x_adv - x||_2 <= eps, inside bounds; arguments as in `Linf`.
 
+    With an eps for each element it is the ball of the scaled input, ||(x_adv - x) / eps||_2 <= 1;
+    distances and step sizes are in units of eps.
+
     Example: `fastadv.L2(0.5)`. Source: Madry et al. 2018, arXiv:1706.06083.
     """
 
@@ -299,7 +238,8 @@ class L2(ThreatModel):
 class L1(ThreatModel):
     """||x_adv - x||_1 <= eps, inside bounds; arguments as in `Linf`.
 
-    The projection is the exact one onto ball and box together.
+    The projection is the exact one onto ball and box together. With an eps for each element it is
+    the ball of the scaled input, which no attack looks into: they take L-infinity and L2.
     Example: `fastadv.L1(12.0)`. Source: Croce and Hein 2021, arXiv:2103.01208.
     """
 

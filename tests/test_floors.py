@@ -25,6 +25,7 @@ FLOORS = {
     "threat_model": "Linf, L2, L1: what an adversary may change",
     "objective": "what an adversary wants of a model that is no plain classifier",
     "objectives": "ready-made ones",
+    "containment": "whether an example lies where its threat model lets it be",
     "losses": "what an attack ascends",
     "reach": "the modules that a model reaches, however it holds them",
     "recorded": "traced and exported models, whose mode is part of them",

@@ -13,7 +13,7 @@ import torch
 import fastadv
 from benchmarks.autoattack.entrants import NAMES, Budget, Build
 from benchmarks.harness.networks import Problem
-from fastadv.threat_model import contains
+from fastadv.containment import contains
 
 STAGES = (*NAMES, "checks")
 _REPEATS = 7, 0.05  # of each bare pass: at least, and as a share of its calls

@@ -40,7 +40,7 @@ from benchmarks.clamping.rules import RULES, clamp_rule, installed_rule
 from benchmarks.harness import environment, harness, networks, output, peers, schema, selection
 from benchmarks.harness.networks import Problem
 from benchmarks.harness.peers import Unavailable
-from fastadv.threat_model import contains
+from fastadv.containment import contains
 
 SUITE = "clamping"
 _SEED = 0

@@ -11,6 +11,7 @@ import torch
 from fastadv.attacks import Attack, AttackResult
 from fastadv.attacks.call import targets
 from fastadv.cli.user_error import UserError, said
+from fastadv.containment import contains
 from fastadv.data import to_unit_interval
 from fastadv.evaluation import Report, evaluate
 from fastadv.evaluation.accuracy import logits_of
@@ -19,7 +20,6 @@ from fastadv.execution import Execution
 from fastadv.isolation import Model
 from fastadv.ops import backend
 from fastadv.quantise import to_uint8
-from fastadv.threat_model import contains
 
 _BATCH_SIZE = 128
 

@@ -8,6 +8,7 @@ import torch
 
 from fastadv.attacks import Attack, AttackResult
 from fastadv.attacks.argument import check_attack
+from fastadv.containment import contains
 from fastadv.engine import looks
 from fastadv.ensemble import checks
 from fastadv.ensemble.constructor import AutoAttack
@@ -18,7 +19,6 @@ from fastadv.evaluation.samples import Rows
 from fastadv.evaluation.state import added_counts
 from fastadv.execution import Execution
 from fastadv.isolation import Model
-from fastadv.threat_model import contains
 
 _OF_ALL_SAMPLES = ("square_gains", "clamped_input")  # counted at the end
 

@@ -24,6 +24,7 @@ from fastadv.attacks.call.verdict import (
     margin_of,
     warn_of_faults,
 )
+from fastadv.containment import contains
 from fastadv.elements import common_bounds
 from fastadv.engine.ledger import Ledger
 from fastadv.engine.work import Work
@@ -33,7 +34,6 @@ from fastadv.kernels import slots as columns
 from fastadv.objective import Objective
 from fastadv.ops import layout
 from fastadv.oracle.gradient import Oracle
-from fastadv.threat_model import contains
 
 
 class Call:

@@ -9,11 +9,12 @@ from fastadv import losses
 from fastadv.attacks.call import inputs, targets
 from fastadv.attacks.call.settings import Settings, check_takes_regions
 from fastadv.attacks.call.targets import Target
+from fastadv.containment import contains
 from fastadv.elements import common_bounds, of_elements
 from fastadv.engine.work import Work, spread
 from fastadv.ops import layout
 from fastadv.region import Region, checked_mask, region_of
-from fastadv.threat_model import check_fits, contains
+from fastadv.threat_model import check_fits
 
 
 class Given:
