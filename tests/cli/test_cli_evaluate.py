@@ -26,6 +26,12 @@ def digits():
     torch.set_num_threads(1)
     return digits_net(3)
 
+def digits_in_a_dict():
+    return lambda x: {"logits": digits()(x)}
+
+def digits_in_a_tuple():
+    return lambda x: (digits()(x), None)
+
 def fails_on_batches():
     class Net(torch.nn.Module):
         def forward(self, x):
@@ -125,6 +131,17 @@ def test_one_attack_takes_the_options_of_the_attack_command(folder, capsys):
     attack = fastadv.pgd(fastadv.L2(0.1), steps=3, restarts=2, step_size=1 / 40, loss="margin")
     read = json.loads((folder / "r.json").read_text())
     assert read["attack"] == repr(attack) and read["n"] == 10
+
+
+def test_an_output_is_taken_or_refused_as_everywhere(folder, capsys):
+    how = ("--attack", "pgd", "--steps", "2")
+    code, bare, _ = run(capsys, command(*how))
+    assert code == 0
+    code, held, _ = run(capsys, command(*how, model="digits_in_a_dict"))
+    robust = [line for line in bare.splitlines() if line.startswith("robust accuracy")]
+    assert code == 0 and robust and robust[0] in held
+    code, _, err = run(capsys, command(*how, model="digits_in_a_tuple"))
+    assert code == 2 and "alone: lambda x: model(x)[0]" in err
 
 
 def test_several_radii_are_a_curve(folder, capsys):
