@@ -1,8 +1,11 @@
 """Warnings: what made an attack weaker than it looks, or slower than was asked for."""
 
+import contextlib
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
 from types import FrameType
 
 # whose lines a warning does not name: torch's and contextlib's stand between ours and the user's,
@@ -23,8 +26,9 @@ class AttackWarning(UserWarning):
     """Something weakens an attack; `code` names it, `count` says for how many samples.
 
     Codes: "zero_gradient", "nan_gradient", "nan_logits", "probabilities", "squashed",
-    "unconfirmed", "clamped_input", "recorded_in_training"; of ensembles also "randomised",
-    "dynamic", "few_classes", "square_gains".
+    "unconfirmed", "clamped_input", "recorded_in_training", "target_is_label", "zero_radius",
+    "small_radius", "rounded_input"; of ensembles also "randomised", "dynamic", "few_classes",
+    "square_gains".
     """
 
     def __init__(self, code: str, count: int, message: str) -> None:
@@ -68,6 +72,17 @@ _TEXTS = {
     "probabilities": "the model returns probabilities (rows sum to 1): attacks need logits, "
     "remove the softmax, or gradients vanish where the model is confident; "
     'fastadv.Unsquashed(model, "softmax") undoes it',
+    "target_is_label": "the target is the label (of y, or without y the model's own prediction): "
+    "such samples are not attacked, and count as no success; give another class, or leave target= "
+    "out to move away from the label",
+    "zero_radius": "eps is 0: the samples come back as they are, and only those that the model "
+    "gets wrong as they are count as a success",
+    "small_radius": "the L2 radius is less than a tenth of the range of the bounds, for samples of "
+    "more than 500 elements: is L-infinity meant? 8/255 is usual for L-infinity, 0.5 for L2 on "
+    "3 x 32 x 32 pixels in [0, 1]",
+    "rounded_input": "x leaves the bounds by at most 1e-6 of their range, as rounding does, and "
+    "was clamped; distances are from the clamped samples. To be rid of this, give "
+    "x.clamp(*threat.bounds)",
     "squashed": "all outputs lie in [0, 1] or in [-1, 1], and one in ten or more at an end: a "
     "sigmoid or tanh behind the logits, whose gradient vanishes where the model is confident; "
     "attack the logits: remove it, or undo it by fastadv.Unsquashed(model, "
@@ -75,9 +90,22 @@ _TEXTS = {
 }
 
 
+_SILENT: ContextVar[frozenset[str]] = ContextVar("fastadv.diagnostics.silent", default=frozenset())
+
+
+@contextlib.contextmanager
+def without(*codes: str) -> Iterator[None]:
+    """Inside, in this thread, nothing is said of `codes`: where they are no surprise."""
+    token = _SILENT.set(_SILENT.get() | set(codes))
+    try:
+        yield
+    finally:
+        _SILENT.reset(token)
+
+
 def warn(code: str, count: int, total: int) -> None:
     """Warn that `count` of `total` samples have the problem `code`; nothing if count is 0."""
-    if count:
+    if count and code not in _SILENT.get():
         emit(AttackWarning(code, count, words(code, count, total)))
 
 

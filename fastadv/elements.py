@@ -94,7 +94,7 @@ def check_elements_fit(threat: Radii, x: torch.Tensor) -> None:
     rows = scaled.expand(len(scaled) if scaled.ndim else 1, *x.shape[1:]).flatten(1)
     widest = float(rows.norm(p=2 if threat.norm == "l2" else 1, dim=1).min())
     largest = 1.0 if of_elements(eps) else float(radius.max())
-    if largest > widest:
+    if largest > widest * (1 + 1e-6):  # the whole box, rounded up
         raise ValueError(
             f"eps is larger than the box, whose diameter is {widest:g} in {threat.norm.upper()}"
             f"{' in units of eps' if of_elements(eps) else ''}; give eps in input units"

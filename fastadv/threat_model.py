@@ -25,6 +25,7 @@ from fastadv.values import pasteable_value, same_settings, same_value
 
 StartKind = Literal["uniform", "gaussian", "sphere"]
 
+_ROUNDED = 1e-6  # L2(math.sqrt(d)), in float32 too, is the whole box
 _STEPS: dict[str, Callable[..., torch.Tensor]] = {
     "linf": linf.linf_step_,
     "l2": l2.l2_step_,
@@ -133,7 +134,8 @@ def start_point(
 
 
 def check_fits(threat: ThreatModel, x: torch.Tensor) -> None:
-    """Raises ValueError if the ball is wider than the box: eps was meant in other units."""
+    """Raises ValueError if the ball is wider than the box: eps was meant in other units. The whole
+    box is taken, also where its diameter was rounded up."""
     if has_elements(threat):
         check_elements_fit(threat, x)
         return
@@ -145,7 +147,7 @@ def check_fits(threat: ThreatModel, x: torch.Tensor) -> None:
     widest = (hi - lo) * {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[threat.norm]
     radius = torch.as_tensor(threat.eps)
     eps = float(radius.max()) if radius.numel() else 0.0
-    if eps > widest:
+    if eps > widest * (1 + _ROUNDED):
         raise ValueError(
             f"{threat!r}: eps={eps:g} is larger than the box, whose diameter is {widest:g} in this "
             f"norm for inputs in {threat.bounds}; give eps in input units (8/255, not 8)"

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from fastadv import diagnostics
+from fastadv.attacks.call import inputs
 from fastadv.attacks.call.result import AttackResult
 from fastadv.engine import looks
 from fastadv.ensemble.cascade import Progress
@@ -31,7 +32,7 @@ _OF_ALL_SAMPLES = ("square_gains",)
 # of the look at the clean samples, which a resumed block has again
 _BEFORE_THE_ATTACKS = (
     *("probabilities", "squashed", "randomised", "dynamic"),
-    "recorded_in_training",
+    *("recorded_in_training", "zero_radius", "small_radius", "rounded_input"),
 )
 
 
@@ -84,6 +85,7 @@ class Task:
         x, y = rows.x, rows.y
         began = time.perf_counter() - (before.seconds if before else 0.0)
         with collected() as counts, looks.heard_by(functools.partial(self._hear, len(x))):
+            rows = rows._replace(x=self._inside(x))
             result = self._run(rows, marks, before, began, counts)
             clean, forwards = result.clean_prediction, result.forwards
             clean_score = result.clean_score
@@ -191,6 +193,11 @@ class Task:
         else:
             show(progress)
         return attack.run(self.model, x, y, progress=progress, on_stage=after_stage, **common)
+
+    def _inside(self, x: torch.Tensor) -> torch.Tensor:
+        """The samples that count: clamped where rounding alone took them out of bounds."""
+        threat = getattr(self.attack, "threat", None)
+        return x if threat is None else inputs.check_inside(x, threat)
 
     def _note_inset(self, inset: float) -> None:
         """What one attack has found holds for what this process attacks from now on."""

@@ -175,7 +175,7 @@ def robustness_curve(
     Other arguments as in `evaluate`; under torchrun every process attacks everything. Unlike
     separate evaluations, a sample that a weak attack breaks at a small radius only counts as
     robust there, so the curve may lie above them where the attack is far from its best. Raises
-    ValueError for radii that are no different, positive numbers.
+    ValueError for radii that are no different numbers >= 0; at 0 it is the clean accuracy.
 
     Example: `fastadv.robustness_curve(net, (x, y), attack, eps=[k / 255 for k in (1, 2, 4, 8)])`.
     """
@@ -214,6 +214,6 @@ def robustness_curve(
 
 def _checked_radii(eps: Sequence[float]) -> list[float]:
     radii = sorted(float(radius) for radius in eps)
-    if not radii or len(set(radii)) != len(radii) or not radii[0] > 0:
-        raise ValueError(f"eps must be different positive radii, at least one; got {list(eps)}")
+    if not radii or len(set(radii)) != len(radii) or not radii[0] >= 0:
+        raise ValueError(f"eps must be different radii >= 0, at least one; got {list(eps)}")
     return radii

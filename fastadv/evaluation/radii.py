@@ -6,8 +6,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from fastadv import diagnostics
 from fastadv.attacks import Attack, AttackResult
 from fastadv.attacks.argument import check_attack
+from fastadv.attacks.call import inputs
 from fastadv.containment import contains
 from fastadv.engine import looks
 from fastadv.ensemble import checks
@@ -20,6 +22,7 @@ from fastadv.evaluation.state import added_counts
 from fastadv.execution import Execution
 from fastadv.isolation import Model
 
+_OF_THE_RADIUS = ("zero_radius", "small_radius")  # small ones are what a curve is about
 _OF_ALL_SAMPLES = ("square_gains", "clamped_input")  # counted at the end
 
 A = TypeVar("A", bound=Attack | AutoAttack)
@@ -64,7 +67,10 @@ class AtRadii:
 
     def attack_block(self, block: Rows, watch: Watch, expected: int | None) -> None:
         block = block.to(self.device)
-        x = block.x
+        with collected() as counts:
+            x = inputs.check_inside(block.x, self.attacks[-1].threat)
+        self.warnings = added_counts(self.warnings, counts())
+        block = block._replace(x=x)
         robust = torch.zeros(len(x), len(self.attacks), dtype=torch.bool, device=x.device)
         survived = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         # the smallest radius at which a sample is known to be broken
@@ -108,7 +114,7 @@ class AtRadii:
         if extra:
             check_extra(self.attacks[k], len(extra))
             more["extra"] = extra
-        with collected() as counts:
+        with collected() as counts, diagnostics.without(*_OF_THE_RADIUS):
             sample_ids = block.ids.to(rows.device)[rows]
             result = self.attacks[k].run(self.model, x, y, sample_ids=sample_ids, **more)
         if result.inset and self.execution.inset is None:  # holds for all attacks on this model

@@ -10,6 +10,7 @@ import torch
 
 from fastadv import losses, outputs
 from fastadv.attacks.call import inputs
+from fastadv.attacks.call.radius import question_small
 from fastadv.attacks.call.squashing import warn_of_outputs
 from fastadv.elements import common_bounds, has_elements
 from fastadv.execution import Precision
@@ -115,8 +116,9 @@ def check_batch(
     x: object,
     y: object,
     objective: Objective | None = None,
-) -> None:
-    """Raises for a batch that cannot be trained on; synchronises, so the first batch only."""
+) -> torch.Tensor:
+    """x, clamped if it leaves bounds by rounding alone; raises for a batch that cannot be trained
+    on. Synchronises, so the first batch only."""
     images = inputs.check_images(x, common_bounds(threat))
     if isinstance(model, torch.jit.ScriptModule) and not any(True for _ in model.parameters()):
         raise ValueError(
@@ -125,6 +127,7 @@ def check_batch(
         )
     if model is not None:
         inputs.check_device(model, images)
+        question_small(threat, images)
     check_fits(threat, images)
     if objective is None:
         labels = inputs.check_labels(y, images, name="y")
@@ -135,6 +138,7 @@ def check_batch(
         raise RuntimeError("training steps cannot run under torch.inference_mode()")
     if objective is None:
         inputs.check_range(labels, None, name="y")
+    return images
 
 
 def check_are_leaves(given: Iterable[torch.Tensor], why: str) -> None:

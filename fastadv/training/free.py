@@ -98,7 +98,8 @@ class FreeAT:
         arguments.check_not_empty(x)
         if self.replays > 1:
             arguments.check_are_leaves((x, *extra), "FreeAT makes several steps on one x")
-        given, x, y = x, x.detach(), arguments.asked(y, self.objective)
+        given, x = x, self._watch.inside(x.detach())
+        y = arguments.asked(y, self.objective)
         ids = arguments.sample_ids(None, x, needed=False)
         descended = modified(self._weight_loss(), self.modifiers)
         carried = self._carried(x)
@@ -139,7 +140,9 @@ class FreeAT:
     def _check(self, model: Model, x: torch.Tensor, y: torch.Tensor, extra: Extra) -> bool:
         """Of the first batch, which pays for it with one forward in eval mode, and with a backward
         where it is a look as well: whether it is."""
-        arguments.check_batch(self.threat, model, x, y, self.objective)
+        checked = arguments.check_batch(self.threat, model, x, y, self.objective)
+        self._watch.rounds |= checked is not x
+        x = checked
         asked = with_extra(arguments.checking(model, model, x, y, self.objective), extra)
         looked = self._look(asked, x)
         if not looked:
@@ -231,17 +234,17 @@ class FreeAT:
             "method": "FreeAT",
             "batches": self.batches,
             "delta": self.delta,
-            "inset": self._watch.inset,
+            **self._watch.state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as the step that gave `state`; raises ValueError if it does not fit."""
-        arguments.check_state(state, ("method", "batches", "delta"), optional=("inset",))
+        arguments.check_state(state, ("method", "batches", "delta"), optional=("inset", "rounds"))
         arguments.check_method(state, self)
         delta = state["delta"]
         self.delta = None if delta is None else delta.detach().clone()
         self.batches = int(state["batches"])
-        self._watch = InputWatch(common_bounds(self.threat), state.get("inset"))
+        self._watch = InputWatch.restored(common_bounds(self.threat), state)
 
 
 def _gradient_of(leaf: torch.Tensor) -> torch.Tensor:

@@ -224,7 +224,7 @@ class GraphedStep:
             _hashable(settings),
             tensor_facts(None if bank is None else bank.levels),
             tensor_facts(delta),
-            step._watch.inset,
+            (step._watch.inset, step._watch.rounds),
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
             self._facts_of(model).number(),
             self._form.facts(),

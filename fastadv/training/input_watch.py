@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,13 +26,30 @@ class InputWatch:
 
     inset: by how much entries that lie at a bound are moved inside wherever the input is
     differentiated; 0.0 if the model keeps the gradient there; None, undecided, until the first
-    batch is done. See `fastadv.oracle.clamping`. bounds: None where there is nothing to look at.
-    Once decided, nothing is looked at and nothing synchronises.
+    batch is done. See `fastadv.oracle.clamping`. rounds: whether samples of the first batch left
+    the bounds by rounding, so that those of all batches are clamped. bounds: None where there is
+    nothing to look at. Once decided, nothing is looked at and nothing synchronises.
     """
 
-    def __init__(self, bounds: clamping.Bounds | None, inset: float | None = None) -> None:
+    def __init__(
+        self, bounds: clamping.Bounds | None, inset: float | None = None, *, rounds: bool = False
+    ) -> None:
         self.bounds = bounds
         self.inset = inset
+        self.rounds: bool = rounds
+
+    @classmethod
+    def restored(cls, bounds: clamping.Bounds | None, state: dict[str, Any]) -> "InputWatch":
+        """The one that gave `state`, or where that is older one that has seen nothing."""
+        return cls(bounds, state.get("inset"), rounds=state.get("rounds", False))
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed step needs, among other things of its own."""
+        return {"inset": self.inset, **({"rounds": True} if self.rounds else {})}
+
+    def inside(self, x: torch.Tensor) -> torch.Tensor:
+        """x, or where the first batch left the bounds by rounding x clamped."""
+        return x.clamp(*self.bounds) if self.rounds and self.bounds is not None else x
 
     @property
     def is_open(self) -> bool:
@@ -44,8 +62,9 @@ class InputWatch:
 
     def take_over(self, other: "InputWatch") -> None:
         """Of the same model: what was found need not be found, and warned of, again."""
-        if other.inset and other.bounds == self.bounds:
-            self.inset = other.inset
+        if other.bounds == self.bounds:
+            self.inset = other.inset or self.inset
+            self.rounds |= other.rounds
 
     def at(self, x: torch.Tensor) -> torch.Tensor:
         """x, (B, ...), or where the model clamps a copy with entries at the bounds moved inside."""

@@ -79,7 +79,7 @@ class Sentinel:
 
     def __post_init__(self) -> None:
         check_threat(self.threat)
-        arguments.check_batch(self.threat, None, self.x, self.y)
+        self.x = arguments.check_batch(self.threat, None, self.x, self.y)
         counts = (("every", 1), ("rescue_warmup", 0), ("patience", 1), ("batch_size", 1))
         for name, lowest in counts:
             arguments.check_count(self, name, lowest)

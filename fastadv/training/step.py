@@ -148,9 +148,10 @@ class CraftedStep:
         """
         inner, objective, given = craft.inner_module(model), self.objective, x
         if not self._is_checked:
-            arguments.check_batch(self.threat, inner, x, y, objective)
+            checked = arguments.check_batch(self.threat, inner, x, y, objective)
+            self._watch.rounds |= checked is not x
         arguments.check_not_empty(x)
-        x, y = x.detach(), arguments.asked(y, objective)
+        x, y = self._watch.inside(x.detach()), arguments.asked(y, objective)
         beside = inputs.check_extra(extra, x)
         ids = arguments.sample_ids(sample_ids, x, needed=self.bank is not None)
         asked = inner
@@ -257,16 +258,16 @@ class CraftedStep:
             "method": type(self).__name__,
             "batches": self.batches,
             "bank": bank,
-            "inset": self._watch.inset,
+            **self._watch.state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as the step that gave `state`; raises ValueError if it does not fit."""
-        arguments.check_state(state, ("method", "batches", "bank"), optional=("inset",))
+        arguments.check_state(state, ("method", "batches", "bank"), optional=("inset", "rounds"))
         arguments.check_method(state, self)
         if (state["bank"] is None) != (self.bank is None):
             raise ValueError("state has a perturbation bank and this step none, or the reverse")
         if self.bank is not None:
             self.bank.load_state_dict(state["bank"])
         self.batches = int(state["batches"])
-        self._watch = InputWatch(common_bounds(self.threat), state.get("inset"))
+        self._watch = InputWatch.restored(common_bounds(self.threat), state)

@@ -87,10 +87,10 @@ class YOPO:
         """
         inner_model, layer = _named_layer(craft.inner_module(model), self.first_layer)
         if not self._is_checked:
-            arguments.check_batch(self.threat, inner_model, x, y)
+            self._watch.rounds |= arguments.check_batch(self.threat, inner_model, x, y) is not x
         arguments.check_not_empty(x)
         arguments.check_are_leaves((x,), "YOPO gives gradients of the model alone")
-        x, y = x.detach(), y.to(torch.int64)
+        x, y = self._watch.inside(x.detach()), y.to(torch.int64)
         ids = arguments.sample_ids(sample_ids, x, needed=False)
         factor = arguments.warmup_factor(self.batches, self.eps_warmup)
         eps = float(self.threat.eps) * factor
@@ -132,14 +132,14 @@ class YOPO:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"method": "YOPO", "batches": self.batches, "inset": self._watch.inset}
+        return {"method": "YOPO", "batches": self.batches, **self._watch.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as the step that gave `state`; raises ValueError if it does not fit."""
-        arguments.check_state(state, ("method", "batches"), optional=("inset",))
+        arguments.check_state(state, ("method", "batches"), optional=("inset", "rounds"))
         arguments.check_method(state, self)
         self.batches = int(state["batches"])
-        self._watch = InputWatch(common_bounds(self.threat), state.get("inset"))
+        self._watch = InputWatch.restored(common_bounds(self.threat), state)
 
 
 class _Passes:

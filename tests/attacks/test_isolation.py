@@ -135,7 +135,8 @@ def test_a_forward_hook_that_changes_the_logits_counts():
     with torch.no_grad():
         plain = model(x).argmax(1)
     model.register_forward_hook(lambda module, args, logits: -logits)
-    result = fastadv.pgd(fastadv.Linf(0.0), steps=1).run(model, x)
+    with pytest.warns(fastadv.AttackWarning, match="zero_radius"):
+        result = fastadv.pgd(fastadv.Linf(0.0), steps=1).run(model, x)
     assert not torch.equal(result.clean_prediction, plain)
     assert torch.equal(result.clean_prediction, result.prediction)
 
@@ -163,6 +164,7 @@ def test_the_arguments_are_not_modified(keep):
     assert same_bits(x.detach(), before[0][0])
 
 
+@pytest.mark.filterwarnings("ignore:zero_radius:fastadv.AttackWarning")
 @pytest.mark.parametrize("keep", ["first_success", "last"])
 def test_the_result_of_no_attack_is_not_x_itself(keep):
     problem = mixed_problem(4)

@@ -24,6 +24,7 @@ class FewSteps(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, until: int | None = None) -> None:
         super().__init__()
         self.model, self.calls, self.until = model, 0, until
+        self.eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
@@ -49,7 +50,9 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def problem():
-    return mixed_problem(12, (1, 6, 6), wrong_every=4)
+    problem = mixed_problem(12, (1, 6, 6), wrong_every=4)
+    problem.model.eval()
+    return problem
 
 
 EPS = 0.02  # some samples survive, some do not

@@ -125,6 +125,7 @@ def test_logits_are_those_of_the_given_inputs(nets, images):
     assert atk.normalization_used["mean"].shape == (1, 3, 1, 1)
 
 
+@pytest.mark.filterwarnings("ignore:squashed")  # what it returns are pixels
 def test_models_without_parameters_are_normalised_too(digits):
     atk = compat.PGD(nn.Flatten(), random_start=False, steps=2)
     atk.set_normalization_used([0.5], [0.5])

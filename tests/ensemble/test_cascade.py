@@ -238,7 +238,7 @@ def test_a_model_that_lies_is_not_counted_and_warned_of():
     assert same_bits(result.x_adv, x)
 
 
-@pytest.mark.filterwarnings("ignore:square_gains")
+@pytest.mark.filterwarnings("ignore:square_gains", "ignore:zero_radius")
 @pytest.mark.parametrize("norm", NORMS)
 def test_per_sample_radii_follow_their_samples(norm):
     p = member_problem(12, wrong_every=20)
@@ -256,7 +256,9 @@ def test_per_sample_radii_follow_their_samples(norm):
 
 def test_a_radius_of_zero_breaks_nothing():
     p = member_problem(12)
-    result = _run(custom_ensemble("linf", threat=fastadv.Linf(0.0)), p)
+    with pytest.warns(fastadv.AttackWarning, match="zero_radius: 12 of 12") as caught:
+        result = _run(custom_ensemble("linf", threat=fastadv.Linf(0.0)), p)
+    assert len(caught) == 1
     assert same_bits(result.x_adv, p.x)
     assert torch.equal(result.success, result.broken_by == -2) and result.success.any()
 

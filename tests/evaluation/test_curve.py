@@ -157,9 +157,9 @@ def test_the_files_hold_the_numbers(tmp_path):
         curve.save(tmp_path / "curve.html")
 
 
-@pytest.mark.parametrize("eps", [[], [0.1, 0.1], [0.0, 0.1], [-0.1], [float("nan")]])
-def test_radii_must_be_different_positive_numbers(eps):
-    with pytest.raises(ValueError, match="eps must be different positive radii"):
+@pytest.mark.parametrize("eps", [[], [0.1, 0.1], [0.0, 0.0], [-0.1], [float("nan")]])
+def test_radii_must_be_different_numbers_and_not_negative(eps):
+    with pytest.raises(ValueError, match="eps must be different radii >= 0, at least one"):
         fastadv.robustness_curve(sign_model(), line(), fastadv.bim(fastadv.Linf(1.0)), eps=eps)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fastadv import diagnostics
-from fastadv.attacks.call import inputs
+from fastadv.attacks.call import inputs, radius
 from fastadv.attacks.call.accounting import cost_of
 from fastadv.attacks.call.given import Given
 from fastadv.attacks.call.preparation import prepared
@@ -80,6 +80,8 @@ class Call:
             channels_last=execution.channels_last,
         )
         inputs.check_device(model, self.given.x)
+        if clean_logits is None:  # else asked before, of the whole ensemble
+            radius.question(attack.threat, self.given.x)
         if attack.keep == "authors" and not execution.is_exact:
             raise ValueError(
                 "keep='authors' returns the iterates of the authors' own code and takes the model "
@@ -183,7 +185,7 @@ class Call:
     ) -> tuple[Ledger, np.ndarray]:
         """(what the attack found, which samples the model gets wrong as they are)."""
         wrong = self.given.hits(clean_prediction, work).cpu().numpy()
-        pending = np.flatnonzero(~wrong | self.attack.attacks_wrong)
+        pending = np.flatnonzero((~wrong | self.attack.attacks_wrong) & ~self.given.aimless)
         return search.found(work, pending, self.given.groups(work)), wrong
 
     def _account(self, search: Search) -> None:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fastadv import losses
+from fastadv import diagnostics, losses
 from fastadv.attacks.call import inputs, targets
 from fastadv.attacks.call.settings import Settings, check_takes_regions
 from fastadv.attacks.call.targets import Target
 from fastadv.containment import contains
-from fastadv.elements import common_bounds, of_elements
+from fastadv.elements import of_elements
 from fastadv.engine.work import Work, spread
 from fastadv.ops import layout
 from fastadv.region import Region, checked_mask, region_of
@@ -21,7 +21,8 @@ class Given:
     """Samples, labels and targets of one call; no model is asked.
 
     x: (n, ...), in channels_last if asked for and images; labels: (n,), None for the model's own
-    predictions; y: (n, ...) of an objective, as given, else None; extra: (n, ...) each. Arguments
+    predictions; y: (n, ...) of an objective, as given, else None; extra: (n, ...) each.
+    aimless: (n,) on the host, whose target is their label; known once there is work. Arguments
     as in `fastadv.Attack.run`, which raises what this raises.
     """
 
@@ -42,10 +43,10 @@ class Given:
         objective = attack.resolved_loss.objective
         self.attack = attack
         self.target = target
+        self.aimless: np.ndarray | np.bool_ = np.False_
         # a clone made outside inference mode is an ordinary tensor; detached, x keeps its graph
         with torch.inference_mode(False):
-            x = inputs.check_images(x, common_bounds(attack.threat))
-            inputs.check_elements_inside(x, attack.threat)
+            x = inputs.check_inside(x, attack.threat)
             self.x: torch.Tensor = x.clone() if x.is_inference() else x.detach()
             self.labels: torch.Tensor | None = None
             self.y: torch.Tensor | None = None
@@ -118,6 +119,10 @@ class Given:
             )
             if logits is not None:
                 inputs.check_range(chosen, logits.shape[1], name="target")
+            known = self.labels is not None or logits is not None
+            if known and not isinstance(self.target, str):
+                self.aimless = (chosen == labels).cpu().numpy()
+                diagnostics.warn("target_is_label", int(self.aimless.sum()), len(x))
         reference = None
         if attack.resolved_loss.needs_reference and logits is not None:
             reference = logits.to(layout.compute_dtype(logits)).softmax(1)
@@ -156,7 +161,8 @@ class Given:
     def hits(self, prediction: torch.Tensor, work: Work) -> torch.Tensor:
         """(n,) bool: the predictions that are a success."""
         if self.target is not None:
-            return prediction == work.targets
+            aimed = torch.as_tensor(~self.aimless, device=prediction.device)
+            return (prediction == work.targets) & aimed
         return prediction != work.labels
 
     def as_given(self, x_adv: torch.Tensor) -> torch.Tensor:

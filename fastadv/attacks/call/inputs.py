@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from fastadv.elements import of_elements
+from fastadv import diagnostics
+from fastadv.elements import common_bounds, of_elements
 from fastadv.execution import Execution
 from fastadv.isolation import Model, module_of
 from fastadv.objective import Objective
@@ -14,9 +15,19 @@ from fastadv.ops import layout
 from fastadv.region import check_broadcasts
 from fastadv.threat_model import ThreatModel
 
+_ONE_IMAGE = "If x is one sample without a batch axis, give x[None]"
+# of the range of the bounds, by which rounding may leave them: normalised and back in float32, say
+ROUNDING = 1e-6
+
+
+def check_inside(x: object, threat: ThreatModel) -> torch.Tensor:
+    """x as (B, ...) floats inside the bounds of `threat`; clamped, with a warning, if rounding
+    alone took it out. Synchronises once, twice where elements have bounds of their own."""
+    return check_elements_inside(check_images(x, common_bounds(threat)), threat)
+
 
 def check_images(x: object, bounds: tuple[float, float] | None) -> torch.Tensor:
-    """x as (B, ...) floats inside bounds; synchronises once."""
+    """`check_inside` of bounds that are the same for all elements."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x must be a torch.Tensor of shape (B, ...); got {type(x).__name__}")
     if not x.is_floating_point():
@@ -31,33 +42,52 @@ def check_images(x: object, bounds: tuple[float, float] | None) -> torch.Tensor:
     low, high = torch.stack(torch.aminmax(x)).tolist()
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("x has NaN or infinite values")
-    if bounds is not None and (low < bounds[0] or high > bounds[1]):
+    if bounds is None or (low >= bounds[0] and high <= bounds[1]):
+        return x
+    beyond, width = max(bounds[0] - low, high - bounds[1]), bounds[1] - bounds[0]
+    if beyond > ROUNDING * width * (1 + 1e-9):  # 1e-6 in float64 is itself rounded
+        digits = 6 if beyond > 1e-3 * width else 9
         raise ValueError(
-            f"x must lie in bounds {bounds}; got values from {low:g} to {high:g}. Give inputs in "
-            "pixel units and wrap a model of normalised inputs in fastadv.Normalized, or set the "
-            "threat model's bounds"
+            f"x must lie in bounds {bounds}; got values from {low:.{digits}g} to {high:.{digits}g},"
+            f" {beyond:.3g} beyond. Give inputs in pixel units and wrap a model of normalised "
+            "inputs in fastadv.Normalized, or set the threat model's bounds"
         )
-    return x
+    return _rounded_inside(x, *bounds)
 
 
-def check_elements_inside(x: torch.Tensor, threat: ThreatModel) -> None:
-    """Raises ValueError where x lies outside of bounds of elements; synchronises where there are
-    any."""
-    if threat.bounds is None or not any(map(of_elements, threat.bounds)):
-        return
-    outside = torch.zeros_like(x, dtype=torch.bool)
+def _rounded_inside(
+    x: torch.Tensor, low: float | torch.Tensor, high: float | torch.Tensor
+) -> torch.Tensor:
+    inside = x.clamp(low, high)  # type: ignore[arg-type]
+    count = int((x != inside).reshape(len(x), -1).any(1).sum())
+    diagnostics.warn("rounded_input", count, len(x))
+    return inside
+
+
+def check_elements_inside(x: torch.Tensor, threat: ThreatModel) -> torch.Tensor:
+    """`check_inside` of bounds that elements have of their own; x itself where they have none."""
+    if threat.bounds is None or not any(map(of_elements, threat.bounds)) or x.numel() == 0:
+        return x
     names = ("lo of bounds", "hi of bounds")
-    for name, side, beyond in zip(names, threat.bounds, (torch.lt, torch.gt), strict=True):
+    sides = []
+    for name, side in zip(names, threat.bounds, strict=True):
         if isinstance(side, torch.Tensor) and of_elements(side):
             check_broadcasts(name, side, x)
-        bound = torch.as_tensor(side, dtype=layout.compute_dtype(x), device=x.device)
-        outside |= beyond(x, bound)
+        sides.append(torch.as_tensor(side, dtype=layout.compute_dtype(x), device=x.device))
+    low, high = sides
+    beyond = torch.maximum(low - x, x - high)
+    if not bool((beyond > 0).any()):
+        return x
+    outside = beyond > ROUNDING * (high - low) * (1 + 1e-6)  # itself rounded, in float32
     if bool(outside.any()):
         where = outside.nonzero()[0].tolist()
+        first = tuple(where)
         raise ValueError(
             f"x must lie in the bounds of its elements; {int(outside.sum())} of {x.numel()} values "
-            f"do not, the first at {where}: {float(x[tuple(where)]):g}"
+            f"do not, the first at {where}: {float(x[first]):.9g}, {float(beyond[first]):.3g} "
+            "beyond"
         )
+    return _rounded_inside(x, low.to(x.dtype), high.to(x.dtype))
 
 
 def check_device(model: Model, x: torch.Tensor) -> None:
@@ -72,7 +102,8 @@ def check_device(model: Model, x: torch.Tensor) -> None:
 
 @contextlib.contextmanager
 def explained_dtype(model: Model, x: torch.Tensor) -> Iterator[None]:
-    """Name x's dtype in the error of a model that fails because its weights have another one."""
+    """Name x's dtype in the error of a model that fails because its weights have another one; with
+    any other error goes a note where x may lack its batch axis."""
     try:
         yield
     except RuntimeError as error:
@@ -84,6 +115,8 @@ def explained_dtype(model: Model, x: torch.Tensor) -> Iterator[None]:
                 f"x is {x.dtype}, the model's parameters are {theirs}: convert x or the model. "
                 f"The model failed with: {error}"
             ) from error
+        if x.ndim in (2, 3):
+            error.add_note(f"x has shape {tuple(x.shape)}. {_ONE_IMAGE}")
         raise
 
 
@@ -94,7 +127,10 @@ def check_labels(labels: object, x: torch.Tensor, *, name: str) -> torch.Tensor:
     if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
         raise TypeError(f"{name} must be an integer tensor of class indices; got {labels.dtype}")
     if labels.shape != x.shape[:1]:
-        raise ValueError(f"{name} must have shape ({len(x)},); got {tuple(labels.shape)}")
+        hint = f". {_ONE_IMAGE} and {name}[None]" if labels.ndim == 0 else ""
+        if labels.shape == (1,):
+            hint = f". {_ONE_IMAGE}"
+        raise ValueError(f"{name} must have shape ({len(x)},); got {tuple(labels.shape)}{hint}")
     if labels.device != x.device:
         raise ValueError(f"{name} must be on the device of x, {x.device}; got {labels.device}")
     return labels.to(torch.int64)

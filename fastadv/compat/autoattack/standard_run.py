@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import torch
 
 import fastadv
+from fastadv import diagnostics
 from fastadv.attacks.call.call import Call
 from fastadv.compat.autoattack import checks
 from fastadv.compat.autoattack.autopgd_base import APGDAttack_targeted
@@ -106,7 +107,10 @@ class StandardRun:
         if done:
             self._say(f"{', '.join(self.names[:done])} was/were already run.")
         silent = ("randomised",) if self.settings.version == "rand" else ()
-        with relayed(self.settings.logger.log, samples=len(self.x), silent=silent):
+        with (
+            relayed(self.settings.logger.log, samples=len(self.x), silent=silent),
+            diagnostics.without("zero_radius", "rounded_input"),
+        ):
             progress = self._clean()
             self.began: float = time.time()
             if self.attacks:
@@ -141,6 +145,7 @@ class StandardRun:
             execution=self.execution,
         )
         logits = look.clean_logits()
+        self.x = look.given.x  # clamped, if rounding took it out of bounds
         progress = Progress.of_clean(look.given.x, self.y.to(torch.int64), logits)
         message = checks.classes_text(
             logits.shape[1],

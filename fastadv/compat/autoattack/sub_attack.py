@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 import fastadv
+from fastadv import diagnostics
 from fastadv.attacks.auto_pgd.attack import Keep
 from fastadv.isolation import Model, module_of
 from fastadv.threat_model import ThreatModel
@@ -75,9 +76,10 @@ class SubAttack:
         device = device_for(self.device, model, x)
         if y is not None and y.ndim == 0:  # one sample without its batch dimension
             x, y = x[None], y[None]
-        return self.settings(keep=keep, seed=whole_seed(self.seed))(
-            model,
-            x.to(device),
-            None if y is None else y.to(device),
-            x_init=None if x_init is None else x_init.to(device),
-        )
+        with diagnostics.without("zero_radius", "rounded_input"):
+            return self.settings(keep=keep, seed=whole_seed(self.seed))(
+                model,
+                x.to(device),
+                None if y is None else y.to(device),
+                x_init=None if x_init is None else x_init.to(device),
+            )

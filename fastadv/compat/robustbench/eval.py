@@ -11,11 +11,17 @@ from fastadv import outputs
 from fastadv.compat.autoattack import AutoAttack
 from fastadv.compat.autoattack.sub_attack import own_device
 from fastadv.compat.robustbench import peer, records, samples
+from fastadv.diagnostics import emit
 from fastadv.isolation import Model, isolated
+from fastadv.reach import modules_behind
 
 ThreatName = Literal["Linf", "L2", "corruptions", "corruptions_3d"]
 _ATTACKED = ("Linf", "L2")
 _CORRUPTED = ("corruptions", "corruptions_3d")
+_IN_TRAIN_MODE = (
+    "the model is in train mode: it is benchmarked in eval mode all the same, and put back; call "
+    "model.eval() first, so that both are meant"
+)
 
 
 def benchmark(
@@ -67,6 +73,8 @@ def benchmark(
             preprocessing,
             aa_state_path,
         )
+    if any(module.training for module in modules_behind(model)[:1]):
+        emit(UserWarning(_IN_TRAIN_MODE))
     if threat not in _ATTACKED:
         raise ValueError(f"threat_model must be one of {_ATTACKED + _CORRUPTED}; got {threat!r}")
     if eps is None:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fastadv
-from fastadv import losses, outputs
+from fastadv import diagnostics, losses, outputs
 from fastadv.attacks.call import inputs as checks
 from fastadv.attacks.call import targets
 from fastadv.compat.torchattacks import modes, normalization, saving
@@ -89,7 +89,8 @@ class Attack:
         if getattr(self, "steps", 1) < 1:
             return x, x.clone() if start is None else start
         settings = self._settings(batch=len(x), seed=seed)
-        return x, settings(model, x, y, target=target, x_init=start)
+        with diagnostics.without("zero_radius"):
+            return x, settings(model, x, y, target=target, x_init=start)
 
     def _next_call(self, inputs: torch.Tensor) -> tuple[Model, torch.Tensor, torch.Tensor, int]:
         """(model of x, x in [0, 1], sample_ids, seed) of the call that comes next."""

@@ -54,16 +54,16 @@ def to_pixels(inputs: Any, used: Normalization | None) -> torch.Tensor:
     low, high, given_low, given_high = torch.stack(
         [*torch.aminmax(x), *torch.aminmax(inputs)]
     ).tolist()
-    # float64 images were often normalised in float32, as mean and std are
-    slack = _ROUND_TRIP * max(torch.finfo(x.dtype).eps, torch.finfo(torch.float32).eps)
+    slack = max(_ROUND_TRIP * torch.finfo(x.dtype).eps, checks.ROUNDING)
     if low < -slack or high > 1 + slack:
         if used is None:
             raise ValueError(
-                f"inputs must lie in [0, 1]; got values from {low:g} to {high:g}. If they are "
-                "normalised, say so: atk.set_normalization_used(mean, std)"
+                f"inputs must lie in [0, 1]; got values from {low:.9g} to {high:.9g}, "
+                f"{max(-low, high - 1):.3g} beyond. If they are normalised, say so: "
+                "atk.set_normalization_used(mean, std)"
             )
         raise ValueError(
-            f"inputs * std + mean must lie in [0, 1]; got values from {low:g} to {high:g}: the "
+            f"inputs * std + mean must lie in [0, 1]; got values from {low:.9g} to {high:.9g}: the "
             f"inputs, from {given_low:g} to {given_high:g}, were not normalised by mean="
             f"{used['mean'].flatten().tolist()}, std={used['std'].flatten().tolist()}, or not once"
         )

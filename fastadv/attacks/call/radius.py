@@ -1,0 +1,33 @@
+"""Radii that may not be what was meant: zero, or in L2 one that is usual for L-infinity."""
+
+import torch
+
+from fastadv import diagnostics
+from fastadv.elements import common_bounds
+from fastadv.threat_model import ThreatModel
+
+_SMALL = 0.1  # of the range of the bounds
+_ELEMENTS = 500  # of fewer, digits say, small balls are studied
+
+
+def question(threat: ThreatModel, x: torch.Tensor) -> None:
+    """Warn of one radius of 0 for all samples, (n, ...), and of a small one in L2."""
+    eps = threat.eps
+    if isinstance(eps, torch.Tensor) and eps.ndim == 0:
+        eps = float(eps)
+    if not isinstance(eps, torch.Tensor) and eps == 0:
+        diagnostics.warn("zero_radius", len(x), len(x))
+    question_small(threat, x)
+
+
+def question_small(threat: ThreatModel, x: torch.Tensor) -> None:
+    """Warn of an L2 radius below a tenth of the range of the bounds, for samples, (n, ...), of more
+    than 500 elements; where each has its own, if all are so small."""
+    bounds, eps = common_bounds(threat), torch.as_tensor(threat.eps)
+    if threat.norm != "l2" or bounds is None or eps.ndim > 1 or eps.numel() == 0:
+        return
+    if len(x) == 0 or x[0].numel() <= _ELEMENTS:
+        return
+    low, high = bounds
+    if 0 < float(eps.max()) < _SMALL * (high - low):
+        diagnostics.warn("small_radius", len(x), len(x))
