@@ -78,6 +78,10 @@ class Region:
             unit = self.eps
         return self._held(x, lower, upper, unit, x if like is None else like)
 
+    def masked(self, inside: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
+        """`inside` where the mask is, `outside` elsewhere."""
+        return inside if self.mask is None else torch.where(self.mask, inside, outside)
+
     def empty_box(self, x: torch.Tensor, rows: int) -> torch.Tensor:
         """Of `rows` samples like those of x, uninitialised."""
         has_units = (self.step_size if self.norm == "linf" else self.eps) is not None

@@ -16,6 +16,7 @@ from fastadv.elements import common_bounds, has_elements
 from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.objective import Objective
+from fastadv.region import Region, checked_mask, region_of
 from fastadv.threat_model import ThreatModel, check_fits, check_threat
 from fastadv.training.bank import PerturbationBank
 from fastadv.training.craft import BN_POLICIES
@@ -86,6 +87,15 @@ def check_bank(bank: object, threat: ThreatModel) -> None:
         raise TypeError(f"bank must be a PerturbationBank or None; got {bank!r}")
     if bank is not None and threat.norm != "linf":
         raise ValueError(f"bank keeps L-infinity perturbations; got {threat!r}")
+
+
+def region(threat: ThreatModel, x: torch.Tensor, mask: object) -> Region | None:
+    """Where elements of x may go. Raises for what is no mask, and in L1."""
+    if mask is None:
+        return None
+    if threat.norm == "l1":
+        raise ValueError(f"{threat!r} takes no mask=: use fastadv.Linf or fastadv.L2")
+    return region_of(threat, x, mask=checked_mask(mask, x))
 
 
 def check_count(owner: Any, name: str, lowest: int) -> None:

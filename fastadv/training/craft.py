@@ -21,6 +21,7 @@ from fastadv.isolation import (
 from fastadv.objective import Objective
 from fastadv.ops.heads import loss_head as heads
 from fastadv.reach import every_module, every_parameter
+from fastadv.region import Region
 from fastadv.threat_model import ThreatModel
 from fastadv.training import casts
 
@@ -159,12 +160,14 @@ def ascend(
     reference: torch.Tensor | None = None,
     objective: Objective | None = None,
     differentiate: Differentiate = directly,
+    region: Region | None = None,
 ) -> torch.Tensor:
     """The fused steps of `ascent` on x_adv, in place, inside `crafting`; no synchronisation.
 
     The losses of samples are summed: a mean would round half-precision gradients to zero.
     objective: whose loss is ascended in place of the ascent's. differentiate: how the gradient at
-    an iterate is taken. Returns the losses where it is taken first, (B,).
+    an iterate is taken. region: where elements may go. Returns the losses where it is taken first,
+    (B,).
     """
     check = losses.check_logits if objective is None else losses.check_rows
     # heads compute in float32 by themselves, but a half output's gradient is scaled in float32
@@ -186,9 +189,10 @@ def ascend(
         first = loss if first is None else first
         return input_gradient(output, leaf, grad.mul_(FP16_SCALE) if half else grad)
 
+    box = None if region is None else region.box(x, ascent.eps, like=x_adv)
     for _ in range(ascent.steps):
         grad = differentiate(gradient, x_adv, model)
-        ascent.threat.step_(x_adv, grad, x, step_size=ascent.step_size, eps=ascent.eps)
+        ascent.threat.step_(x_adv, grad, x, step_size=ascent.step_size, eps=ascent.eps, box=box)
     assert first is not None, "steps is at least 1: checked by the constructors"
     return first
 

@@ -4,6 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 
 import torch
 
+from fastadv.region import Region
 from fastadv.training import arguments
 from fastadv.training.by_objective import ObjectiveStep
 from fastadv.training.craft import Ascent
@@ -28,8 +29,10 @@ class FastAT(ObjectiveStep):
     step_size: float | None = None
     clamp_start: bool = False
 
-    def _random_start(self, x: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
-        return self._uniform_start(x, ids, eps, clamp=self.clamp_start)
+    def _random_start(
+        self, x: torch.Tensor, ids: torch.Tensor, eps: float, region: Region | None
+    ) -> torch.Tensor:
+        return self._uniform_start(x, ids, eps, region, clamp=self.clamp_start)
 
     def _ascent(self, eps: float) -> Ascent:
         step = self._scaled(self.step_size, default=1.25)
@@ -59,8 +62,10 @@ class NFGSM(ObjectiveStep):
         super().__post_init__()
         arguments.check_linf(self)
 
-    def _random_start(self, x: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
-        return self._uniform_start(x, ids, self.noise * eps, clamp=self.clamp_start)
+    def _random_start(
+        self, x: torch.Tensor, ids: torch.Tensor, eps: float, region: Region | None
+    ) -> torch.Tensor:
+        return self._uniform_start(x, ids, self.noise * eps, region, clamp=self.clamp_start)
 
     def _ascent(self, eps: float) -> Ascent:
         step = self._scaled(self.step_size, default=1.0)

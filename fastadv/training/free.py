@@ -14,6 +14,7 @@ from fastadv.execution import Precision
 from fastadv.isolation import Model, restored_generators
 from fastadv.objective import Objective
 from fastadv.ops import layout
+from fastadv.region import Region
 from fastadv.threat_model import ThreatModel
 from fastadv.training import arguments, craft
 from fastadv.training.draws import DeviceDraws, draw_of
@@ -89,8 +90,12 @@ class FreeAT:
         y: torch.Tensor,
         *,
         extra: Sequence[torch.Tensor] = (),
+        mask: torch.Tensor | None = None,
     ) -> Iterator[torch.Tensor]:
-        """Yield one loss a replay; call backward on each, then step the optimizer."""
+        """Yield one loss a replay; call backward on each, then step the optimizer.
+
+        mask: as in `CraftedStep.loss`; outside of it delta waits.
+        """
         inner = craft.inner_module(model)
         beside = inputs.check_extra(extra, x)
         asked = with_extra(inner, beside)
@@ -104,6 +109,8 @@ class FreeAT:
         descended = modified(self._weight_loss(), self.modifiers)
         carried = self._carried(x)
         x_adv = (x + carried).to(x.dtype)
+        region = arguments.region(self.threat, x, mask)
+        x_adv = x_adv if region is None else region.masked(x_adv, x)
         moved = 0
         try:
             for _ in range(self.replays):
@@ -120,6 +127,7 @@ class FreeAT:
                     self.threat,
                     self._watch.gradient,
                     self.objective,
+                    region,
                 )
                 inside = self._gradient_inside(inner, descended, batch, beside)
                 with torch.enable_grad(), craft.in_precision(self.precision, x.device):
@@ -130,10 +138,11 @@ class FreeAT:
                 grad = _gradient_of(leaf)
                 if self._watch.is_open:  # where the look told nothing: for the next replays
                     self._watch.look(grad, x_adv, asked)
-                self._move(x_adv, grad if inside is None else inside, x)
+                self._move(x_adv, grad if inside is None else inside, x, region)
                 moved += 1
         finally:
-            carried.copy_(x_adv - x)
+            delta = x_adv - x
+            carried.copy_(delta if region is None else region.masked(delta, carried))
             if moved:
                 self._watch.close()
 
@@ -222,10 +231,14 @@ class FreeAT:
             self.delta[: len(delta)] = delta
         return self.delta[: len(x)]
 
-    def _move(self, x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor) -> None:
+    def _move(
+        self, x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, region: Region | None
+    ) -> None:
         factor = arguments.warmup_factor(self.batches, self.eps_warmup)
         step = float(self.threat.eps) if self.step_size is None else self.step_size
-        self.threat.step_(x_adv, grad, x, step_size=step * factor, eps=self.effective_eps)
+        eps = self.effective_eps
+        box = None if region is None else region.box(x, eps, like=x_adv)
+        self.threat.step_(x_adv, grad, x, step_size=step * factor, eps=eps, box=box)
         self.batches += 1
 
     def state_dict(self) -> dict[str, Any]:

@@ -107,6 +107,7 @@ class GradAlign:
             draw=batch.draw,
             clamp_start=False,
             eps=batch.eps,
+            region=batch.region,
         )
         with statistics_policy(model.others, "batch"):
             here, there = (self._gradient(model, at, batch) for at in (x, near))

@@ -10,6 +10,7 @@ from fastadv import outputs
 from fastadv.isolation import Model
 from fastadv.ops import layout
 from fastadv.ops.noise import start
+from fastadv.region import Region
 from fastadv.training.by_objective import ObjectiveStep
 from fastadv.training.craft import Ascent, BNPolicy
 from fastadv.training.step import CraftedStep
@@ -38,10 +39,12 @@ class PGDAT(ObjectiveStep):
     random_start: bool = True
     clamp_start: bool = True
 
-    def _random_start(self, x: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
+    def _random_start(
+        self, x: torch.Tensor, ids: torch.Tensor, eps: float, region: Region | None
+    ) -> torch.Tensor:
         if not self.random_start:
             return x.clone(memory_format=torch.preserve_format)
-        return self._uniform_start(x, ids, eps, clamp=self.clamp_start)
+        return self._uniform_start(x, ids, eps, region, clamp=self.clamp_start)
 
     def _ascent(self, eps: float) -> Ascent:
         step = self._scaled(self.step_size, default=2.5 / self.steps)
@@ -67,8 +70,10 @@ class TRADES(CraftedStep):
     beta: float = 6.0
     bn: BNPolicy = "eval"
 
-    def _random_start(self, x: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
-        return _gaussian_start(self, x, ids, eps)
+    def _random_start(
+        self, x: torch.Tensor, ids: torch.Tensor, eps: float, region: Region | None
+    ) -> torch.Tensor:
+        return _gaussian_start(self, x, ids, eps, region)
 
     def _ascent(self, eps: float) -> Ascent:
         step = self._scaled(self.step_size, default=0.25)
@@ -100,8 +105,10 @@ class MART(CraftedStep):
     beta: float = 5.0
     bn: BNPolicy = "eval"
 
-    def _random_start(self, x: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
-        return _gaussian_start(self, x, ids, eps)
+    def _random_start(
+        self, x: torch.Tensor, ids: torch.Tensor, eps: float, region: Region | None
+    ) -> torch.Tensor:
+        return _gaussian_start(self, x, ids, eps, region)
 
     def _ascent(self, eps: float) -> Ascent:
         step = self._scaled(self.step_size, default=0.25)
@@ -112,7 +119,7 @@ class MART(CraftedStep):
 
 
 def _gaussian_start(
-    step: CraftedStep, x: torch.Tensor, ids: torch.Tensor, eps: float
+    step: CraftedStep, x: torch.Tensor, ids: torch.Tensor, eps: float, region: Region | None
 ) -> torch.Tensor:
     return start.random_start(
         x,
@@ -123,4 +130,5 @@ def _gaussian_start(
         kind=cast(start.Kind, f"{step.threat.norm}_gaussian"),
         bounds=None,
         scale=_START_NOISE,
+        box=None if region is None else region.start_box(x, clamps=False),
     )

@@ -14,6 +14,7 @@ from fastadv.elements import common_bounds
 from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.objective import Objective
+from fastadv.region import Region
 from fastadv.threat_model import ThreatModel, start_point
 from fastadv.training import arguments, craft
 from fastadv.training.bank import PerturbationBank
@@ -86,9 +87,10 @@ class CraftedStep:
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
+        mask: torch.Tensor | None = None,
     ) -> Iterator[torch.Tensor]:
         """Yield the one loss of this batch; arguments as in `loss`."""
-        yield self.loss(model, x, y, sample_ids=sample_ids, x_init=x_init, extra=extra)
+        yield self.loss(model, x, y, sample_ids=sample_ids, x_init=x_init, extra=extra, mask=mask)
 
     def loss(
         self,
@@ -99,6 +101,7 @@ class CraftedStep:
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The scalar to call backward on: the line that replaces `F.cross_entropy(model(x), y)`.
 
@@ -107,12 +110,15 @@ class CraftedStep:
         threat model's bounds; y: (B,) labels, or what the objective takes. sample_ids: (B,)
         integers that key the noise and the bank; positions in the global batch if None. x_init:
         start iterates instead of random ones. extra: tensors (B, ...) that the model is given
-        beside x, as model(x, *extra). The first call checks the values of x and y, which
-        synchronises; later ones never do. Gradients, flags, random state and, but for bn="train",
-        buffers are left as they were. If x requires a gradient, as the output of an embedding does,
-        it gets the gradient at x_adv.
+        beside x, as model(x, *extra). mask: bool, what broadcasts to x: outside of it x_adv is x,
+        random starts included, and norms are those of what is inside; L-infinity and L2. The first
+        call checks the values of x and y, which synchronises; later ones never do. Gradients,
+        flags, random state and, but for bn="train", buffers are left as they were. If x requires a
+        gradient, as the output of an embedding does, it gets the gradient at x_adv.
         """
-        batch = self.craft(model, x, y, sample_ids=sample_ids, x_init=x_init, extra=extra)
+        batch = self.craft(
+            model, x, y, sample_ids=sample_ids, x_init=x_init, extra=extra, mask=mask
+        )
         descended = modified(self._weight_loss(), self.modifiers)
         with craft.in_precision(self.precision, x.device):
             loss = descended(Reduced.of(model, self.objective, tuple(extra)), batch)
@@ -142,6 +148,7 @@ class CraftedStep:
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
+        mask: torch.Tensor | None = None,
     ) -> Crafted:
         """The adversarial batch alone, as the next `loss` would train on it, again and again: with
         `advance` a loop of one's own goes on to the next. Modifiers are part of `loss` alone.
@@ -153,6 +160,7 @@ class CraftedStep:
         arguments.check_not_empty(x)
         x, y = self._watch.inside(x.detach()), arguments.asked(y, objective)
         beside = inputs.check_extra(extra, x)
+        region = arguments.region(self.threat, x, mask)
         ids = arguments.sample_ids(sample_ids, x, needed=self.bank is not None)
         asked = inner
         if not self._is_checked:
@@ -171,7 +179,7 @@ class CraftedStep:
                 seed=self.seed + self.batches,
             ),
         ):
-            x_adv = self._start_iterates(x, ids, eps, x_init)
+            x_adv = self._start_iterates(x, ids, eps, x_init, region)
             losses = craft.ascend(
                 asked,
                 x_adv,
@@ -181,6 +189,7 @@ class CraftedStep:
                 reference=self._reference(asked, x),
                 objective=objective,
                 differentiate=self._watch.gradient,
+                region=region,
             )
             self.craft_loss = losses.mean()
         self._is_checked = True
@@ -190,7 +199,7 @@ class CraftedStep:
             self.bank.put(ids, x_adv, x, eps=eps)
         watched = self._watch.gradient
         batch = Crafted(
-            x, x_adv, y, eps, ids, self.draw, self.seed, self.threat, watched, objective
+            x, x_adv, y, eps, ids, self.draw, self.seed, self.threat, watched, objective, region
         )
         return batch.reaching(given) if given.requires_grad else batch
 
@@ -215,16 +224,25 @@ class CraftedStep:
         return step * arguments.warmup_factor(self.batches, self.eps_warmup)
 
     def _start_iterates(
-        self, x: torch.Tensor, ids: torch.Tensor, eps: float, x_init: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        eps: float,
+        x_init: torch.Tensor | None,
+        region: Region | None,
     ) -> torch.Tensor:
         if x_init is not None:
             arguments.check_start(x_init, x)
-            return x_init.clone(memory_format=torch.preserve_format)
-        if self.bank is not None:
-            return self.bank.get(ids, x, eps=eps, bounds=common_bounds(self.threat))
-        return self._random_start(x, ids, eps)
+            start = x_init.clone(memory_format=torch.preserve_format)
+        elif self.bank is not None:
+            start = self.bank.get(ids, x, eps=eps, bounds=common_bounds(self.threat))
+        else:
+            return self._random_start(x, ids, eps, region)
+        return start if region is None else region.masked(start, x)
 
-    def _random_start(self, x: torch.Tensor, ids: torch.Tensor, eps: float) -> torch.Tensor:
+    def _random_start(
+        self, x: torch.Tensor, ids: torch.Tensor, eps: float, region: Region | None
+    ) -> torch.Tensor:
         raise NotImplementedError
 
     def _ascent(self, eps: float) -> craft.Ascent:
@@ -239,7 +257,13 @@ class CraftedStep:
         return functools.partial(cross_entropy, label_smoothing=self.label_smoothing)
 
     def _uniform_start(
-        self, x: torch.Tensor, ids: torch.Tensor, eps: float, *, clamp: bool
+        self,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        eps: float,
+        region: Region | None,
+        *,
+        clamp: bool,
     ) -> torch.Tensor:
         return start_point(
             self.threat,
@@ -249,6 +273,7 @@ class CraftedStep:
             draw=self.draw,
             clamp_start=clamp,
             eps=eps,
+            region=region,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fastadv import losses, outputs
 from fastadv.isolation import Model
 from fastadv.objective import Objective
+from fastadv.region import Region
 from fastadv.threat_model import ThreatModel
 from fastadv.training.craft import HALVES, Differentiate, directly, inner_module
 from fastadv.training.with_extra import Extra, with_extra
@@ -25,7 +26,7 @@ class Crafted(NamedTuple):
     draw: an integer, or (B,) integers on the device where the step is recorded as a graph. threat:
     whose ball x_adv was looked for in. differentiate: how input gradients are taken; where the
     model clamps, not at entries that lie at a bound. objective: by which a sample's loss is
-    computed, None for cross-entropy.
+    computed, None for cross-entropy. region: where elements may go, None where all may.
     """
 
     x: torch.Tensor
@@ -38,6 +39,7 @@ class Crafted(NamedTuple):
     threat: ThreatModel
     differentiate: Differentiate = directly
     objective: Objective | None = None
+    region: Region | None = None
 
     def loss(self, output: torch.Tensor, reduction: Literal["mean", "sum"]) -> torch.Tensor:
         """The plain loss of an output for this batch, a scalar."""

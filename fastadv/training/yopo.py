@@ -68,9 +68,10 @@ class YOPO:
         *,
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
     ) -> Iterator[torch.Tensor]:
         """Yield the one loss of this batch; arguments as in `loss`."""
-        yield self.loss(model, x, y, sample_ids=sample_ids, x_init=x_init)
+        yield self.loss(model, x, y, sample_ids=sample_ids, x_init=x_init, mask=mask)
 
     def loss(
         self,
@@ -80,6 +81,7 @@ class YOPO:
         *,
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The mean loss of the passes, whose backward hands over gradients computed already.
 
@@ -92,12 +94,14 @@ class YOPO:
         arguments.check_are_leaves((x,), "YOPO gives gradients of the model alone")
         x, y = self._watch.inside(x.detach()), y.to(torch.int64)
         ids = arguments.sample_ids(sample_ids, x, needed=False)
+        region = arguments.region(self.threat, x, mask)
         factor = arguments.warmup_factor(self.batches, self.eps_warmup)
         eps = float(self.threat.eps) * factor
         step = factor * (self.threat.eps / 4 if self.step_size is None else self.step_size)
         if x_init is not None:
             arguments.check_start(x_init, x)
             x_adv = x_init.clone(memory_format=torch.preserve_format)
+            x_adv = x_adv if region is None else region.masked(x_adv, x)
         else:
             x_adv = start_point(
                 self.threat,
@@ -107,7 +111,9 @@ class YOPO:
                 draw=draw_of(self),
                 clamp_start=False,
                 eps=eps,
+                region=region,
             )
+        box = None if region is None else region.box(x, eps, like=x_adv)
         asked: Model = Reduced.of(model)
         if not self._is_checked:
             asked = arguments.checking(asked, inner_model, x, y)
@@ -120,7 +126,7 @@ class YOPO:
                 )
                 for _ in range(self.inner):
                     grad = self._watch.gradient(gradient, x_adv, inner_model)
-                    self.threat.step_(x_adv, grad, x, step_size=step, eps=eps)
+                    self.threat.step_(x_adv, grad, x, step_size=step, eps=eps, box=box)
                 passes.first_layer_again(x_adv, costate)
         self._is_checked = True
         self._watch.close()
