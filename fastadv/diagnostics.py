@@ -43,7 +43,8 @@ class ExecutionWarning(UserWarning):
 
 _TEXTS = {
     "zero_gradient": "the input gradient is exactly zero, so the attack cannot move them: the "
-    "model saturates or masks its gradients; try loss='margin' or loss='dlr', or BPDA",
+    "model saturates or masks its gradients; try loss='margin' or loss='dlr', or BPDA; "
+    "of an objective, a loss that is not flat there",
     "nan_gradient": "the input gradient has NaN, which counts as 0: the attack is weaker than "
     "it looks",
     "nan_logits": "the model returned NaN logits on the way; such iterates never count as a "
