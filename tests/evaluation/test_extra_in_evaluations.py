@@ -121,8 +121,10 @@ def test_e_a_curve_takes_extra(case):
     attack, (x, y, mask) = case.attack, case.data
     radii = [0.02, 0.06]
     curve = fastadv.robustness_curve(case.model, case.data, attack, radii, batch_size=BATCH)
-    report = evaluate(case.model, case.data, attack, batch_size=BATCH)
-    assert torch.equal(curve.robust[:, 1], report.robust)
+    for k, radius in enumerate(radii):
+        at_this = fastadv.evaluation.at_radius(attack, radius)
+        report = evaluate(case.model, case.data, at_this, batch_size=BATCH)
+        assert torch.equal(curve.robust[:, k], report.robust)
     assert curve.robust_accuracy[0] > curve.robust_accuracy[1]
     last = fastadv.pgd(attack.threat, steps=3, keep="last")
     curve = fastadv.robustness_curve(case.model, case.data, last, radii)
@@ -147,7 +149,7 @@ def test_e_what_does_not_fit_is_refused(case):
 @pytest.mark.parametrize(
     "y",
     [
-        torch.rand(9),
+        torch.arange(9) / 16,
         torch.randint(3, (9, 4, 2)),
         torch.rand(9, 2, dtype=torch.float64),
         torch.rand(9, 3).bfloat16(),
@@ -169,7 +171,8 @@ def test_e_fingerprints_see_any_y_and_extra_however_the_data_are_cut(y):
         digests.add(whole.hexdigest())
     assert len(digests) == 1
     changed = y.clone()
-    changed[4] = changed[4].logical_not() if y.dtype == torch.bool else changed[4] + 1
+    step = 0.25 if y.is_floating_point() else 1
+    changed[4] = changed[4].logical_not() if y.dtype == torch.bool else changed[4] + step
     for others in (
         (x, changed, *columns),
         (x, y, columns[0], columns[1] + 1),
