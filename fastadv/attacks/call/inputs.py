@@ -45,6 +45,7 @@ def check_images(x: object, bounds: tuple[float, float] | None) -> torch.Tensor:
     if bounds is None or (low >= bounds[0] and high <= bounds[1]):
         return x
     beyond, width = max(bounds[0] - low, high - bounds[1]), bounds[1] - bounds[0]
+    width = width if math.isfinite(width) else 0.0  # no range that rounding would be a part of
     if beyond > ROUNDING * width * (1 + 1e-9):  # 1e-6 in float64 is itself rounded
         digits = 6 if beyond > 1e-3 * width else 9
         raise ValueError(
@@ -78,7 +79,8 @@ def check_elements_inside(x: torch.Tensor, threat: ThreatModel) -> torch.Tensor:
     beyond = torch.maximum(low - x, x - high)
     if not bool((beyond > 0).any()):
         return x
-    outside = beyond > ROUNDING * (high - low) * (1 + 1e-6)  # itself rounded, in float32
+    width = (high - low).nan_to_num(posinf=0.0)  # no range that rounding would be a part of
+    outside = beyond > ROUNDING * width * (1 + 1e-6)  # itself rounded, in float32
     if bool(outside.any()):
         where = outside.nonzero()[0].tolist()
         first = tuple(where)

@@ -185,6 +185,7 @@ def anywhere(eps):
             "lo of bounds must be a float or broadcast to x",
         ),
         (fastadv.Linf(0.1, bounds=(LOW + 0.2, torch.inf)), "of 168 values do not, the first at"),
+        (fastadv.Linf(0.1, bounds=(-1.0, torch.inf)), r"x must lie in bounds \(-1.0, inf\)"),
     ],
 )
 def test_what_does_not_fit_x(threat, words, table):
