@@ -141,12 +141,20 @@ def test_momentum(name, form, calls):
     assert_the_kernel_is_the_reference(name, with_momentum(form(name, calls[name][0])))
 
 
+# beside the boxes with units that attacks give
+@pytest.mark.parametrize("calls", ["odd"], indirect=True)
 @pytest.mark.parametrize("name", ops_with("box"))
-def test_boxes(name, calls):
+def test_boxes_without_units(name, calls):
     call = in_boxes(for_each_sample(name, calls[name][0]))
     assert_the_kernel_is_the_reference(name, call)
     if name == "linf_step_":
         assert_the_kernel_is_the_reference(name, with_momentum(call))
+
+
+@pytest.mark.parametrize("calls", ["aligned"], indirect=True)
+def test_starts_in_boxes_with_units(calls):
+    call = in_boxes(for_each_sample("random_start", calls["random_start"][0]))
+    assert_the_kernel_is_the_reference("random_start", call)
 
 
 @pytest.fixture
@@ -164,6 +172,7 @@ def test_long_rows(name, calls, short_rows):
         assert_the_kernel_is_the_reference(name, for_each_sample(name, arguments))
 
 
+@pytest.mark.parametrize("calls", ["aligned"], indirect=True)
 @pytest.mark.parametrize("name", ["apgd_l2_step_", "l2_step_"])
 def test_boxes_of_long_rows(name, calls, short_rows):
     call = in_boxes(for_each_sample(name, calls[name][0]))
