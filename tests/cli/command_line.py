@@ -29,6 +29,14 @@ def command(*more: str, data: str = "digits.npz", model: str = "digits", eps="1/
     ]
 
 
+def evaluate_command(
+    *more: str, model: str = "digits", eps: tuple[str, ...] = ("1/10",), data="digits.npz"
+) -> list[str]:
+    radii = [part for radius in eps for part in ("--eps", radius)]
+    address = f"nets_of_evaluate_tests:{model}"
+    return ["evaluate", "--model", address, "--data", data, *radii, *more]
+
+
 def run(capsys, arguments) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)

@@ -14,9 +14,11 @@ from fastadv.models import digits_net
 pytest.importorskip("typer", reason="needs typer")
 pytest.importorskip("rich", reason="needs rich")
 
-from fastadv.cli import entry as cli  # noqa: E402
+from command_line import arrays, run
+from command_line import evaluate_command as command
+
 from fastadv.cli import evaluation as evaluate_command
-from fastadv.ensemble.constructor import AutoAttack  # noqa: E402
+from fastadv.ensemble.constructor import AutoAttack
 
 NETS = """
 import torch
@@ -64,8 +66,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def samples() -> tuple[torch.Tensor, torch.Tensor]:
-    with np.load("digits.npz", allow_pickle=False) as file:
-        return torch.from_numpy(file["x"]), torch.from_numpy(file["y"])
+    file = arrays("digits.npz")
+    return torch.from_numpy(file["x"]), torch.from_numpy(file["y"])
 
 
 @pytest.fixture
@@ -83,21 +85,6 @@ def small(monkeypatch):
 
     monkeypatch.setattr(evaluate_command, "autoattack", make)
     return asked
-
-
-def command(
-    *more: str, model: str = "digits", eps: tuple[str, ...] = ("1/10",), data="digits.npz"
-) -> list[str]:
-    radii = [part for radius in eps for part in ("--eps", radius)]
-    address = f"nets_of_evaluate_tests:{model}"
-    return ["evaluate", "--model", address, "--data", data, *radii, *more]
-
-
-def run(capsys, arguments) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as end:
-        cli.main(arguments)
-    captured = capsys.readouterr()
-    return end.value.code, captured.out, captured.err  # type: ignore[return-value]
 
 
 def test_it_reports_what_the_library_finds_in_every_format(small, folder, capsys):
@@ -232,7 +219,7 @@ def test_a_terminal_gets_a_bar_that_names_the_attack(small, capsys, monkeypatch)
         (command(eps=("8",)), "eps=8 is larger than the box"),
         (command(eps=("eight",)), "--eps must be a number such as 0.03 or 8/255; got 'eight'"),
         (command(eps=("0.1", "1/0")), "--eps must be a number such as"),
-        (command("--attack", "bim", eps=("0.1", "1/10")), "eps must be different positive radii"),
+        (command("--attack", "bim", eps=("0.1", "1/10")), "eps must be different radii >= 0"),
         (command("--norm", "l3"), "--norm must be one of linf, l2, l1; got 'l3'"),
         (command("--version", "best"), "--version must be one of standard, plus, rand"),
         (command("--version", "custom"), "--version must be one of standard, plus, rand"),

@@ -204,48 +204,6 @@ def test_an_output_with_nan_is_no_success():
         attack.run(Blind(), torch.cat([x[:2] + 0.2, x[2:]]), torch.zeros(4))
 
 
-BF16 = Execution(precision="bf16", batch_size=5)
-
-
-class Shifted(torch.nn.Module):
-    """In half precision, and only there, every output is off: the search sees successes that are
-    none."""
-
-    def __init__(self, model, by):
-        super().__init__()
-        self.model, self.by = model, by
-
-    def forward(self, x):
-        output = self.model(x)
-        return output + self.by if torch.is_autocast_enabled("cpu") else output
-
-
-@pytest.mark.filterwarnings("error::fastadv.ExecutionWarning")
-@pytest.mark.parametrize("task", PROBLEMS)
-def test_a_search_in_half_precision_is_confirmed_by_the_model_itself(task):
-    p = PROBLEMS[task]()
-    attack = ATTACKS["pgd"](p.objective)
-    result = attack.run(p.model, p.x, p.y, execution=BF16)
-    with torch.no_grad():
-        success = p.objective.verdict(p.model(result.x_adv), p.y).argmax(1).bool()
-    assert torch.equal(result.success, success)
-    exact = attack.run(p.model, p.x, p.y)
-    assert abs(int(success.sum()) - int(exact.success.sum())) <= 1
-    assert int(success.sum()) > int((result.step == 0).sum())
-
-
-def test_successes_of_half_precision_that_the_model_denies_are_attacked_further():
-    p = measured()
-    model = Shifted(p.model, -0.15)
-    attack = ATTACKS["pgd"](p.objective)
-    result = attack.run(model, p.x, p.y, execution=BF16)
-    assert result.cost.denied > 3
-    with torch.no_grad():
-        success = p.objective.verdict(p.model(result.x_adv), p.y).argmax(1).bool()
-    assert torch.equal(result.success, success)
-    assert int(success.sum()) > 5
-
-
 def _far(output, y):
     return (output - y).square().mean(1)
 
