@@ -51,7 +51,8 @@ class Crafted(NamedTuple):
     def reaching(self, x: torch.Tensor) -> "Crafted":
         """The same values, whose gradients reach x, the clean samples that require one."""
         # 0 is added, not x_adv - x to x: that rounds, and the model would see another x_adv
-        return self._replace(x=x, x_adv=self.x_adv + (x - x.detach()))
+        zero = x - x.detach()
+        return self._replace(x=self.x + zero, x_adv=self.x_adv + zero)
 
     def cut_off(self) -> "Crafted":
         """The same values, without what x was computed from."""

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from clamping_problems import INSIDE
 from graphed_pair import Pair
 from objective_problems import DOUBLE, EPS, Sequences, plain_objective, plain_pgd, seeded
 from torch import nn
@@ -65,6 +66,20 @@ def test_d_the_gradient_of_the_table_is_that_of_a_plain_loop(loss):
         assert net.table.weight.grad.abs().max() > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore::fastadv.diagnostics.AttackWarning")  # of what was rounded
+@pytest.mark.parametrize("name", ["FastAT", "TRADES"])
+def test_d_an_x_beyond_its_bounds_by_rounding_is_seen_inside_with_or_without_a_gradient(name):
+    net, ((tokens, y),) = seeded(Tagger), _tokens()
+    x = net.table(tokens)
+    low, high = x.detach().min().item(), x.detach().max().item() - 1e-7
+    threat = fastadv.Linf(EPS, bounds=(low, high))
+    losses, seen = [], []
+    net.body.register_forward_pre_hook(lambda module, args: seen.append(args[0].max().item()))
+    for given in (x, x.detach()):
+        losses.append(METHODS[name](threat, **INSIDE.get(name, {})).loss(net.body, given, y))
+    assert torch.equal(*losses) and max(seen) <= high + (0.01 if name == "TRADES" else 0)
+
+
 @pytest.mark.parametrize("name", ATTACHED)
 def test_d_the_loss_and_the_weights_gradients_are_the_bits_of_a_detached_x(name):
     net, ((tokens, y),) = seeded(Tagger), _tokens()
@@ -107,8 +122,10 @@ def test_d_a_craft_alone_reaches_x_and_where_x_needs_nothing_neither_does_it():
     net, ((tokens, y),) = seeded(Tagger), _tokens()
     step, x = training.FastAT(THREAT), net.table(tokens)
     batch = step.craft(net.body, x, y)
-    (grad,) = torch.autograd.grad(batch.x_adv.sum(), x)
-    assert torch.equal(grad, torch.ones_like(x)) and batch.x is x
+    for rows in (batch.x, batch.x_adv):
+        (grad,) = torch.autograd.grad(rows.sum(), x, retain_graph=True)
+        assert torch.equal(grad, torch.ones_like(x))
+    assert torch.equal(batch.x, x)
     plain = step.craft(net.body, x.detach(), y)
     assert torch.equal(plain.x_adv, batch.x_adv) and not plain.x_adv.requires_grad
 
