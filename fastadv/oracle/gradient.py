@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 
@@ -14,18 +13,11 @@ from fastadv.engine.work import Extra
 from fastadv.isolation import Model
 from fastadv.kernels import slots as columns
 from fastadv.oracle import clamping
-from fastadv.oracle.judge import Judge, Rules
+from fastadv.oracle.judge import Judge, Judged, Rules
 from fastadv.oracle.shadow.search_model import SearchModel
 from fastadv.wrappers import Normalized
 
 UNLIMITED = 2**62
-
-
-class _Judged(NamedTuple):
-    """Logits, detached, and dL/dlogits of rows whose slots are tracked; (B, C) each."""
-
-    logits: torch.Tensor
-    grad_logits: torch.Tensor
 
 
 class Oracle:
@@ -188,7 +180,7 @@ class Oracle:
         state: SlotState,
         loss: torch.Tensor,
         rules: Rules | None,
-        judged: _Judged | None = None,
+        judged: Judged | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(input gradient, logits) of one forward and backward; judged: these rows are tracked."""
         if len(state) <= self.room:
@@ -203,14 +195,14 @@ class Oracle:
         grads, logits = [], []
         for first in range(0, len(state), room := self.room):
             part = slice(first, first + room)
-            known = None if judged is None else _Judged(*(rows[part] for rows in judged))
+            known = None if judged is None else Judged(*(rows[part] for rows in judged))
             grad, own = self._pass(state.rows(part), loss[part], rules, known)
             grads.append(grad)
             logits.append(own)
         return torch.cat(grads), torch.cat(logits)
 
     def _whole_pass(
-        self, state: SlotState, loss: torch.Tensor, rules: Rules | None, seen: list[_Judged | None]
+        self, state: SlotState, loss: torch.Tensor, rules: Rules | None, seen: list[Judged | None]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Leaves in `seen` what it knows as soon as the rows are tracked: a slot counts its steps,
         and must not be tracked again if memory runs out on the way back."""
@@ -218,7 +210,7 @@ class Oracle:
         judged = seen[-1]
         if judged is None:
             grad_logits = self.judge.differentiate(logits.detach(), state, loss, rules)
-            judged = _Judged(logits.detach(), grad_logits)
+            judged = Judged(logits.detach(), grad_logits)
             seen.append(judged)
         return self.backward(logits, state, judged.grad_logits), judged.logits
 

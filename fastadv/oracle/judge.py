@@ -37,6 +37,13 @@ class Asked(Protocol):
     def y(self) -> torch.Tensor | None: ...
 
 
+class Judged(NamedTuple):
+    """Logits, detached, and dL/dlogits of rows whose slots are tracked; (B, C) each."""
+
+    logits: torch.Tensor
+    grad_logits: torch.Tensor
+
+
 class Judge:
     """A loss as an attack ascends it; targeted: towards the target, not away from the label.
 
