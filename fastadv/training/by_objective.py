@@ -24,6 +24,7 @@ class LossMethod(Protocol):
         sample_ids: torch.Tensor | None = None,
         x_init: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor: ...
 
 

@@ -88,7 +88,7 @@ def trained(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Batches)
 def trained_by_an_objective(model: nn.Module, loader: Batches, mask: torch.Tensor) -> None:
     step = training.PGDAT(fastadv.Linf(0.18), loss=fastadv.objectives.segmentation())
     for x, y in loader:
-        assert_type(step.loss(model, x, y, extra=(mask,)), torch.Tensor)
+        assert_type(step.loss(model, x, y, extra=(mask,), mask=mask), torch.Tensor)
         batch = step.craft(model, x, y)
         assert_type(batch, training.Crafted)
         step.advance(model(batch.x_adv).mean())
