@@ -1,5 +1,7 @@
 """Radii that may not be what was meant: zero, or in L2 one that is usual for L-infinity."""
 
+import math
+
 import torch
 
 from fastadv import diagnostics
@@ -23,11 +25,11 @@ def question(threat: ThreatModel, x: torch.Tensor) -> None:
 def question_small(threat: ThreatModel, x: torch.Tensor) -> None:
     """Warn of an L2 radius below a tenth of the range of the bounds, for samples, (n, ...), of more
     than 500 elements; where each has its own, if all are so small."""
+    if threat.norm != "l2" or len(x) == 0 or x[0].numel() <= _ELEMENTS:
+        return
     bounds, eps = common_bounds(threat), torch.as_tensor(threat.eps)
-    if threat.norm != "l2" or bounds is None or eps.ndim > 1 or eps.numel() == 0:
+    if bounds is None or eps.ndim > 1 or eps.numel() == 0:
         return
-    if len(x) == 0 or x[0].numel() <= _ELEMENTS:
-        return
-    low, high = bounds
-    if 0 < float(eps.max()) < _SMALL * (high - low):
+    width = bounds[1] - bounds[0]
+    if math.isfinite(width) and 0 < float(eps.max()) < _SMALL * width:
         diagnostics.warn("small_radius", len(x), len(x))

@@ -1,6 +1,7 @@
 """Attacks that would be weak, or succeed by mistake, without a word: each says so, once."""
 
 import dataclasses
+import math
 import warnings
 
 import pytest
@@ -126,6 +127,7 @@ def test_b_a_radius_of_zero_is_silent_in_dropins_and_curves(capsys):
         (fastadv.L2(0.21, bounds=(-1.0, 1.0)), 501, False),
         (fastadv.L2(torch.tensor([0.05, 0.05, 0.05, 0.5])), 501, False),
         (fastadv.L2(0.05, bounds=None), 501, False),
+        (fastadv.L2(0.05, bounds=(0.0, math.inf)), 501, False),
         (fastadv.Linf(8 / 255), 501, False),
         (fastadv.L1(8 / 255), 501, False),
     ],
