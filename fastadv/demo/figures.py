@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastadv import ops, plots
+from fastadv import diagnostics, ops, plots
 from fastadv.attacks import pgd
 from fastadv.demo.networks import EPS
 from fastadv.evaluation import Report, evaluate
@@ -30,7 +30,8 @@ def draw_accuracies(networks: Networks, x: torch.Tensor, y: torch.Tensor, *, see
         reports[name] = []
         for eps in _CURVE_EPS:
             attack = pgd(Linf(eps), steps=_CURVE_STEPS, restarts=_CURVE_RESTARTS, seed=seed)
-            reports[name].append(evaluate(net, (x, y), attack, progress=False))
+            with diagnostics.without("zero_radius"):  # where a curve begins
+                reports[name].append(evaluate(net, (x, y), attack, progress=False))
     return plots.accuracy_against_eps(
         _CURVE_EPS,
         {name: [r.robust_accuracy for r in found] for name, found in reports.items()},
