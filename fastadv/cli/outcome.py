@@ -90,7 +90,7 @@ def _attack(
         pixels = to_uint8(pixels, x, attack.threat)
         decoded = to_unit_interval(pixels)
         prediction = logits_of(model, decoded, batch_size=size, seed=attack.seed).argmax(1).cpu()
-        success = prediction != y if goal is None else prediction == goal
+        success = prediction != y if goal is None else (prediction == goal) & (goal != y)
         success &= contains(attack.threat, decoded, x)
         distance = attack.threat.distance(decoded, x)
         lost = int((report.success & ~success).sum())
