@@ -136,6 +136,5 @@ def aot_cases():
         AotCase("apgd_linf", kernel, types, plain, warps, vectorised=True),
         AotCase("apgd_linf_hit", kernel, types, hits, warps, vectorised=True),
         AotCase("apgd_linf_hit_bf16", kernel, half, hits, warps, vectorised=True),
-        AotCase("apgd_linf_box", kernel, types, hits | dict(BOX=3), warps, vectorised=True),
         AotCase("apgd_linf_unaligned", kernel, types, hits, warps, unaligned=("D",)),
     ]

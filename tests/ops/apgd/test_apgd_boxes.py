@@ -5,6 +5,7 @@ import torch
 from apgd_problems import MidAttack
 from box_problems import box_of, planes_of
 
+from fastadv.ops import use_backend
 from fastadv.ops.apgd.l2 import apgd_l2_step_
 from fastadv.ops.apgd.linf import apgd_linf_step_
 from fastadv.ops.steps.box import packed
@@ -72,3 +73,12 @@ def test_a_box_of_bounds_alone_is_those_bounds(step, implementation, device):
     step(*boxed, **more, box=packed(lower, upper, None, x))
     for a, b in zip(boxed, given, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("step", [apgd_linf_step_, apgd_l2_step_])
+def test_one_launch(step, count_launches, device):
+    case = MidAttack(device, 41)
+    given, keywords = case.arguments()
+    with use_backend("triton"), count_launches() as launches:
+        step(*given, **keywords, box=box_of(case.images["x"], units=True))
+    assert len(launches) == 1

@@ -6,6 +6,7 @@ from box_problems import box_of, drawn, planes_of
 from step_problems import images
 
 from fastadv import ops
+from fastadv.ops import use_backend
 from fastadv.ops.steps.box import packed
 
 UNITS = pytest.mark.parametrize("units", [False, True], ids=["bounds", "units"])
@@ -94,6 +95,44 @@ def test_boxes_lie_in_the_order_of_the_memory(channels_last, implementation, dev
     torch.testing.assert_close(
         start, torch.clamp(x + plain * unit * 0.05, lower, upper), rtol=0, atol=1e-7
     )
+
+
+@pytest.mark.parametrize("step", [ops.linf_step_, ops.l2_step_])
+def test_the_model_input_is_the_normalised_step(step, either_backend, device):
+    """With momentum and without, in the other layout than x_adv."""
+    mean = torch.tensor([0.5, 0.4, 0.3], device=device)
+    std = torch.tensor([0.2, 0.3, 0.25], device=device)
+    x_adv, grad, x = images(device, 2, 3, 5, 6)
+    box = box_of(x, units=True, ball=0.05)
+    like = grad.to(memory_format=torch.channels_last)
+    for more in ({}, dict(momentum=torch.full_like(x, 0.1), decay=0.5)):
+        plain = {k: v.clone() if k == "momentum" else v for k, v in more.items()}
+        expected = step(
+            x_adv.clone(), grad / std.view(3, 1, 1), x, step_size=0.03, eps=1.0, box=box, **plain
+        )
+        model_input, moved = torch.full_like(like, float("nan")), x_adv.clone()
+        step(
+            moved,
+            like,
+            x,
+            step_size=0.03,
+            eps=1.0,
+            box=box,
+            model_input=model_input,
+            mean=mean,
+            std=std,
+            **more,
+        )
+        torch.testing.assert_close(moved, expected, rtol=0, atol=ATOL)
+        assert torch.equal(model_input, (moved - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+
+
+@pytest.mark.parametrize("step", [ops.linf_step_, ops.l2_step_])
+def test_one_launch(step, count_launches, device):
+    x_adv, grad, x = images(device, 2, 20)
+    with use_backend("triton"), count_launches() as launches:
+        step(x_adv, grad, x, step_size=0.1, eps=0.5, box=box_of(x, units=True))
+    assert len(launches) == 1
 
 
 def test_a_box_that_does_not_fit(device):
