@@ -17,6 +17,7 @@ from fastadv.graphs.planner import StepGraphs
 from fastadv.graphs.watched import Numbered
 from fastadv.isolation import Model
 from fastadv.reach import every_parameter
+from fastadv.region import checked_mask
 from fastadv.training import arguments, draws, recordable, refusals
 from fastadv.training.held_batch import BatchCount, HeldBatch
 from fastadv.training.methods import Step
@@ -104,18 +105,19 @@ class GraphedStep:
         *,
         sample_ids: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Train on one batch; the loss before the step, detached. Arguments as in the step."""
         arguments.check_are_leaves((x, *extra), "a recorded step begins at x")
-        beside = inputs.check_extra(extra, x)
+        beside, mask = inputs.check_extra(extra, x), checked_mask(mask, x)
         self._settle(x.device)
         self._refuse(recordable.refusal_of(self.optimizer) or refusals.refusal_of_model(model))
         if self._form is not None:
             self._form.fill()
         if self._graphs.backend is None or self.refusal is not None or self._is_early():
-            self._advance(model, x.detach(), y, sample_ids, beside)
+            self._advance(model, x.detach(), y, sample_ids, beside, mask)
         else:
-            self._run(model, self._held_for(x, y, sample_ids, beside))
+            self._run(model, self._held_for(x, y, sample_ids, beside, mask))
         loss = self.step.train_loss
         assert loss is not None, "a step was made"
         return loss
@@ -171,17 +173,23 @@ class GraphedStep:
         return not self.step._is_checked or factor < 1
 
     def _held_for(
-        self, x: torch.Tensor, y: torch.Tensor, sample_ids: torch.Tensor | None, extra: Extra
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        sample_ids: torch.Tensor | None,
+        extra: Extra,
+        mask: torch.Tensor | None,
     ) -> HeldBatch:
         """Tensors of this shape, filled with the batch."""
         labels = torch.int64 if getattr(self.step, "objective", None) is None else y.dtype
         form = (x.shape, x.dtype, x.stride(), y.shape, labels, y.device, sample_ids is None)
         form = (*form, *((e.shape, e.dtype, e.stride()) for e in extra))
-        held = self._held.pop(form, None) or HeldBatch(x, y, sample_ids, labels, extra)
+        form = (*form, None if mask is None else mask.shape)
+        held = self._held.pop(form, None) or HeldBatch(x, y, sample_ids, labels, extra, mask)
         self._held[form] = held
         if len(self._held) > _MOST_SHAPES:
             del self._held[next(iter(self._held))]
-        held.fill(x, y, sample_ids, self.step.batches, extra)
+        held.fill(x, y, sample_ids, self.step.batches, extra, mask)
         return held
 
     def _run(self, model: Any, held: HeldBatch) -> None:
@@ -189,7 +197,7 @@ class GraphedStep:
         step._draws = draws.DeviceDraws(held.draws, step.batches)
 
         def advance() -> None:
-            self._advance(model, held.x, held.y, held.sample_ids, held.extra)
+            self._advance(model, held.x, held.y, held.sample_ids, held.extra, held.mask)
             held.keep(step)
 
         try:
@@ -244,10 +252,11 @@ class GraphedStep:
         y: torch.Tensor,
         sample_ids: torch.Tensor | None,
         extra: Extra,
+        mask: torch.Tensor | None,
     ) -> None:
         """One step, eagerly or as it is recorded."""
         refusals.check_autocast(x.device)
-        given = {"sample_ids": sample_ids, "extra": extra or None}
+        given = {"sample_ids": sample_ids, "extra": extra or None, "mask": mask}
         named = {name: value for name, value in given.items() if value is not None}
         # the casts of weights that a surrounding autocast keeps: stale after the last step, and
         # after this one tensors of the graph

@@ -14,7 +14,8 @@ _SERIAL = itertools.count()
 class HeldBatch:
     """The tensors that the recordings of one shape read and write; `serial` is theirs alone.
 
-    labels: the dtype in which y is held. extra: what the model is given beside x.
+    labels: the dtype in which y is held. extra: what the model is given beside x. mask: of the
+    dimensions of x, None where all of it may move.
     """
 
     def __init__(
@@ -24,11 +25,13 @@ class HeldBatch:
         sample_ids: torch.Tensor | None,
         labels: torch.dtype = torch.int64,
         extra: Extra = (),
+        mask: torch.Tensor | None = None,
     ) -> None:
         self.serial: int = next(_SERIAL)
         self.x: torch.Tensor = torch.empty_like(x, requires_grad=False)
         self.y: torch.Tensor = torch.empty_like(y, dtype=labels, requires_grad=False)
         self.extra: Extra = tuple(torch.empty_like(e, requires_grad=False) for e in extra)
+        self.mask: torch.Tensor | None = None if mask is None else torch.empty_like(mask)
         self.sample_ids: torch.Tensor | None = None
         if sample_ids is not None:
             self.sample_ids = torch.empty(x.shape[:1], dtype=torch.int64, device=x.device)
@@ -42,12 +45,15 @@ class HeldBatch:
         sample_ids: torch.Tensor | None,
         batch: int,
         extra: Extra = (),
+        mask: torch.Tensor | None = None,
     ) -> None:
         """Write a batch, and the number by which its noise is drawn."""
         self.x.copy_(x.detach())
         self.y.copy_(y.detach())
         for held, given in zip(self.extra, extra, strict=True):
             held.copy_(given.detach())
+        if self.mask is not None and mask is not None:
+            self.mask.copy_(mask)
         if self.sample_ids is not None and sample_ids is not None:
             self.sample_ids.copy_(arguments.sample_ids(sample_ids, x, needed=False))
         self.draws.fill_(draws.number(batch))

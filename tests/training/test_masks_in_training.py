@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from graphed_pair import Pair
 from training_problems import (
     METHODS,
     THREAT,
@@ -87,6 +88,15 @@ def test_with_a_bank_and_modifiers():
     step.loss(net, x, y, sample_ids=torch.arange(16), mask=MASK).backward()
     assert len(seen) > 3
     assert all(torch.equal(given[~MASK], x[~MASK]) for given in seen)
+
+
+@pytest.mark.parametrize("name", ["TRADES", "FreeAT", "YOPO"])
+def test_recorded_steps_take_the_mask_of_their_batch(tape, name):
+    pair = Pair(lambda: METHODS[name](THREAT))
+    for number, batch in enumerate(batches(7)):
+        pair.train([batch], mask=MASK if number % 2 else ~MASK)
+    assert pair.run.replays == 4
+    pair.train(batches(1))  # without one
 
 
 def test_masks_that_are_none():
