@@ -59,6 +59,22 @@ def _remedy(output: object) -> str:
     return "" if key is None else f": lambda x: model(x)[{key!r}]"
 
 
+def explain_arguments(error: Exception, extra: int) -> None:
+    """Raise `error` again with more words where a model does not take x and `extra` tensors."""
+    if type(error) is not TypeError or "positional argument" not in str(error):
+        return
+    if extra:
+        raise TypeError(
+            f"the model was given x and {extra} more, and fails: {error}. What extra= holds, and "
+            "what data yield after x and y, is given to it as model(x, *extra): leave out what it "
+            "does not take"
+        ) from error
+    raise TypeError(
+        f"the model was given x alone, and fails: {error}. What it takes beside x is given as "
+        "extra=(tensor, ...), with a row a sample, and by data of (x, y, *extra)"
+    ) from error
+
+
 def explain_rows(error: Exception, rows: int, whole: int) -> None:
     """Raise `error` again with more words where a model fails with `rows` samples that has answered
     `whole`, 0 if none yet."""

@@ -97,10 +97,10 @@ class Attack(Settings, Protocol):
         random ones. extra: (B, ...) tensors that the model takes beside x, model(x, *extra), and
         that go with their samples wherever these go. mask: bool, what broadcasts to x, (1, C, H, W)
         or (H, W) say: outside of it x_adv is x, random starts included, and norms are those of what
-        is inside. With a `fastadv.Objective` as loss the model
-        may return anything that it judges, and y is what it judges by. The model, its gradients,
-        the random state and x are left as they were. Raises ValueError or TypeError for inputs that
-        cannot be attacked; emits `AttackWarning` for what weakens the attack.
+        is inside. With a `fastadv.Objective` as loss the model may return a tensor of any shape (B,
+        ...), and y is what it judges by. The model, its gradients, the random state and x are left
+        as they were. Raises ValueError or TypeError for inputs that cannot be attacked; emits
+        `AttackWarning` for what weakens the attack.
 
         Example: `fastadv.pgd(fastadv.Linf(8 / 255)).run(model, x, y).success.float().mean()`.
         """

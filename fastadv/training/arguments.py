@@ -192,6 +192,9 @@ def checking(
         try:
             with inputs.explained_dtype(model, x):
                 logits = outputs.logits_in(call(given, *extra), x)
+        except TypeError as error:
+            outputs.explain_arguments(error, len(extra))
+            raise
         except RuntimeError as error:
             if "in-place operation" not in str(error):
                 raise

@@ -262,8 +262,9 @@ class Call:
         success &= contains(self.attack.threat, x_adv, work.x, work.eps, work.region)
         ledger.faults[logits.isnan().any(1).cpu().numpy()] |= columns.FAULT_NAN_LOGITS
         step = torch.as_tensor(ledger.step, device=x_adv.device).long()
-        if self.execution.is_exact or self.attack.keep == "first_success":
-            # else the search is not asked to be right on its way
+        keep = self.attack.keep
+        if keep == "first_success" or (self.execution.is_exact and keep != "best"):
+            # else the search is not asked to be right on its way, or returns another iterate
             unconfirmed = (step >= 0) & ~success
             diagnostics.warn("unconfirmed", int(unconfirmed.sum()), len(step))
         step = torch.where(step < 0, self.attack.steps, step)

@@ -86,3 +86,22 @@ def test_a_normalised_model_is_given_it_too(problem):
     labels = wrapped(x, mask).argmax(1)
     result = ATTACKS["pgd"].run(wrapped, x, labels, extra=(mask,))
     assert torch.equal(result.success, wrapped(result.x_adv, mask).argmax(1) != labels)
+
+
+@pytest.mark.parametrize("run", ["attack", "evaluate", "train"])
+def test_what_the_model_does_not_take_is_said(problem, run):
+    model, x, mask, y = problem
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(108, 4))
+
+    def call(net, extra):
+        if run == "attack":
+            ATTACKS["pgd"](net, x, y, extra=extra)
+        elif run == "evaluate":
+            fastadv.evaluate(net, (x, y, *extra), ATTACKS["pgd"], progress=False)
+        else:
+            fastadv.training.FastAT(THREAT).loss(net, x, y, extra=extra)
+
+    with pytest.raises(TypeError, match=r"given x and 1 more.*leave out what it does not take"):
+        call(plain, (mask,))
+    with pytest.raises(TypeError, match=r"given x alone.*extra=\(tensor, ...\)"):
+        call(model, ())
