@@ -79,8 +79,8 @@ def check_elements_fit(threat: Radii, x: torch.Tensor) -> None:
     eps, bounds = threat.eps, threat.bounds
     if bounds is None or x.numel() == 0:
         return
-    lo, hi = (torch.as_tensor(side).double().cpu() for side in bounds)
-    radius = torch.as_tensor(eps).double().cpu()
+    lo, hi = (doubles.doubled(torch.as_tensor(side)).cpu() for side in bounds)
+    radius = doubles.doubled(torch.as_tensor(eps)).cpu()
     width = hi - lo
     if threat.norm == "linf":
         radius = radius if of_elements(eps) else radius.max()
@@ -101,9 +101,9 @@ def check_elements_fit(threat: Radii, x: torch.Tensor) -> None:
         )
 
 
-def in_units(difference: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """difference / eps, (n, ...); 0 / 0 is 0."""
-    unit = doubles.doubled(eps, beside=difference)
+def in_units(difference: torch.Tensor, eps: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """difference / eps, (n, ...), for a difference from x in float64; 0 / 0 is 0."""
+    unit = doubles.doubled(eps, beside=x)
     return torch.where(difference == 0, difference, difference / unit)
 
 
@@ -112,9 +112,9 @@ def _element_slack(eps: Value, bounds: Bounds, x: torch.Tensor, roundoff: float)
     or of its own value and radius where it has none."""
     value = doubles.doubled(x).abs()
     sides = bounds or (-torch.inf, torch.inf)
-    lo, hi = (doubles.doubled(torch.as_tensor(side), beside=value).abs() for side in sides)
+    lo, hi = (doubles.doubled(torch.as_tensor(side), beside=x).abs() for side in sides)
     if of_elements(eps):
-        value = value + doubles.doubled(torch.as_tensor(eps), beside=value)
+        value = value + doubles.doubled(torch.as_tensor(eps), beside=x)
     largest = torch.maximum(lo, hi)
     return roundoff * torch.where(largest.isinf(), value, largest)
 
@@ -138,9 +138,9 @@ def contains_elements(
     moved = doubles.doubled(x_adv) - doubles.doubled(x)
     slack, radius = _element_slack(eps, bounds, x, roundoff), eps
     if isinstance(eps, torch.Tensor) and of_elements(eps):
-        moved, slack, radius = in_units(moved, eps), in_units(slack, eps), 1.0
+        moved, slack, radius = in_units(moved, eps, x), in_units(slack, eps, x), 1.0
     elif isinstance(eps, torch.Tensor):
-        radius = doubles.doubled(eps, beside=moved)
+        radius = doubles.doubled(eps, beside=x)
     moved, slack = (t.abs().reshape(len(x), -1) for t in (moved, slack))
     slack = slack.nan_to_num(posinf=0.0)  # of a radius of 0, where nothing may move
     if norm == "linf":

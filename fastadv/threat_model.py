@@ -158,7 +158,7 @@ def _difference(threat: ThreatModel, x_adv: torch.Tensor, x: torch.Tensor) -> to
     """(n, D), in units of eps where that is one for each element."""
     difference = doubles.doubled(x_adv) - doubles.doubled(x)
     if of_elements(threat.eps):
-        difference = in_units(difference, cast(torch.Tensor, threat.eps))
+        difference = in_units(difference, cast(torch.Tensor, threat.eps), x)
     return difference.reshape(len(x), math.prod(x.shape[1:]))
 
 

@@ -32,6 +32,8 @@ def attacks():
         yield fastadv.fab_t(threat, steps=4, n_target_classes=2)
         yield fastadv.square(threat, queries=40)
     yield fastadv.fgsm(threat_of("linf"))
+    yield fastadv.pgd(fastadv.Linf(torch.linspace(0.02, 0.1, 3).view(1, 3, 1, 1)), steps=4)
+    yield fastadv.apgd_ce(fastadv.L2(torch.linspace(0.2, 0.5, 3).view(1, 3, 1, 1)), steps=4)
     yield fastadv.autoattack(threat_of("linf"), version="fast")
 
 
