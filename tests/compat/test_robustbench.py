@@ -235,3 +235,14 @@ def test_signatures_and_records_are_robustbenchs():
         assert names == list(inspect.signature(other).parameters)
     fields = utils.ModelInfo.__dataclass_fields__
     assert list(records._FIELDS) == list(fields)
+
+
+@pytest.mark.parametrize("classes", [1, None])
+def test_outputs_that_have_no_accuracy_are_refused_before_one_is_printed(classes, capsys):
+    x, y = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
+    model = torch.nn.Conv2d(1, 3, 1)
+    if classes:
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes))
+    with pytest.raises(ValueError, match=r"must return \(B, C\) logits"):
+        robustbench.benchmark(model.eval(), dataset=(x, y), threat_model="Linf", eps=0.1)
+    assert "accuracy" not in capsys.readouterr().out

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from fastadv import outputs
+from fastadv import losses, outputs
 from fastadv.compat.autoattack import AutoAttack
 from fastadv.compat.autoattack.sub_attack import own_device
 from fastadv.compat.robustbench import peer, records, samples
@@ -126,6 +126,8 @@ def clean_accuracy(
     with isolated(model, device=where, seed=0):
         for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
             logits = outputs.logits_in(model(images.clone().to(where)), images)
+            losses.check_logits(logits, images)
+            losses.check_classes(losses.UNCAPPED_MARGIN, logits.shape[1], targeted=False)
             prediction = logits.argmax(1)
             correct += int((prediction == labels.to(where)).sum())
     return correct / len(x)
