@@ -80,10 +80,11 @@ class ThreatModel(Protocol):
     ) -> torch.Tensor:
         """One fused ascent step with projection and clamp, in place. box: that of a `Region`, where
         elements are not all alike."""
+        bounds: Any = self.bounds  # alike for all elements
         if box is not None:
-            more["box"] = box
+            more["box"], bounds = box, common_bounds(self)
         return _STEPS[self.norm](
-            x_adv, grad, x, step_size=step_size, eps=eps, bounds=common_bounds(self), **more
+            x_adv, grad, x, step_size=step_size, eps=eps, bounds=bounds, **more
         )
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

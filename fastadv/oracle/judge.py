@@ -53,6 +53,7 @@ class Judge:
 
     def __init__(self, loss: losses.Loss, *, targeted: bool) -> None:
         self.loss = loss
+        self._is_named = loss.is_named
         self.targeted = targeted
         self.classes: int = 0
         self.largest_label = -1
@@ -82,7 +83,7 @@ class Judge:
 
     def track(self, state: SlotState, logits: torch.Tensor, rules: Rules | None) -> None:
         """Loss, prediction and slot state of `logits`, without a gradient."""
-        if self.loss.is_named:
+        if self._is_named:
             self._head(logits, state, state.loss, None, self.loss.kind, rules)
             return
         state.loss.copy_(self.custom(logits, state))
@@ -92,7 +93,7 @@ class Judge:
         self, logits: torch.Tensor, state: SlotState, loss: torch.Tensor, rules: Rules | None
     ) -> torch.Tensor:
         """dL/dlogits; the loss, and by `rules` the slot state, are written on the way."""
-        if self.loss.is_named:
+        if self._is_named:
             grad_logits = grad_buffer(state, logits)
             self._head(logits, state, loss, grad_logits, self.loss.kind, rules)
             return grad_logits

@@ -84,7 +84,8 @@ def step_in_place(op: Callable[..., None], step: ApgdStep) -> None:
     apgd_rows.check_state(step.x_adv, step.slots, step.progress)
     apgd_rows.check_rows(step.x, step.progress.dtype, step_size=step.step_size, eps=step.eps)
     apgd_rows.check_hit(step.x, step.correct, step.x_hit)
-    boxes.check_box(step.box, step.x)
+    if step.box is not None:
+        boxes.check_box(step.box, step.x)
     op(*step[:4], grad, *step[5:])
 
 

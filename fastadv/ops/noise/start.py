@@ -251,7 +251,8 @@ def _checked(
     draws = _integer_rows("draw", draw, x, torch.int32)
     radius = step_arguments.scalar_or_rows("eps", eps, x)
     lo, hi = step_arguments.check_bounds(bounds)
-    boxes.check_box(box, x)
+    if box is not None:
+        boxes.check_box(box, x)
     if box is not None and kind == "l1_gaussian":
         raise ValueError("box is not taken with kind 'l1_gaussian': use 'l1_uniform'")
     return ids, draws, *radius, lo, hi, philox.signed_seed(seed), kind, scale, box

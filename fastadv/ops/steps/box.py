@@ -8,10 +8,8 @@ from fastadv.kernels import box as planes
 from fastadv.ops import layout
 
 
-def check_box(box: torch.Tensor | None, x: torch.Tensor) -> None:
-    """Raises ValueError unless `box` is None or (B, 2, D) or (B, 3, D), as `packed` makes it."""
-    if box is None:
-        return
+def check_box(box: torch.Tensor, x: torch.Tensor) -> None:
+    """Raises ValueError unless `box` is (B, 2, D) or (B, 3, D), as `packed` makes it."""
     size, kinds = math.prod(x.shape[1:]), (planes.PLANES, planes.PLANES_WITH_UNITS)
     shapes = [(len(x), count, size) for count in kinds]
     dtype = layout.compute_dtype(x)

@@ -120,7 +120,8 @@ def l2_step_(
     """
     reach = step_arguments.reach(step_size, eps, bounds, x)
     state = slots, momentum, decay, model_input, mean, std
-    boxes.check_box(box, x_adv)
+    if box is not None:
+        boxes.check_box(box, x_adv)
     call = StepCall(x_adv, grad, x, *reach, *state)
     return step_arguments.step_in_place(_STEP_INPLACE, call, box, guard)
 

@@ -152,6 +152,7 @@ def linf_step_(
     """
     reach = step_arguments.reach(step_size, eps, bounds, x)
     state = slots, momentum, decay, model_input, mean, std
-    boxes.check_box(box, x_adv)
+    if box is not None:
+        boxes.check_box(box, x_adv)
     call = StepCall(x_adv, grad, x, *reach, *state)
     return step_arguments.step_in_place(_STEP_INPLACE, call, box)
