@@ -4,7 +4,7 @@ import functools
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 import numpy as np
@@ -65,6 +65,24 @@ def named_buffers(model: object) -> dict[str, torch.Tensor]:
         for i, root in enumerate(modules_behind(model))
         for name, buffer in root.named_buffers()
     }
+
+
+def state_of(model: object) -> dict[str, torch.Tensor]:
+    """The state_dict of the first, and those of the others with their numbers before the names."""
+    return {
+        _numbered(name, i): value
+        for i, root in enumerate(modules_behind(model))
+        for name, value in root.state_dict().items()
+    }
+
+
+def load_state(model: object, state: Mapping[str, torch.Tensor]) -> None:
+    """What `state_of` gave, back into all of them; raises RuntimeError where names do not fit."""
+    rest = dict(state)
+    for i, root in reversed(list(enumerate(modules_behind(model)))):
+        names = {name: _numbered(name, i) for name in root.state_dict()}
+        own = {name: rest.pop(key) for name, key in names.items() if key in rest}
+        root.load_state_dict(own if i else own | rest)
 
 
 def _numbered(name: str, index: int) -> str:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
 from fastadv.ops import doubles
+from fastadv.reach import every_parameter
 from fastadv.training.craft import inner_module
 
 
@@ -16,6 +17,7 @@ def ema(model: nn.Module, *, decay: float = 0.995) -> AveragedModel:
     Call `.update_parameters(model)` after each optimizer step and attack or evaluate the average
     itself; buffers (running statistics) are copied, not averaged. decay: 0.995 suits 10 to 30
     epochs of CIFAR-10, 0.9995 matures after about 60. Its state_dict is an nn.Module's.
+    Raises ValueError where nets that are trained lie outside of the module's own, as in a list.
 
     Example: `average = fastadv.training.ema(net); ...; average.update_parameters(net)`.
     Source: Rebuffi et al. 2021, arXiv:2103.01946.
@@ -47,4 +49,12 @@ def _averageable(model: nn.Module) -> nn.Module:
     inner = inner_module(model)
     if not isinstance(inner, nn.Module):
         raise TypeError(f"model must be an nn.Module; got {type(inner).__name__}")
+    own = {id(p) for p in inner.parameters()}
+    beside = [p for p in every_parameter(inner) if id(p) not in own and p.requires_grad]
+    if beside or not own:
+        raise ValueError(
+            f"only a model's own parameters are averaged: {type(inner).__name__} has {len(own)}, "
+            f"and reaches {len(beside)} more that are trained. Put its nets in an nn.ModuleList, "
+            "or freeze those that are not trained by net.requires_grad_(False)"
+        )
     return inner

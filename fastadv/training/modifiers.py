@@ -1,5 +1,6 @@
 """Modifiers of one-step methods: perturbed weights, aligned gradients, clean samples mixed in."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from fastadv.isolation import restored_generators
+from fastadv import reach
+from fastadv.isolation import Model, restored_generators
 from fastadv.threat_model import start_point
 from fastadv.training.craft import statistics_policy
 from fastadv.training.weight_loss import Crafted, Reduced, WeightLoss
@@ -23,7 +25,7 @@ class AWP:
     the perturbed weights, which themselves are never written. gamma: 0.01 for cross-entropy, 0.005
     for TRADES. Costs one more forward and backward with weight gradients (3 units; TRADES 6). Under
     DistributedDataParallel each rank perturbs by the gradient of its own share: the global one
-    would cost a second all-reduce.
+    would cost a second all-reduce. Raises ValueError where no such weight is found.
 
     Example: `fastadv.training.PGDAT(threat, modifiers=[fastadv.training.AWP(0.01)])`.
     Source: Wu, Xia and Wang 2020, arXiv:2004.05884. Unlike theirs, no model is copied.
@@ -42,12 +44,12 @@ class AWP:
         inner = model.others
         if not isinstance(inner, nn.Module):
             raise TypeError(f"AWP needs an nn.Module; got {type(inner).__name__}")
-        if any(isinstance(m, torch.jit.ScriptModule) for m in inner.modules()):
+        if any(isinstance(m, torch.jit.ScriptModule) for m in reach.every_module(inner)):
             raise TypeError(
                 "AWP calls the model with other weights, which torch.jit does not allow: give it "
                 "the module as it was before it was scripted or traced"
             )
-        named = {n: p for n, p in inner.named_parameters() if p.requires_grad and p.ndim > 1}
+        named = _perturbed(inner)
         weights = list(named.values())
         with (
             restored_generators(batch.x.device, batch.host_seed),
@@ -61,17 +63,57 @@ class AWP:
             name: w + (self.gamma * size / (length + _TINY) * g).detach()
             for (name, w), g, size, length in zip(named.items(), grads, sizes, lengths, strict=True)
         }
-        wrapper = model.first
-        assert isinstance(wrapper, nn.Module), "a wrapper of a module is one"
-        prefix = "" if wrapper is inner else "module."
-        outside = {prefix + name: w for name, w in moved.items()}
         perturbed = Reduced(
-            lambda *given: functional_call(wrapper, outside, given),
-            lambda *given: functional_call(inner, moved, given),
+            _with_weights(model.first, inner, moved),
+            _with_weights(inner, inner, moved),
             model.objective,
             model.extra,
         )
         return objective(perturbed, batch)
+
+
+def _perturbed(inner: nn.Module) -> dict[tuple[int, str], nn.Parameter]:
+    """The weights to perturb, by the number of their module among those that `inner` reaches and
+    by name; each once."""
+    named = {
+        (i, name): p
+        for i, root in enumerate(reach.modules_behind(inner))
+        for name, p in root.named_parameters()
+        if p.requires_grad and p.ndim > 1
+    }
+    once = {id(p): at for at, p in reversed(named.items())}
+    named = {at: p for at, p in named.items() if once[id(p)] == at}
+    if not named:
+        raise ValueError(
+            f"AWP perturbs weights of two or more dimensions that require a gradient; "
+            f"{type(inner).__name__} has none that are found, as they are in an nn.ModuleList"
+        )
+    return named
+
+
+def _with_weights(
+    called: Model, inner: nn.Module, moved: Mapping[tuple[int, str], torch.Tensor]
+) -> Model:
+    """`called`, which is `inner` or its wrapper, with other weights in `inner` and what it reaches.
+
+    Nets that are no submodules (in a list, say) become some of one module around all of them.
+    """
+    assert isinstance(called, nn.Module), "a wrapper of a module is one"
+    prefix = "" if called is inner else "module."
+    own = {prefix + name: w for (i, name), w in moved.items() if i == 0}
+    if len(own) == len(moved):
+        return lambda *given: functional_call(called, own, given)
+    around = _Around([called, *reach.modules_behind(inner)[1:]])
+    every = {f"0.{name}": w for name, w in own.items()}
+    every |= {f"{i}.{name}": w for (i, name), w in moved.items() if i}
+    return lambda *given: functional_call(around, every, given)
+
+
+class _Around(nn.ModuleList):
+    """Several modules as one, which calls the first."""
+
+    def forward(self, *given: torch.Tensor) -> torch.Tensor:
+        return self[0](*given)
 
 
 @dataclass(frozen=True)

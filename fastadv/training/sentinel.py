@@ -268,7 +268,8 @@ class Sentinel:
 
     @property
     def good_weights(self) -> dict[str, torch.Tensor] | None:
-        """The last good ones, by name; None before any were kept."""
+        """The last good ones, by name, with "1: " before those of a second module that the model
+        reaches; None before any were kept."""
         return None if self._good is None else self._good["model"]
 
     def state_dict(self) -> dict[str, Any]:
