@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastadv.diagnostics import ExecutionWarning, emit
+
 _DEPTH = 6  # of containers, functions, objects and modules in one another
 _MOST = 2_000  # objects looked at, the nearest first: a closure may hold a whole data set
 
@@ -24,6 +26,11 @@ _EXACT = frozenset((*_CONTAINERS, dict, functools.partial, types.MethodType, typ
 # what every module has, and one that has been compiled in place
 _OF_MODULES = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+# what a class has that is no data of its
+_DESCRIBING = (types.FunctionType, types.GetSetDescriptorType, types.MemberDescriptorType)
+_DESCRIBING += (staticmethod, classmethod, property, functools.cached_property)
+# models that were said to hold too much, by id
+_TOLD: weakref.WeakValueDictionary[int, object] = weakref.WeakValueDictionary()
 _OTHERS = ("torch", "numpy", "logging", "threading")  # whose objects hold no model of the user's
 
 
@@ -32,9 +39,11 @@ def modules_behind(model: object) -> list[nn.Module]:
 
     A module comes first itself, then what its attributes hold beside its submodules (but for
     torch's own layers), and what its hooks and its forward close over. Else: those in lists,
-    tuples, sets, dicts' values and the attributes of objects (slots too), in a partial and its
-    arguments, the owner of a bound method, and what a function closes over, has as defaults or
-    names globally. All of these in one another, six deep, and of the nearest 2,000 objects.
+    tuples, sets, dicts (keys too) and the attributes of objects and of their classes (slots too),
+    in a partial and its arguments, the owner of a bound method, and what a function closes over,
+    has as defaults or names globally. All of these in one another, six deep, and of the nearest
+    2,000 objects, where plain data (numbers, strings, arrays, tensors, containers of these alone)
+    does not count. Beyond that number an ExecutionWarning is emitted, once a model.
     """
     return _reached(model)[0]
 
@@ -94,21 +103,57 @@ def _reached(model: object) -> tuple[list[nn.Module], dict[nn.Module, None]]:
     every: dict[nn.Module, None] = {}
     seen: dict[int, object] = {}  # the objects too: an id is used again when one is gone
     queue = deque([(model, _DEPTH)])
-    while queue and len(seen) < _MOST:
+    is_cut = False
+    while queue:
         value, depth = queue.popleft()
         if isinstance(value, nn.Module):
             if value in every:
                 continue
             roots.append(value)
-            held: Iterable[object] = _held_by_modules(_visited(value, every))
+            held: Iterable[object] = _held_by_modules(_visited(value, every), seen)
         elif id(value) not in seen:
+            if len(seen) >= _MOST:  # but modules that are found already are taken
+                is_cut = True
+                continue
             seen[id(value)] = value
-            held = _inside(value)
+            held = _inside(value, seen)
         else:
             continue
         if depth:
-            queue.extend((part, depth - 1) for part in held if type(part) not in _PLAIN)
+            parts = [(part, depth - 1) for part in held if not _is_data(part)]
+            is_cut |= len(parts) > _MOST
+            queue.extend(parts[:_MOST])
+    if is_cut:
+        _tell(model)
     return roots, every
+
+
+def _is_data(value: object) -> bool:
+    """Whether it is plain, or holds nothing but what is."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return True
+    if kind is dict:
+        return _PLAIN.issuperset(map(type, value)) and _PLAIN.issuperset(map(type, value.values()))  # type: ignore[attr-defined]
+    return kind in _CONTAINERS and _PLAIN.issuperset(map(type, value))  # type: ignore[call-overload]
+
+
+def _tell(model: object) -> None:
+    model = getattr(model, "__self__", model)
+    if _TOLD.get(id(model)) is model:
+        return
+    try:
+        _TOLD[id(model)] = model
+    except TypeError:  # takes no weak references, and is told of again
+        pass
+    name = getattr(model, "__qualname__", type(model).__qualname__)
+    emit(
+        ExecutionWarning(
+            f"{name} holds more than {_MOST:,} objects, of which only the nearest were looked at; "
+            "a net that was not found is neither frozen nor in eval mode in an attack. Put "
+            "its nets where they are found, as in an nn.ModuleList, or hold less data beside them"
+        )
+    )
 
 
 def _visited(root: nn.Module, every: dict[nn.Module, None]) -> list[nn.Module]:
@@ -129,7 +174,7 @@ def _visited(root: nn.Module, every: dict[nn.Module, None]) -> list[nn.Module]:
     return new
 
 
-def _held_by_modules(modules: list[nn.Module]) -> Iterator[object]:
+def _held_by_modules(modules: list[nn.Module], seen: dict[int, object]) -> Iterator[object]:
     """What may hold further modules in the attributes, hooks and forwards of modules.
 
     Torch's own layers hold theirs as submodules only, so that without hooks they are passed over:
@@ -150,12 +195,26 @@ def _held_by_modules(modules: list[nn.Module]) -> Iterator[object]:
                 yield from list(value.values())
             elif name not in _OF_MODULES:
                 yield value
+        if id(type(module)) not in seen:
+            yield from _of_classes(type(module), seen)
         forward = getattr(type(module), "forward", None)
         if getattr(forward, "__closure__", None):
             yield from _contents(forward.__closure__)  # type: ignore[union-attr]
 
 
-def _inside(value: object) -> Iterable[object]:
+def _of_classes(kind: type, seen: dict[int, object]) -> Iterator[object]:
+    """The data of a class and of its bases, but for those of others; each class once."""
+    for base in kind.__mro__:
+        source = base.__module__.partition(".")[0]
+        if id(base) in seen or source in _OTHERS or source == "builtins":
+            continue
+        seen[id(base)] = base
+        for name, value in list(vars(base).items()):
+            if not name.startswith("__") and not isinstance(value, _DESCRIBING):
+                yield value
+
+
+def _inside(value: object, seen: dict[int, object]) -> Iterable[object]:
     """What an object that is no module holds, one level down."""
     if isinstance(value, types.FunctionType):
         return _of_function(value)
@@ -165,16 +224,17 @@ def _inside(value: object) -> Iterable[object]:
         return ()
     parts: list[object] = []
     if isinstance(value, dict):
-        parts += islice(value.values(), _MOST)
+        both = (part for part in (*value, *value.values()) if not _is_data(part))
+        parts += islice(both, _MOST + 1)
     elif isinstance(value, _CONTAINERS):
-        if not _PLAIN.issuperset(map(type, value)):
-            parts += islice(value, _MOST)
+        parts += islice((part for part in value if not _is_data(part)), _MOST + 1)
     elif isinstance(value, functools.partial):
         parts += value.func, *value.args, *value.keywords.values()
     elif isinstance(value, weakref.ref):
         parts.append(value())
     if type(value) not in _EXACT and type(value).__module__.partition(".")[0] not in _OTHERS:
         parts += _of_object(value)
+        parts += _of_classes(type(value), seen)
     return parts
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import fastadv
 from fastadv import reach
 from fastadv.models import digits_net
 
@@ -128,6 +129,8 @@ WAYS = {
     "an object": Holder,
     "a bound method of an object": lambda net: Holder(net).method,
     "slots": Slotted,
+    "a dict's key": lambda net: {net: 1},
+    "a class attribute": lambda net: type("Classy", (), {"nets": [net]})(),
     "a weak reference": weakref.ref,
     "an attribute of a list": an_attribute_of_a_list,
     "what its class closes over": a_class_that_closes_over,
@@ -138,6 +141,7 @@ OF_MODULES = {
     "a module's list": lambda net: Base([net]),
     "a module's dict": lambda net: Base({"net": net}),
     "a module's object": lambda net: Base(Holder(net)),
+    "a module's class attribute": lambda net: type("Classy", (Base,), {"nets": [net]})(None),
     "a module's lambda": lambda net: Base(closing_over(net)),
     "a submodule's list": lambda net: nn.Sequential(nn.Linear(2, 2), Base([net])),
     "what its forward closes over": a_module_that_closes_over,
@@ -205,9 +209,24 @@ def test_a_compiled_model_is_what_was_compiled():
 def test_what_holds_no_model_is_not_followed():
     assert reach.modules_behind(torch) == reach.modules_behind(nn.Linear) == []
     assert reach.modules_behind(Base) == reach.modules_behind(torch.ones(2)) == []
-    data = [(i, (i,)) for i in range(100_000)]
+    data = [(i, [(i,)]) for i in range(100_000)]
     net = nn.Linear(2, 2)
-    assert reach.modules_behind([data, net]) == [net]  # the nearest first, and not all of them
+    with pytest.warns(fastadv.ExecutionWarning, match="list holds more than 2,000 objects"):
+        assert reach.modules_behind([data, net]) == [net]  # the nearest first, not all of them
+
+
+def test_plain_data_does_not_count():
+    net = nn.Linear(2, 2)
+    data = [(f"{i}.png", i) for i in range(2_500)]
+    assert reach.modules_behind(Holder([data, [{"i": i} for i in range(2_500)], [net]])) == [net]
+
+
+def test_a_model_that_holds_too_much_is_told_of_once():
+    net = nn.Linear(2, 2)
+    model = Holder([[[[i]] for i in range(2_500)], [[net]]])
+    with pytest.warns(fastadv.ExecutionWarning, match="Holder holds .*nn.ModuleList") as caught:
+        assert reach.modules_behind(model) == reach.modules_behind(model.method) == []
+    assert len(caught) == 1
 
 
 def test_it_is_followed_six_deep():
