@@ -7,7 +7,7 @@ from typing import get_args
 
 import torch
 
-from fastadv.objective import Objective
+from fastadv.objective import Objective, uncalled
 from fastadv.ops.heads.arguments import KINDS, Kind, LossName
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -64,6 +64,8 @@ def resolve(
         return Loss(KINDS[loss], kappa if loss == "margin" else label_smoothing)
     if isinstance(loss, Objective):
         return Loss("none", objective=loss)
+    if forgotten := uncalled(loss):
+        raise TypeError(forgotten)
     if not callable(loss):
         raise TypeError(f"loss must be one of {get_args(LossName)} or a callable; got {loss!r}")
     return Loss("none", 0.0, loss)
@@ -74,7 +76,8 @@ def check_classes(loss: Loss, classes: int, *, targeted: bool) -> None:
     if classes < 2:
         raise ValueError(
             f"the model must return (B, C) logits with C >= 2; got C = {classes}. One logit for "
-            "two classes is what loss=fastadv.objectives.binary() takes"
+            "two classes is judged by fastadv.objectives.binary(), which fastadv.pgd and others "
+            "take as loss="
         )
     needed = 4 if targeted else 3
     if loss.kind == "dlr" and classes < needed:
@@ -96,7 +99,8 @@ def check_logits(logits: object, x: torch.Tensor) -> None:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(
             f"the model must return (B, C) logits, here ({len(x)}, C); got {got}. Wrap it to "
-            "return its logits alone, or give loss= a fastadv.Objective, which takes any output"
+            "return its logits alone; any other output is judged by a fastadv.Objective, which "
+            "fastadv.pgd and others take as loss="
         )
 
 

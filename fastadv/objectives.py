@@ -1,12 +1,12 @@
 """Ready-made objectives: one logit, several labels, regression, segmentation, soft labels."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
-from fastadv.objective import Objective
+from fastadv import objective_checks
+from fastadv.objective import IGNORE_PIXELS, Objective
 from fastadv.ops import layout
 from fastadv.ops.reduction import tree_sum
 
@@ -17,7 +17,8 @@ def binary() -> Objective:
     output: (B,) or (B, 1); y: 0 or 1 of any dtype, (B,) or (B, 1). score: 1 where z is right.
     Example: `fastadv.pgd(threat, loss=fastadv.objectives.binary()).run(model, x, y).success`.
     """
-    return Objective(_binary_loss, _binary_success, _binary_score, name="binary")
+    functions = (_binary_loss, _binary_success, _binary_score)
+    return Objective(*functions, name="binary", check=objective_checks.binary_labels)
 
 
 def _binary_loss(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -50,18 +51,17 @@ def multilabel(labels: Sequence[int] | None = None) -> Objective:
 
     output: (B, L) logits; y: (B, L), 0 or 1 of any dtype. labels: the indices of those that are
     attacked, None for all; the others may do what they like. score: the share that is right, of
-    those. Raises ValueError for no labels.
+    those. Raises ValueError for no labels, TypeError for what are no integers.
     Example: `fastadv.pgd(threat, loss=fastadv.objectives.multilabel(labels=(3,)))(model, x, y)`.
     """
-    if labels is not None and not len(labels):
-        raise ValueError("labels must name one label at least, or be None for all; got none")
-    chosen = None if labels is None else tuple(int(label) for label in labels)
+    chosen = None if labels is None else objective_checks.indices(labels)
     return Objective(
         _multilabel_loss,
         _multilabel_success,
         _multilabel_score,
         name="multilabel",
         parameters={} if chosen is None else {"labels": chosen},
+        check=objective_checks.multilabel_labels,
     )
 
 
@@ -108,14 +108,12 @@ def regression(*, tolerance: float) -> Objective:
     of |f(x) - y|, which an attack raises. Raises ValueError for a negative tolerance.
     Example: `fastadv.pgd(threat, loss=fastadv.objectives.regression(tolerance=0.5))(model, x, y)`.
     """
-    if not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance must be finite and not negative; got {tolerance}")
     return Objective(
         _regression_loss,
         _regression_success,
         _regression_score,
         name="regression",
-        parameters={"tolerance": float(tolerance)},
+        parameters={"tolerance": objective_checks.tolerance(tolerance)},
     )
 
 
@@ -149,18 +147,19 @@ def segmentation(*, fraction: float = 0.1, ignore_index: int = -100) -> Objectiv
     output: (B, C, H, W) logits; y: (B, H, W) integers, `ignore_index` where a pixel does not count
     (-100, or 255 in many data sets). score: the share of valid pixels that are right. A sample
     without valid pixels has the loss 0, the score 1, and is never a success. Raises ValueError
-    unless 0 <= fraction < 1.
+    unless 0 <= fraction < 1, TypeError for an ignore_index that is no integer.
     Example: `fastadv.pgd(threat, loss=fastadv.objectives.segmentation(ignore_index=255))`.
     Source: Xie et al. 2017, arXiv:1703.08603 (the loss of all pixels).
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"fraction must lie in [0, 1); got {fraction}")
+    fraction = objective_checks.share(fraction)
+    ignored = objective_checks.integer(ignore_index, name="ignore_index")
     return Objective(
         _segmentation_loss,
         _segmentation_success,
         _segmentation_score,
         name="segmentation",
-        parameters={"fraction": float(fraction), "ignore_index": int(ignore_index)},
+        parameters={"fraction": fraction, "ignore_index": ignored},
+        check=objective_checks.pixel_labels,
     )
 
 
@@ -168,7 +167,10 @@ def _segmentation_loss(
     output: torch.Tensor, y: torch.Tensor, fraction: float, ignore_index: int
 ) -> torch.Tensor:
     _check_pixels(output, y)
-    loss = F.cross_entropy(output, y.long(), ignore_index=ignore_index, reduction="none")
+    try:
+        loss = F.cross_entropy(output, y.long(), ignore_index=ignore_index, reduction="none")
+    except IndexError as error:  # on the CPU
+        raise ValueError(f"{error}, of {output.shape[1]} classes. {IGNORE_PIXELS}") from error
     valid = (y != ignore_index).flatten(1).sum(1)
     return _sum(loss.flatten(1)) / valid.clamp(min=1)
 
@@ -212,7 +214,8 @@ def soft() -> Objective:
     output: (B, C) logits; y: (B, C) probabilities. score: 1 where they agree.
     Example: `fastadv.pgd(threat, loss=fastadv.objectives.soft())(model, x, mixed_labels)`.
     """
-    return Objective(_soft_loss, _soft_success, _soft_score, name="soft")
+    functions = (_soft_loss, _soft_success, _soft_score)
+    return Objective(*functions, name="soft", check=objective_checks.probabilities)
 
 
 def _soft_loss(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -249,6 +252,7 @@ def weighted(class_weights: torch.Tensor | Sequence[float]) -> Objective:
         _weighted_score,
         name="weighted",
         parameters={"class_weights": weights},
+        check=objective_checks.class_labels,
     )
 
 

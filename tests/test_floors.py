@@ -24,6 +24,7 @@ FLOORS = {
     "region": "masks, radii and bounds of elements as the boxes that ops take",
     "threat_model": "Linf, L2, L1: what an adversary may change",
     "objective": "what an adversary wants of a model that is no plain classifier",
+    "objective_checks": "what the ready-made ones refuse",
     "objectives": "ready-made ones",
     "containment": "whether an example lies where its threat model lets it be",
     "losses": "what an attack ascends",

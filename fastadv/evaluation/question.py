@@ -89,6 +89,7 @@ def _judged(
     def answer(x: torch.Tensor, y: torch.Tensor, *extra: torch.Tensor) -> torch.Tensor:
         x, y = x.to(device), y.to(device)
         output = outputs.logits_in(model(x, *(column.to(device) for column in extra)), x)
+        objective.check_classes(output, objective.largest_class(y))
         success = objective.verdict(output, y).argmax(1)
         score = objective.scores(output, y)
         none = torch.zeros_like(success)

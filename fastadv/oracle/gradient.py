@@ -255,7 +255,7 @@ class Oracle:
         self.forwards += len(x)
         if not self.whole:
             self.whole = len(x)
-            self.first = logits.detach() if self.judge.loss.objective is None else None
+            self.first = logits.detach() if self.judge.of_logits else None
             recorded.warn_of_training(self.model, len(x))
         if x._version != version:
             raise ValueError(outputs.IN_PLACE)

@@ -48,7 +48,7 @@ class Judge:
     """A loss as an attack ascends it; targeted: towards the target, not away from the label.
 
     classes: of the model, known after the first output; of an objective 0. largest_label: set where
-    a callable loss would see labels before any check.
+    a callable loss or an objective would see labels before any check.
     """
 
     def __init__(self, loss: losses.Loss, *, targeted: bool) -> None:
@@ -58,10 +58,16 @@ class Judge:
         self.classes: int = 0
         self.largest_label = -1
 
+    @property
+    def of_logits(self) -> bool:
+        """Whether the loss asks for logits: an objective may well be of probabilities."""
+        return self.loss.objective is None or self.loss.objective.expects_logits
+
     def check_output(self, output: torch.Tensor, x: torch.Tensor) -> None:
         """Raises ValueError unless `output`, the model's at x, is what the loss can judge."""
         if self.loss.objective is not None:
             losses.check_rows(output, x)
+            self.loss.objective.check_classes(output, self.largest_label)
             return
         losses.check_logits(output, x)
         if output.shape[1] != self.classes:

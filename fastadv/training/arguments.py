@@ -15,7 +15,7 @@ from fastadv.attacks.call.squashing import warn_of_outputs
 from fastadv.elements import common_bounds, has_elements
 from fastadv.execution import Precision
 from fastadv.isolation import Model
-from fastadv.objective import Objective
+from fastadv.objective import Objective, uncalled
 from fastadv.region import Region, checked_mask, region_of
 from fastadv.threat_model import ThreatModel, check_fits, check_threat
 from fastadv.training.bank import PerturbationBank
@@ -67,6 +67,8 @@ def check_loss(loss: object) -> None:
         return
     if isinstance(loss, str):
         raise ValueError(f"loss must be 'ce' or a fastadv.Objective; got {loss!r}")
+    if forgotten := uncalled(loss):
+        raise TypeError(forgotten)
     hint = ": wrap it, fastadv.Objective(function)" if callable(loss) else ""
     raise TypeError(f"loss must be 'ce' or a fastadv.Objective; got {loss!r}{hint}")
 
@@ -183,6 +185,7 @@ def checking(
     works in place on its input, and at its first call compares labels y with the model's classes,
     which synchronises."""
     is_checked = False
+    largest = -1 if objective is None else objective.largest_class(y)
 
     def checked(x_adv: torch.Tensor, *extra: torch.Tensor) -> torch.Tensor:
         nonlocal is_checked
@@ -201,10 +204,14 @@ def checking(
             raise ValueError(outputs.IN_PLACE) from error
         if given._version != version:
             raise ValueError(outputs.IN_PLACE)
-        if not is_checked and objective is None:
-            losses.check_logits(logits, x)
-            check_classes(y, logits)
-            warn_of_outputs(logits)
+        if not is_checked:
+            if objective is None:
+                losses.check_logits(logits, x)
+                check_classes(y, logits)
+            else:
+                objective.check_classes(logits, largest)
+            if objective is None or objective.expects_logits:
+                warn_of_outputs(logits)
         is_checked = True
         return logits
 

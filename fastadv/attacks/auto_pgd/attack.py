@@ -37,7 +37,7 @@ class AutoPGD(Attack):
 
     def __post_init__(self) -> None:
         check_settings(self, "steps", "restarts", "eot", keep=get_args(Keep))
-        check_claims(self)
+        check_claims(self, get_args(Keep))
         if self.constructor == "apgd_t" and not isinstance(self.loss, str):
             raise ValueError(
                 f"apgd_t aims at classes, by a loss that is named; got loss={self.loss!r}: use apgd"

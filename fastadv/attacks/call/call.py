@@ -96,6 +96,7 @@ class Call:
             bounds=common_bounds(attack.threat),
             inset=inputs.check_inset(execution, common_bounds(attack.threat)),
         )
+        self.oracle.judge.largest_label = self.given.largest_class
 
     def result(self) -> AttackResult:
         with self._isolated():
@@ -219,7 +220,7 @@ class Call:
             return None
         outputs = self._batched_outputs(self.given.x, self.given.extra)
         self.oracle.first = None  # looked at here
-        bad = warn_of_outputs(outputs, are_logits=self._objective is None)
+        bad = warn_of_outputs(outputs, are_logits=self.oracle.judge.of_logits)
         if bad:
             raise ValueError(
                 f"the model returns NaN logits for {bad} of {len(outputs)} clean samples"

@@ -21,7 +21,8 @@ class Given:
     """Samples, labels and targets of one call; no model is asked.
 
     x: (n, ...), in channels_last if asked for and images; labels: (n,), None for the model's own
-    predictions; y: (n, ...) of an objective, as given, else None; extra: (n, ...) each.
+    predictions; y: (n, ...) of an objective, as given, else None; largest_class: in that y, where
+    the objective knows it, else -1; extra: (n, ...) each.
     aimless: (n,) on the host, whose target is their label; known once there is work. Arguments
     as in `fastadv.Attack.run`, which raises what this raises.
     """
@@ -50,8 +51,10 @@ class Given:
             self.x: torch.Tensor = x.clone() if x.is_inference() else x.detach()
             self.labels: torch.Tensor | None = None
             self.y: torch.Tensor | None = None
+            self.largest_class = -1
             if objective is not None:
                 self.y = inputs.check_asked(y, x, objective).clone()
+                self.largest_class = objective.largest_class(self.y)
             elif y is not None:
                 self.labels = inputs.check_labels(y, x, name="y").clone()
             self.extra: tuple[torch.Tensor, ...] = inputs.check_extra(extra, x)

@@ -129,7 +129,8 @@ def check_labels(labels: object, x: torch.Tensor, *, name: str) -> torch.Tensor:
     if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
         raise TypeError(
             f"{name} must be an integer tensor of class indices; got {labels.dtype}. What is no "
-            "class, as probabilities or numbers, is judged by a fastadv.Objective as loss="
+            "class, as probabilities or numbers, is judged by a fastadv.Objective, which "
+            "fastadv.pgd and others take as loss="
         )
     if labels.shape != x.shape[:1]:
         hint = f". {_ONE_IMAGE} and {name}[None]" if labels.ndim == 0 else ""

@@ -97,13 +97,16 @@ def check_counts(attack: Any, *names: str) -> None:
             raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
 
 
-def check_claims(attack: Settings) -> None:
-    """Raises ValueError where the attack is to stop at a success of an objective that has none."""
+def check_claims(attack: Settings, keep: tuple[str, ...]) -> None:
+    """Raises ValueError where the attack is to stop at a success of an objective that has none;
+    keep: what the attack takes."""
     objective = attack.resolved_loss.objective
     if objective is not None and objective.success is None and attack.keep not in ("last", "best"):
+        others = " or ".join(repr(one) for one in ("last", "best") if one in keep)
+        remedy = f", or use keep={others}" if others else ""
         raise ValueError(
             f"keep={attack.keep!r} needs to know what a success is, which {objective!r} does not "
-            "say: give it success=, or use keep='last' or 'best'"
+            f"say: give it success={remedy}"
         )
 
 

@@ -18,14 +18,14 @@ _REACH = 0.5
 
 
 def signs(logits: torch.Tensor) -> torch.Tensor:
-    """(3,) int64, on the device: rows with NaN; 1 if the outputs, (n, C), n > 0, are probabilities;
-    1 if they are squashed.
+    """(3,) int64, on the device: rows with NaN; 1 if the outputs, (n, C) or (n,), n > 0, are
+    probabilities; 1 if they are squashed.
 
     Probabilities lie in [0, 1], and every row sums to 1. Squashed are others that all lie in [0, 1]
     or in [-1, 1], one in ten or more within 0.01 of an end; but not if they are all the same, or do
     not reach 0.5, and -0.5 where some are negative.
     """
-    rows = logits.detach().to(layout.compute_dtype(logits))
+    rows = logits.detach().to(layout.compute_dtype(logits)).reshape(len(logits), -1)
     low, high = torch.aminmax(rows)
     in_unit, in_both = (low >= 0) & (high <= 1), (low >= -1) & (high <= 1)
     probabilities = in_unit & ((rows.sum(1) - 1).abs() < _SUM).all()
@@ -43,7 +43,7 @@ def warn_of_outputs(outputs: torch.Tensor, *, are_logits: bool = True) -> int:
     """
     if len(outputs) == 0:
         return 0
-    nan, probabilities, squashed = signs(outputs.reshape(len(outputs), -1)).tolist()
+    nan, probabilities, squashed = signs(outputs).tolist()
     if are_logits:
         diagnostics.warn("probabilities", probabilities * len(outputs), len(outputs))
         diagnostics.warn("squashed", squashed * len(outputs), len(outputs))

@@ -72,7 +72,7 @@ class GradientAttack(Attack):
             step = torch.as_tensor(self.step_size)
             if not bool((step.isfinite() & (step >= 0)).all()):
                 raise ValueError(f"step_size must be finite and >= 0; got {self.step_size}")
-        check_claims(self)
+        check_claims(self, get_args(Keep))
 
     @property
     def resolved_loss(self) -> losses.Loss:

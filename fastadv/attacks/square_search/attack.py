@@ -8,7 +8,7 @@ from fastadv.attacks.attack import Attack, constructor
 from fastadv.attacks.call.settings import check_claims, check_settings
 from fastadv.attacks.square_search.slots import SquareSlots
 from fastadv.engine.algorithm import SlotAlgorithm
-from fastadv.objective import Objective
+from fastadv.objective import Objective, uncalled
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel
 
@@ -33,9 +33,11 @@ class SquareAttack(Attack):
         check_settings(self, "queries", "restarts", keep=get_args(Keep))
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init must be in (0, 1]; got {self.p_init}")
+        if forgotten := uncalled(self.loss):
+            raise TypeError(forgotten)
         if self.loss != "margin" and not isinstance(self.loss, Objective):
             raise ValueError(f"loss must be 'margin' or a fastadv.Objective; got {self.loss!r}")
-        check_claims(self)
+        check_claims(self, get_args(Keep))
 
     @property
     def steps(self) -> int:
