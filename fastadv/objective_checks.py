@@ -107,11 +107,13 @@ def tolerance(value: object) -> float:
     return given
 
 
-def share(fraction: object) -> float:
+def of_pixels(fraction: object, ignore_index: object) -> dict[str, float | int]:
+    """The parameters of segmentation."""
     given = number(fraction, name="fraction")
+    ignored = integer(ignore_index, name="ignore_index")
     if not 0 <= given < 1:
         raise ValueError(f"fraction must lie in [0, 1); got {given}")
-    return given
+    return {"fraction": given, "ignore_index": ignored}
 
 
 def integer(value: object, *, name: str) -> int:

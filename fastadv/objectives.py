@@ -151,14 +151,12 @@ def segmentation(*, fraction: float = 0.1, ignore_index: int = -100) -> Objectiv
     Example: `fastadv.pgd(threat, loss=fastadv.objectives.segmentation(ignore_index=255))`.
     Source: Xie et al. 2017, arXiv:1703.08603 (the loss of all pixels).
     """
-    fraction = objective_checks.share(fraction)
-    ignored = objective_checks.integer(ignore_index, name="ignore_index")
     return Objective(
         _segmentation_loss,
         _segmentation_success,
         _segmentation_score,
         name="segmentation",
-        parameters={"fraction": fraction, "ignore_index": ignored},
+        parameters=objective_checks.of_pixels(fraction, ignore_index),
         check=objective_checks.pixel_labels,
     )
 

@@ -280,7 +280,9 @@ def test_d_batches_and_losses_that_do_not_fit_are_named(name):
         with pytest.raises(ValueError, match="has no gradient: it is detached"):
             METHODS[name](THREAT, loss=flat).loss(net, x, y)
     with pytest.raises(ValueError, match=r"must return a row a sample, \(16, ...\)"):
-        next(iter(METHODS[name](THREAT, loss=objectives.binary())(lambda x: net(x).sum(), x, y)))
+        next(
+            iter(METHODS[name](THREAT, loss=objectives.binary())(lambda x: net(x).sum(), x, y > 2))
+        )
 
 
 def test_d_a_sentinel_refuses_what_has_no_accuracy():
