@@ -209,6 +209,7 @@ def checking(
                 losses.check_logits(logits, x)
                 check_classes(y, logits)
             else:
+                losses.check_rows(logits, x)
                 objective.check_classes(logits, largest)
             if objective is None or objective.expects_logits:
                 warn_of_outputs(logits)

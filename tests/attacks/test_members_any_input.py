@@ -258,6 +258,7 @@ def test_per_sample_radii_equal_separate_attacks(name, norm):
         assert differing_fields(alone, rows_of(together, torch.tensor([i]))) == [], i
 
 
+@pytest.mark.filterwarnings("ignore:zero_radius")
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_radius_of_zero_leaves_x_as_it_is(name, norm):

@@ -171,6 +171,7 @@ def test_other_bounds(bounds, norm, keep):
         assert (result.x_adv.amin() == lo) or (result.x_adv.amax() == hi)
 
 
+@pytest.mark.filterwarnings("ignore:zero_radius")
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_per_sample_radii_equal_separate_attacks(norm, keep):
@@ -205,6 +206,7 @@ def test_radii_of_another_dtype_and_of_no_dimension(kind):
         assert differing_fields(result, expected) == []
 
 
+@pytest.mark.filterwarnings("ignore:zero_radius")
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_radius_of_zero_leaves_x_as_it_is(norm, keep):

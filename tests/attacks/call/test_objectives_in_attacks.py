@@ -244,7 +244,7 @@ def test_what_an_objective_refuses():
         with pytest.raises(ValueError, match="decides what a success is and takes no target="):
             attack.run(p.model, p.x, p.y, target=target)
     with pytest.raises(ValueError, match=r"segmentation takes \(B, C, H, W\) logits"):
-        ATTACKS["pgd"](segmentation()).run(p.model, p.x, p.y)
+        ATTACKS["pgd"](segmentation()).run(p.model, p.x, torch.zeros_like(p.y).long())
     with pytest.raises(
         ValueError, match=r"the model must return a row a sample, \(4, ...\); got \(\)"
     ):

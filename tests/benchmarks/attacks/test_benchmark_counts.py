@@ -33,6 +33,7 @@ def interpreted():
         yield
 
 
+@pytest.mark.filterwarnings("ignore:small_radius")  # it is the step that is counted
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_step_is_two_ops_and_two_launches_beside_the_model(interpreted, problem, norm):
     cost = _count(attacks.last_iterate, problem, norm)
