@@ -17,8 +17,8 @@ class Region:
     all, in the dtype that x is computed in; None for what is alike in all elements.
 
     mask: bool, the elements that may move. eps: radii of elements: in L-infinity each its own, in
-    L2 the ball is ||(x_adv - x) / eps|| <= 1, and an element of radius 0 stays. step_size: of
-    elements, in L-infinity. lower, upper: bounds, infinite where there are none.
+    L2 and L1 the ball is ||(x_adv - x) / eps|| <= 1, and an element of radius 0 stays. step_size:
+    of elements, in L-infinity. lower, upper: bounds, infinite where there are none.
     """
 
     norm: str
@@ -76,7 +76,12 @@ class Region:
             upper = (wide + reach).maximum(least).minimum(most)
         else:
             unit = self.eps
-        return self._held(x, lower, upper, unit, x if like is None else like)
+        if self.norm == "l1" and unit is None:
+            unit = torch.ones_like(least)
+        box = self._held(x, lower, upper, unit, x if like is None else like)
+        if self.norm == "l1":  # of unit 0, so that one product masks a gradient and scales it
+            box[:, planes.UNIT].masked_fill_(box[:, planes.LOWER] >= box[:, planes.UPPER], 0.0)
+        return box
 
     def masked(self, inside: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
         """`inside` where the mask is, `outside` elsewhere."""
@@ -84,7 +89,8 @@ class Region:
 
     def empty_box(self, x: torch.Tensor, rows: int) -> torch.Tensor:
         """Of `rows` samples like those of x, uninitialised."""
-        has_units = (self.step_size if self.norm == "linf" else self.eps) is not None
+        units = self.step_size if self.norm == "linf" else self.eps
+        has_units = units is not None or self.norm == "l1"
         count = planes.PLANES_WITH_UNITS if has_units else planes.PLANES
         size, dtype = math.prod(x.shape[1:]), layout.compute_dtype(x)
         return torch.empty(rows, count, size, dtype=dtype, device=x.device)

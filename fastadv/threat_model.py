@@ -19,7 +19,7 @@ from fastadv.elements import (
 from fastadv.ops import doubles, reduction
 from fastadv.ops.noise import start
 from fastadv.ops.steps import arguments as step_arguments
-from fastadv.ops.steps import l1, l1_projection, l2, linf
+from fastadv.ops.steps import l1, l1_box, l1_projection, l2, linf
 from fastadv.region import Region, region_of
 from fastadv.values import pasteable_value, same_settings, same_value
 
@@ -121,6 +121,11 @@ def start_point(
     Example: `fastadv.start_point(fastadv.L2(0.5), x, seed=0)`.
     """
     region = region or region_of(threat, x)
+    if region is not None and (threat.norm, kind) == ("l1", "gaussian"):
+        raise ValueError(
+            "a 'gaussian' start in L1 takes no mask= and no radii or bounds of elements: use "
+            "'uniform'"
+        )
     eps = threat.eps if eps is None else eps
     return start.random_start(
         x,
@@ -242,7 +247,10 @@ class L1(ThreatModel):
     """||x_adv - x||_1 <= eps, inside bounds; arguments as in `Linf`.
 
     The projection is the exact one onto ball and box together. With an eps for each element it is
-    the ball of the scaled input, which no attack looks into: they take L-infinity and L2.
+    the ball of the scaled input, ||(x_adv - x) / eps||_1 <= 1; distances and step sizes are in
+    units of eps. Where elements have radii or bounds of their own, the projection is that onto the
+    ball and then into bounds.
+
     Example: `fastadv.L1(12.0)`. Source: Croce and Hein 2021, arXiv:2103.01208.
     """
 
@@ -250,9 +258,35 @@ class L1(ThreatModel):
     bounds: Bounds = (0.0, 1.0)
     norm: ClassVar[str] = "l1"
 
+    def step_(
+        self,
+        x_adv: torch.Tensor,
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        *,
+        step_size: float | torch.Tensor,
+        eps: float | torch.Tensor,
+        box: torch.Tensor | None = None,
+        **more: Any,
+    ) -> torch.Tensor:
+        if box is None:
+            return super().step_(x_adv, grad, x, step_size=step_size, eps=eps, **more)
+        return l1_box.l1_step_in_box_(
+            x_adv,
+            grad,
+            x,
+            box=box,
+            in_units=of_elements(self.eps),
+            bounds=common_bounds(self),
+            clamps=any(map(of_elements, self.bounds or ())),
+            step_size=step_size,
+            eps=eps,
+            **more,
+        )
+
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         if has_elements(self):
-            raise ValueError(f"L1 has no projection with eps or bounds of elements; got {self!r}")
+            return _projected(self, x_adv, x)
         return l1_projection.project_l1(x_adv, x, eps=self.eps, bounds=common_bounds(self))
 
     def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,8 @@ class SlotState:
     slots: (B, 5) int32, columns in `fastadv.kernels.slots`. `leaf` is what the model is fed.
     grad_logits is made when the first logits are seen. unprobed: rows were loaded whose first
     gradient has not been looked at. y, extra: as in `Work`. box: where elements may go, (B, 2, D)
-    or (B, 3, D) as in `fastadv.ops.steps.box`, None where all are alike.
+    or (B, 3, D) as in `fastadv.ops.steps.box`, None where all are alike. sparsity: (B,), the share
+    of the D elements that an L1 step moves, where it is not alike in all samples.
     """
 
     x: torch.Tensor
@@ -42,6 +43,7 @@ class SlotState:
     y: torch.Tensor | None = None
     extra: tuple[torch.Tensor, ...] = ()
     box: torch.Tensor | None = None
+    sparsity: torch.Tensor | None = None
 
     @classmethod
     def empty(

@@ -115,7 +115,7 @@ def check_takes_regions(attack: Settings, what: str) -> None:
     if not attack.takes_regions:
         raise ValueError(
             f"{attack.constructor} in {attack.threat.norm.upper()} takes no {what}: use "
-            "fastadv.pgd, bim, mifgsm or apgd_ce with fastadv.Linf or fastadv.L2"
+            "fastadv.pgd, bim or mifgsm, or apgd_ce with fastadv.Linf or fastadv.L2"
         )
 
 

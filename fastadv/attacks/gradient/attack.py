@@ -98,7 +98,7 @@ class GradientAttack(Attack):
 
     @property
     def takes_regions(self) -> bool:
-        return self.threat.norm != "l1"
+        return True
 
     @property
     def starts_inside(self) -> bool:

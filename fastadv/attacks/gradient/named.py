@@ -146,10 +146,10 @@ def pgd(
     kappa), "dlr", "difference" (targeted), "kl" (TRADES), a callable (logits, y) to (B,), or a
     `fastadv.Objective`, for models that are no plain classifiers. eot: forward passes averaged a
     step; on a random model eot=1 stops at one lucky draw. sparsity: share of entries an L1 step
-    moves, None is 0.05. guard: added to ||g||_2 in L2 before dividing. keep: "first_success" (a
-    clean-wrong sample is x, a fooled one its first success, any other the last iterate of its
-    restart of highest loss), "last", or "best" (highest loss over all steps). seed: of all
-    randomness.
+    moves, of those that may; None is 0.05. guard: added to ||g||_2 in L2 before dividing. keep:
+    "first_success" (a clean-wrong sample is x, a fooled one its first success, any other the last
+    iterate of its restart of highest loss), "last", or "best" (highest loss over all steps). seed:
+    of all randomness.
 
     Example: `fastadv.pgd(fastadv.Linf(8 / 255), steps=50, restarts=10)(model, x, y)`.
     Source: Madry et al. 2018, arXiv:1706.06083, section 2.1.

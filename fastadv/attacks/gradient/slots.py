@@ -10,6 +10,7 @@ from fastadv.attacks.call.settings import Keep
 from fastadv.elements import common_bounds
 from fastadv.engine.state import SlotState
 from fastadv.engine.work import Work
+from fastadv.kernels import box as planes
 from fastadv.kernels import slots as columns
 from fastadv.ops.noise import start
 from fastadv.ops.steps import arguments as step_arguments
@@ -63,13 +64,16 @@ class ProjectedGradient:
         return self.items > 1 or self.keep_best
 
     def allocate(self, work: Work, batch: int) -> SlotState:
-        return SlotState.empty(
+        state = SlotState.empty(
             work,
             batch,
             keep_best=self.keep_best,
             momentum=self.momentum_decay is not None,
             model_input=self.oracle.takes_model_input(work.x),
         )
+        if state.box is not None and "sparsity" in self.step_options:
+            state.sparsity = torch.empty_like(state.eps)
+        return state
 
     def start(
         self, state: SlotState, rows: torch.Tensor | None, work: Work, items: torch.Tensor
@@ -77,6 +81,10 @@ class ProjectedGradient:
         start = self._start_iterates(work, items)
         # a start that may not be returned is not the best iterate either
         state.load(rows, work, start, best=work.x if self.rules.first_step else start)
+        if state.sparsity is not None and state.box is not None:
+            moving = (state.box[:, planes.UNIT] > 0).to(state.sparsity.dtype)
+            # a share of the elements that may move: the others do not exist
+            state.sparsity.copy_(moving.mean(1) * self.step_options["sparsity"])
         if state.model_input is not None:
             normalised = self.oracle.model.normalize(state.x_adv.detach())  # type: ignore[union-attr]
             with torch.no_grad():
@@ -133,6 +141,8 @@ class ProjectedGradient:
 
     def _move(self, state: SlotState, grad: torch.Tensor) -> None:
         options = dict(self.step_options)
+        if state.sparsity is not None:
+            options["sparsity"] = state.sparsity
         if state.momentum is not None:
             options.update(momentum=state.momentum, decay=self.momentum_decay)
         if state.model_input is not None:

@@ -210,9 +210,8 @@ def test_attacks_that_take_none_say_what_does():
     for make in (fastadv.fab, fastadv.square):
         with pytest.raises(ValueError, match="radii and bounds of elements: use fastadv.pgd"):
             make(LINF)
-    for make in (fastadv.pgd, fastadv.apgd_ce):
-        with pytest.raises(ValueError, match="in L1 takes no radii and bounds of elements"):
-            make(fastadv.L1(EPS))
+    with pytest.raises(ValueError, match="in L1 takes no radii and bounds of elements"):
+        fastadv.apgd_ce(fastadv.L1(EPS))
     with pytest.raises(ValueError, match="step_size has one length a sample in L2"):
         fastadv.pgd(fastadv.L2(0.1, bounds=None), step_size=EPS)(
             Quadratic(7, 3), torch.zeros(2, 7), torch.zeros(2, dtype=torch.int64)

@@ -201,7 +201,7 @@ def test_streams_and_ensembles_hand_the_mask_on(problem):
 def test_attacks_that_take_no_mask_say_what_does(problem):
     mask = torch.ones(4, 4, dtype=torch.bool)
     others = [make(threat_of("linf")) for make in (fastadv.fab, fastadv.fab_t, fastadv.square)]
-    others += [make(threat_of("l1")) for make in (fastadv.pgd, fastadv.apgd_ce)]
+    others += [fastadv.apgd_ce(threat_of("l1"))]
     for attack in (*others, fastadv.autoattack(threat_of("linf"))):
         with pytest.raises(ValueError, match=r"takes no mask=: use fastadv\.pgd"):
             attack.run(problem.model, problem.x, problem.y, mask=mask)
