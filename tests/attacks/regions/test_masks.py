@@ -110,7 +110,9 @@ def test_the_l2_iterates_are_those_of_a_plain_loop(problem):
     assert same_bits(got[~mask], x[~mask])
 
 
-@pytest.mark.parametrize("make, norm", [(fastadv.pgd, "linf"), (fastadv.apgd_ce, "l2")])
+@pytest.mark.parametrize(
+    "make, norm", [(fastadv.pgd, "linf"), (fastadv.apgd_ce, "l2"), (fastadv.pgd, "l1")]
+)
 def test_masks_go_with_their_samples(make, norm, problem):
     """Regrouped as slots are freed, in batches of any size, in any order."""
     mask = drawn_mask(SAMPLES, 3, 4, 4)
@@ -151,7 +153,9 @@ def test_a_mask_adds_nothing_to_a_step(make, norm, problem):
     assert step(outer_ops, mask=mask) == step(outer_ops)
 
 
-@pytest.mark.parametrize("make, norm", [(fastadv.pgd, "linf"), (fastadv.apgd_ce, "l2")])
+@pytest.mark.parametrize(
+    "make, norm", [(fastadv.pgd, "linf"), (fastadv.apgd_ce, "l2"), (fastadv.pgd, "l1")]
+)
 def test_replayed_steps_take_the_mask_of_their_call(make, norm, problem, tapes):
     attack = made(make, norm)
     one = drawn_mask(SAMPLES, 3, 4, 4)
