@@ -62,8 +62,8 @@ class Region:
         clamps: bool = True,
     ) -> torch.Tensor:
         """What the steps take, see `fastadv.ops.steps.box`. radius: float or (n,), where elements
-        have none of their own. like: what is stepped, if its layout may differ from that of x.
-        clamps: into the bounds."""
+        have radii of their own a float in units of these. like: what is stepped, if its layout may
+        differ from that of x. clamps: into the bounds."""
         least, most = self._bounds(clamps)
         lower, upper, unit = least, most, self.step_size
         if self.norm == "linf":
@@ -72,6 +72,8 @@ class Region:
             if reach is None:
                 is_rows = isinstance(radius, torch.Tensor)
                 reach = layout.per_sample(radius, x) if is_rows else radius
+            elif isinstance(radius, float) and radius != 1.0:
+                reach = reach * radius
             lower = (wide - reach).maximum(least).minimum(most)
             upper = (wide + reach).maximum(least).minimum(most)
         else:

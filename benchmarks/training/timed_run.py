@@ -67,7 +67,7 @@ class Run:
         reach = self.step.noise if isinstance(self.step, training.NFGSM) else 1.0
         for _ in range(self.plan.epochs):
             starts = self.loader.with_start(
-                eps=reach * self.step.effective_eps,
+                eps=reach * float(self.step.effective_eps),
                 seed=self.step.seed,
                 bounds=None if self.plan.method == "fast" else (0.0, 1.0),
             )

@@ -12,12 +12,13 @@ from fastadv import losses, outputs
 from fastadv.attacks.call import inputs
 from fastadv.attacks.call.radius import question_small
 from fastadv.attacks.call.squashing import warn_of_outputs
-from fastadv.elements import common_bounds, has_elements
+from fastadv.elements import has_elements
 from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.objective import Objective, uncalled
 from fastadv.region import Region, checked_mask, region_of
 from fastadv.threat_model import ThreatModel, check_fits, check_threat
+from fastadv.training import regions
 from fastadv.training.bank import PerturbationBank
 from fastadv.training.craft import BN_POLICIES
 from fastadv.values import same_value
@@ -26,16 +27,7 @@ from fastadv.values import same_value
 def check_settings(step: Any) -> None:
     """Raises for settings that no method takes: threat, eps_warmup, bn, precision, seed, ..."""
     check_threat(step.threat)
-    if isinstance(step.threat.eps, torch.Tensor):
-        raise ValueError(
-            f"threat must have one eps for all samples, a float; got {step.threat!r}. Reading a "
-            "tensor would synchronise at every batch"
-        )
-    if has_elements(step.threat):
-        raise ValueError(
-            f"threat must have the bounds of all elements in training, (lo, hi); got "
-            f"{step.threat!r}. Scale the features to one range"
-        )
+    regions.check_radii(step.threat)
     for name, lowest in (("steps", 1), ("replays", 1), ("outer", 1), ("inner", 1)):
         check_count(step, name, lowest)
     check_count(step, "eps_warmup", 0)
@@ -84,11 +76,17 @@ def check_modifiers(modifiers: object) -> None:
 
 
 def check_bank(bank: object, threat: ThreatModel) -> None:
-    """Raises for what is no bank, and for norms whose perturbations 8 bits of eps cannot hold."""
+    """Raises for what is no bank, and for threats whose perturbations 8 bits of one eps cannot
+    hold."""
     if not isinstance(bank, PerturbationBank | None):
         raise TypeError(f"bank must be a PerturbationBank or None; got {bank!r}")
     if bank is not None and threat.norm != "linf":
         raise ValueError(f"bank keeps L-infinity perturbations; got {threat!r}")
+    if bank is not None and has_elements(threat):
+        raise ValueError(
+            f"bank keeps perturbations in units of one eps, inside one pair of bounds; got "
+            f"{threat!r}: train without a bank"
+        )
 
 
 def region(threat: ThreatModel, x: torch.Tensor, mask: object) -> Region | None:
@@ -131,7 +129,7 @@ def check_batch(
 ) -> torch.Tensor:
     """x, clamped if it leaves bounds by rounding alone; raises for a batch that cannot be trained
     on. Synchronises, so the first batch only."""
-    images = inputs.check_images(x, common_bounds(threat))
+    images = inputs.check_inside(x, threat)
     if isinstance(model, torch.jit.ScriptModule) and not any(True for _ in model.parameters()):
         raise ValueError(
             "the model has no weights to train: torch.jit.freeze has made constants of them; give "
@@ -140,6 +138,7 @@ def check_batch(
     if model is not None:
         inputs.check_device(model, images)
         question_small(threat, images)
+    region_of(threat, images)  # radii and bounds of elements broadcast
     check_fits(threat, images)
     if objective is None:
         labels = inputs.check_labels(y, images, name="y")

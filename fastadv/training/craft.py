@@ -141,7 +141,8 @@ def crafting(
 
 
 class Ascent(NamedTuple):
-    """`steps` steps of `step_size` up `loss`, in the ball of radius eps of `threat`."""
+    """`steps` steps of `step_size` up `loss`, in the ball of radius eps of `threat`; both in units
+    of the radii where elements have their own, as their `Region` says."""
 
     threat: ThreatModel
     steps: int

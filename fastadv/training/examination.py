@@ -7,6 +7,7 @@ import torch
 
 from fastadv.attacks import Attack, pgd
 from fastadv.diagnostics import AttackWarning
+from fastadv.elements import of_elements, radius_of
 from fastadv.evaluation.accuracy import logits_of
 from fastadv.ops import doubles
 from fastadv.threat_model import ThreatModel
@@ -35,7 +36,8 @@ def look(
     seed: int,
 ) -> Seen:
     """What a check is made of; the model is left as it was."""
-    eps = float(threat.eps)
+    eps = radius_of(threat)
+    eps = eps if of_elements(eps) else float(eps)
     logits = logits_of(model, x, batch_size=batch_size)
     predictions, classes = logits.argmax(1), logits.shape[1]
     one_class = predictions.bincount().max().item() / len(x)

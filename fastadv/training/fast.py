@@ -1,9 +1,11 @@
 """Single-step methods: FGSM from a random start (Fast-AT) and from larger noise (N-FGSM)."""
 
+import math
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 
+from fastadv.elements import of_elements
 from fastadv.region import Region
 from fastadv.training import arguments
 from fastadv.training.by_objective import ObjectiveStep
@@ -70,4 +72,6 @@ class NFGSM(ObjectiveStep):
     def _ascent(self, eps: float) -> Ascent:
         step = self._scaled(self.step_size, default=1.0)
         reach = 2 * (self.noise * eps + step)  # a ball that nothing reaches: no projection
+        if of_elements(self.threat.eps):
+            reach = math.inf  # step and radii may be in different units
         return Ascent(self.threat, 1, step, reach)

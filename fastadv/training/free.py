@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastadv.attacks.call import inputs
-from fastadv.elements import common_bounds
+from fastadv.elements import Value, common_bounds
 from fastadv.execution import Precision
 from fastadv.isolation import Model, restored_generators
 from fastadv.objective import Objective
@@ -19,6 +19,7 @@ from fastadv.threat_model import ThreatModel
 from fastadv.training import arguments, craft
 from fastadv.training.draws import DeviceDraws, draw_of
 from fastadv.training.input_watch import InputWatch, probe
+from fastadv.training.regions import Regions, grown, in_lengths, inside, step_length, warmed
 from fastadv.training.weight_loss import (
     Crafted,
     Modifier,
@@ -73,6 +74,7 @@ class FreeAT:
     _is_checked: bool = field(init=False, default=False)
     _draws: DeviceDraws | None = field(init=False, default=None)
     _watch: InputWatch = field(init=False)
+    _regions: Regions = field(init=False, default_factory=Regions)
 
     def __post_init__(self) -> None:
         arguments.check_loss(self.loss)
@@ -107,29 +109,32 @@ class FreeAT:
         y = arguments.asked(y, self.objective)
         ids = arguments.sample_ids(None, x, needed=False)
         descended = modified(self._weight_loss(), self.modifiers)
+        region = self._regions.of(self.threat, x, mask, self.step_size)
+        x = inside(x, region, rounds=self._watch.rounds)
         carried = self._carried(x)
         x_adv = (x + carried).to(x.dtype)
-        region = arguments.region(self.threat, x, mask)
         x_adv = x_adv if region is None else region.masked(x_adv, x)
         moved = 0
         try:
             for _ in range(self.replays):
                 looked = looked or self._look(asked, x_adv)
                 leaf = x_adv.detach().requires_grad_()
+                factor = arguments.warmup_factor(self.batches, self.eps_warmup)
+                now = grown(region, factor)
                 batch = Crafted(
                     x,
                     leaf,
                     y,
-                    self.effective_eps,
+                    self.effective_eps if now is None or now.eps is None else now.eps,
                     ids,
                     draw_of(self),
                     self.seed,
                     self.threat,
                     self._watch.gradient,
                     self.objective,
-                    region,
+                    now,
                 )
-                inside = self._gradient_inside(inner, descended, batch, beside)
+                apart = self._gradient_inside(inner, descended, batch, beside)
                 with torch.enable_grad(), craft.in_precision(self.precision, x.device):
                     batch = batch.reaching(given) if given.requires_grad else batch
                     loss = descended(Reduced.of(model, self.objective, tuple(extra)), batch)
@@ -138,7 +143,7 @@ class FreeAT:
                 grad = _gradient_of(leaf)
                 if self._watch.is_open:  # where the look told nothing: for the next replays
                     self._watch.look(grad, x_adv, asked)
-                self._move(x_adv, grad if inside is None else inside, x, region)
+                self._move(x_adv, grad if apart is None else apart, x, now, factor)
                 moved += 1
         finally:
             delta = x_adv - x
@@ -212,9 +217,9 @@ class FreeAT:
         return self.loss if isinstance(self.loss, Objective) else None
 
     @property
-    def effective_eps(self) -> float:
-        """The radius of the next replay, after warm-up."""
-        return float(self.threat.eps) * arguments.warmup_factor(self.batches, self.eps_warmup)
+    def effective_eps(self) -> Value:
+        """The radius of the next replay, or the radii of elements, after warm-up."""
+        return warmed(self.threat, arguments.warmup_factor(self.batches, self.eps_warmup))
 
     def _carried(self, x: torch.Tensor) -> torch.Tensor:
         """The rows of delta for this batch, a view."""
@@ -232,13 +237,17 @@ class FreeAT:
         return self.delta[: len(x)]
 
     def _move(
-        self, x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, region: Region | None
+        self,
+        x_adv: torch.Tensor,
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        region: Region | None,
+        factor: float,
     ) -> None:
-        factor = arguments.warmup_factor(self.batches, self.eps_warmup)
-        step = float(self.threat.eps) if self.step_size is None else self.step_size
-        eps = self.effective_eps
+        step = step_length(self.threat, self.step_size, default=1.0, factor=factor)
+        eps = in_lengths(self.threat, factor)
         box = None if region is None else region.box(x, eps, like=x_adv)
-        self.threat.step_(x_adv, grad, x, step_size=step * factor, eps=eps, box=box)
+        self.threat.step_(x_adv, grad, x, step_size=step, eps=eps, box=box)
         self.batches += 1
 
     def state_dict(self) -> dict[str, Any]:

@@ -232,7 +232,7 @@ class GraphedStep:
             _hashable(settings),
             tensor_facts(None if bank is None else bank.levels),
             tensor_facts(delta),
-            (step._watch.inset, step._watch.rounds),
+            (step._watch.inset, step._watch.rounds, _evictions(step)),
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
             self._facts_of(model).number(),
             self._form.facts(),
@@ -280,6 +280,11 @@ class GraphedStep:
         """Of all parameters: one that a recording left would be the graph's memory."""
         for p in itertools.chain(self._parameters(), every_parameter(model)):
             p.grad = None
+
+
+def _evictions(step: Step) -> int:
+    regions = getattr(step, "_regions", None)  # YOPO has none
+    return 0 if regions is None else regions.evictions
 
 
 def _hashable(value: Any) -> Hashable:

@@ -17,6 +17,9 @@ from fastadv.training.step import CraftedStep
 from fastadv.training.weight_loss import WeightLoss, mart, trades
 
 _START_NOISE = 0.001  # standard deviation, in input units: TRADES' and MART's own
+# of radii of elements in L-infinity, whose units 0.001 may be nothing in: as 0.001 is of eps 0.031,
+# the authors' radius
+_SHARE_OF_RADII = 0.001 / 0.031
 
 
 @dataclass(eq=False, repr=False)
@@ -57,8 +60,9 @@ class TRADES(CraftedStep):
 
     step_size: in input units, eps / 4 if None. The craft starts at x + 0.001 * n, n normal, with
     bn="eval" as the authors have it. The clean probabilities are computed once: 2 steps + 7
-    units, 27 for 10 steps where the authors' code takes 39. Unlike the authors' script, running
-    statistics see the clean batch once a step, not twice.
+    units, 27 for 10 steps where the authors' code takes 39. Where elements have radii of their own,
+    n is scaled by eps / 31 in L-infinity, as 0.001 is at the authors' radius, and by 0.001 * eps in
+    L2. Unlike the authors' script, running statistics see the clean batch once a step, not twice.
 
     Example: `loss = fastadv.training.TRADES(fastadv.Linf(0.031), beta=6.0).loss(model, x, y)`.
     Source: Zhang et al. 2019, arXiv:1901.08573.
@@ -92,7 +96,8 @@ class MART(CraftedStep):
     """BCE(f(x_adv), y) + beta * KL(f(x) || f(x_adv)) * (1 - f(x)_y): errors count more.
 
     step_size: in input units, eps / 4 if None. The craft ascends the cross-entropy from
-    x + 0.001 * n, with bn="eval" as the authors have it; 2 steps + 6 units.
+    x + 0.001 * n (radii of elements: as in `TRADES`), with bn="eval" as the authors have it;
+    2 steps + 6 units.
 
     Example: `loss = fastadv.training.MART(fastadv.Linf(8 / 255), beta=5.0).loss(model, x, y)`.
     Source: Wang et al. 2020, ICLR, "Improving adversarial robustness requires revisiting
@@ -121,14 +126,18 @@ class MART(CraftedStep):
 def _gaussian_start(
     step: CraftedStep, x: torch.Tensor, ids: torch.Tensor, eps: float, region: Region | None
 ) -> torch.Tensor:
-    return start.random_start(
-        x,
+    radii = region.eps if region is not None and step.threat.norm == "linf" else None
+    normals = functools.partial(
+        start.random_start,
         eps=eps,
         seed=step.seed,
         sample_ids=ids,
         draw=step.draw,
         kind=cast(start.Kind, f"{step.threat.norm}_gaussian"),
         bounds=None,
-        scale=_START_NOISE,
-        box=None if region is None else region.start_box(x, clamps=False),
     )
+    if region is None or radii is None:
+        box = None if region is None else region.start_box(x, clamps=False)
+        return normals(x, scale=_START_NOISE, box=box)
+    noise = normals(torch.zeros_like(x), scale=_SHARE_OF_RADII)
+    return region.masked((x + noise * radii).to(x.dtype), x)

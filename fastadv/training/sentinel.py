@@ -16,6 +16,7 @@ from fastadv.training.craft import inner_module
 from fastadv.training.examination import look
 from fastadv.training.methods import Step, check_watched
 from fastadv.training.multistep import PGDAT
+from fastadv.training.regions import quarter
 from fastadv.training.verdict import (
     Check,
     Collapse,
@@ -79,6 +80,8 @@ class Sentinel:
 
     def __post_init__(self) -> None:
         check_threat(self.threat)
+        if self.on_collapse == "rollback":
+            quarter(self.threat)
         self.x = arguments.check_batch(self.threat, None, self.x, self.y)
         counts = (("every", 1), ("rescue_warmup", 0), ("patience", 1), ("batch_size", 1))
         for name, lowest in counts:
@@ -197,7 +200,7 @@ class Sentinel:
         rescue = PGDAT(
             self.threat,
             steps=5,
-            step_size=float(self.threat.eps) / 4,
+            step_size=quarter(self.threat),
             eps_warmup=self.rescue_warmup * max(1, self.rollbacks),
             precision=step.precision,
             label_smoothing=step.label_smoothing,

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from fastadv.attacks.call import inputs
-from fastadv.elements import common_bounds
+from fastadv.elements import Value, common_bounds
 from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.objective import Objective
 from fastadv.region import Region
 from fastadv.threat_model import ThreatModel, start_point
-from fastadv.training import arguments, craft
+from fastadv.training import arguments, craft, regions
 from fastadv.training.bank import PerturbationBank
 from fastadv.training.draws import DeviceDraws, draw_of
 from fastadv.training.input_watch import InputWatch
@@ -36,13 +36,15 @@ from fastadv.training.with_extra import with_extra
 class CraftedStep:
     """Craft adversarial examples of a batch, then hand the loss on them to the user's own loop.
 
-    threat: its eps is one float. modifiers: `AWP`, `GradAlign`, `CleanMixing`, the first innermost.
-    label_smoothing: of the training loss, in [0, 1). eps_warmup: batches over which eps, and with
-    it step and noise, grows linearly from eps / eps_warmup (0: none). bn: what layers that keep
-    statistics do while crafting: "batch" uses batch statistics and leaves the running ones alone,
-    "eval" uses the running ones, "train" moves them. precision: "bf16", "fp16" or "fp32" for craft
-    and loss, None for that of a surrounding autocast. bank: warm starts by sample. seed: of all
-    noise, which is a pure function of (seed, batches so far, sample id).
+    threat: eps is one float, or one for each element, with a batch axis of 1: (1, F), (1, C, 1, 1);
+    bounds alike. Steps follow these radii; a step_size is in units of them in L2 alone. modifiers:
+    `AWP`, `GradAlign`, `CleanMixing`, the first innermost. label_smoothing: of the training loss,
+    in [0, 1). eps_warmup: batches over which eps, and with it step and noise, grows linearly from
+    eps / eps_warmup (0: none). bn: what layers that keep statistics do while crafting: "batch" uses
+    batch statistics and leaves the running ones alone, "eval" uses the running ones, "train" moves
+    them. precision: "bf16", "fp16" or "fp32" for craft and loss, None for that of a surrounding
+    autocast. bank: warm starts by sample. seed: of all noise, which is a pure function of (seed,
+    batches so far, sample id).
 
     batches, craft_loss, train_loss: how many batches were seen, and the mean losses of the last one
     before its last craft and in training; they stay on the device.
@@ -68,6 +70,7 @@ class CraftedStep:
     _is_checked: bool = field(init=False, default=False)
     _draws: DeviceDraws | None = field(init=False, default=None)
     _watch: InputWatch = field(init=False)
+    _regions: regions.Regions = field(init=False, default_factory=regions.Regions)
 
     def __post_init__(self) -> None:
         arguments.check_settings(self)
@@ -160,7 +163,10 @@ class CraftedStep:
         arguments.check_not_empty(x)
         x, y = self._watch.inside(x.detach()), arguments.asked(y, objective)
         beside = inputs.check_extra(extra, x)
-        region = arguments.region(self.threat, x, mask)
+        factor = arguments.warmup_factor(self.batches, self.eps_warmup)
+        region = self._regions.of(self.threat, x, mask, getattr(self, "step_size", None))
+        region, eps = regions.grown(region, factor), regions.in_lengths(self.threat, factor)
+        x = regions.inside(x, region, rounds=self._watch.rounds)
         ids = arguments.sample_ids(sample_ids, x, needed=self.bank is not None)
         asked = inner
         if not self._is_checked:
@@ -168,7 +174,6 @@ class CraftedStep:
             if self.bank is not None:
                 self.bank.check_ids(ids)
         asked = with_extra(asked, beside)
-        eps = self.effective_eps
         with (
             torch.no_grad(),
             craft.crafting(
@@ -198,8 +203,9 @@ class CraftedStep:
         if self.bank is not None:
             self.bank.put(ids, x_adv, x, eps=eps)
         watched = self._watch.gradient
+        radius = eps if region is None or region.eps is None else region.eps
         batch = Crafted(
-            x, x_adv, y, eps, ids, self.draw, self.seed, self.threat, watched, objective, region
+            x, x_adv, y, radius, ids, self.draw, self.seed, self.threat, watched, objective, region
         )
         return batch.reaching(given) if given.requires_grad else batch
 
@@ -209,9 +215,9 @@ class CraftedStep:
         return self._loss_setting if isinstance(self._loss_setting, Objective) else None
 
     @property
-    def effective_eps(self) -> float:
-        """The radius of the next batch, after warm-up."""
-        return float(self.threat.eps) * arguments.warmup_factor(self.batches, self.eps_warmup)
+    def effective_eps(self) -> Value:
+        """The radius of the next batch, or the radii of elements, after warm-up."""
+        return regions.warmed(self.threat, arguments.warmup_factor(self.batches, self.eps_warmup))
 
     @property
     def draw(self) -> int | torch.Tensor:
@@ -220,8 +226,8 @@ class CraftedStep:
 
     def _scaled(self, step_size: float | None, *, default: float) -> float:
         """step_size, or `default` in units of eps, after warm-up."""
-        step = default * float(self.threat.eps) if step_size is None else step_size
-        return step * arguments.warmup_factor(self.batches, self.eps_warmup)
+        factor = arguments.warmup_factor(self.batches, self.eps_warmup)
+        return regions.step_length(self.threat, step_size, default=default, factor=factor)
 
     def _start_iterates(
         self,
@@ -278,11 +284,10 @@ class CraftedStep:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: tensors and plain values, safe to load with weights_only."""
-        bank = None if self.bank is None else self.bank.state_dict()
         return {
             "method": type(self).__name__,
             "batches": self.batches,
-            "bank": bank,
+            "bank": None if self.bank is None else self.bank.state_dict(),
             **self._watch.state(),
         }
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fastadv import losses, outputs
+from fastadv.elements import Value
 from fastadv.isolation import Model
 from fastadv.objective import Objective
 from fastadv.region import Region
@@ -22,17 +23,18 @@ class Crafted(NamedTuple):
     """One crafted batch. x, x_adv: (B, ...); y: (B,), or what the objective takes.
 
     Where the x that was given requires a gradient both lead back to it, x_adv as x + a constant.
-    eps: the radius after warm-up. sample_ids, draw, seed: the keys of what else is drawn for it;
-    draw: an integer, or (B,) integers on the device where the step is recorded as a graph. threat:
-    whose ball x_adv was looked for in. differentiate: how input gradients are taken; where the
-    model clamps, not at entries that lie at a bound. objective: by which a sample's loss is
-    computed, None for cross-entropy. region: where elements may go, None where all may.
+    eps: the radius after warm-up, or (1, ...) radii of elements. sample_ids, draw, seed: the keys
+    of what else is drawn for it; draw: an integer, or (B,) integers on the device where the step is
+    recorded as a graph. threat: whose ball x_adv was looked for in. differentiate: how input
+    gradients are taken; where the model clamps, not at entries that lie at a bound. objective: by
+    which a sample's loss is computed, None for cross-entropy. region: where elements may go, None
+    where all may.
     """
 
     x: torch.Tensor
     x_adv: torch.Tensor
     y: torch.Tensor
-    eps: float
+    eps: Value
     sample_ids: torch.Tensor
     draw: int | torch.Tensor
     seed: int

@@ -14,7 +14,7 @@ from fastadv.elements import common_bounds
 from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, start_point
-from fastadv.training import arguments, craft
+from fastadv.training import arguments, craft, regions
 from fastadv.training.draws import DeviceDraws, draw_of
 from fastadv.training.input_watch import InputWatch
 from fastadv.training.weight_loss import Reduced
@@ -55,6 +55,7 @@ class YOPO:
 
     def __post_init__(self) -> None:
         arguments.check_settings(self)
+        regions.check_alike(self)
         self._watch = InputWatch(common_bounds(self.threat))
 
     def __repr__(self) -> str:
