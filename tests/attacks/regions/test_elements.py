@@ -5,38 +5,20 @@ import copy
 import pytest
 import torch
 from plain_loops import pgd_l2, pgd_linf
+from tabular_problem import FEATURES, HIGH, LOW, WIDTH, tabular
 from toy_models import Quadratic, differing_fields, same_bits
 
 import fastadv
 
-SAMPLES, FEATURES, STEPS = 24, 7, 6
-LOW = torch.tensor([[0.0, -3.0, 10.0, 0.0, -1.0, -torch.inf, 2.0]])
-HIGH = torch.tensor([[1.0, 3.0, 900.0, 0.0, 1.0, torch.inf, 2.5]])  # the fourth cannot move
+SAMPLES, STEPS = 24, 6
 EPS = torch.tensor([[0.3, 0.5, 90.0, 0.1, 0.0, 0.7, 0.2]])
 LINF = fastadv.Linf(EPS, bounds=(LOW, HIGH))
 L2 = fastadv.L2(EPS, bounds=(LOW, HIGH))
 
 
-class Scaled(Quadratic):
-    """Sees features of like sizes."""
-
-    def forward(self, x):
-        return super().forward((x - CENTRE) / WIDTH)
-
-
-WIDTH = torch.where(HIGH > LOW, HIGH - LOW, torch.ones(())).nan_to_num(posinf=4.0)
-CENTRE = torch.where(LOW.isinf(), 0.0, LOW)
-
-
 @pytest.fixture(scope="module")
 def table():
-    """(model, x, y)."""
-    generator = torch.Generator().manual_seed(2)
-    model = Scaled(FEATURES, 4, seed=3, curvature=2.0)
-    x = CENTRE + torch.rand(SAMPLES, FEATURES, generator=generator) * WIDTH
-    x = torch.where(LOW == HIGH, LOW, x)
-    with torch.no_grad():
-        return model, x, model(x).argmax(1)
+    return tabular(SAMPLES)
 
 
 def plain(loop, table, start, **settings):

@@ -4,27 +4,16 @@ import pytest
 import torch
 from op_counts import outer_ops, per_step
 from plain_loops import pgd_l1
-from toy_models import Quadratic, differing_fields, mixed_problem, same_bits, threat_of
+from tabular_problem import FEATURES, HIGH, LOW, WIDTH, tabular
+from toy_models import differing_fields, mixed_problem, same_bits, threat_of
 
 import fastadv
 
 SAMPLES, STEPS = 24, 5
 FIXED_STEPS = [fastadv.fgsm, fastadv.bim, fastadv.pgd, fastadv.mifgsm]
-FEATURES = 7
-LOW = torch.tensor([[0.0, -3.0, 10.0, 0.0, -1.0, -torch.inf, 2.0]])
-HIGH = torch.tensor([[1.0, 3.0, 900.0, 0.0, 1.0, torch.inf, 2.5]])  # the fourth cannot move
 EPS = torch.tensor([[0.9, 2.0, 400.0, 0.1, 0.0, 2.0, 0.4]])  # nor the fifth
 SCALED = fastadv.L1(EPS, bounds=(LOW, HIGH))
 STILL = (EPS == 0) | (LOW == HIGH)
-WIDTH = torch.where(HIGH > LOW, HIGH - LOW, torch.ones(())).nan_to_num(posinf=4.0)
-CENTRE = torch.where(LOW.isinf(), 0.0, LOW)
-
-
-class Scaled(Quadratic):
-    """Sees features of like sizes."""
-
-    def forward(self, x):
-        return super().forward((x - CENTRE) / WIDTH)
 
 
 def made(make, threat, **settings):
@@ -38,13 +27,7 @@ def problem():
 
 @pytest.fixture(scope="module")
 def table():
-    """(model, x, y)."""
-    generator = torch.Generator().manual_seed(2)
-    model = Scaled(FEATURES, 4, seed=3, curvature=2.0)
-    x = CENTRE + torch.rand(SAMPLES, FEATURES, generator=generator) * WIDTH
-    x = torch.where(LOW == HIGH, LOW, x)
-    with torch.no_grad():
-        return model, x, model(x).argmax(1)
+    return tabular(SAMPLES)
 
 
 def drawn_mask(*shape):
