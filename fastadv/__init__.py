@@ -28,6 +28,7 @@ from fastadv.attacks import (
     square,
 )
 from fastadv.attacks.call.preparation import release
+from fastadv.called_here import attack_here
 from fastadv.containment import contains
 from fastadv.diagnostics import AttackWarning, ExecutionWarning
 from fastadv.ensemble import autoattack
@@ -56,7 +57,9 @@ else:
     def __getattr__(name: str) -> object:
         home = _LAZY.get(name)
         if home is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            here = attack_here(name)
+            answer = "" if here is None else f": use {here}"
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}{answer}")
         if home == __name__:
             return importlib.import_module(f"{home}.{name}")
         value = globals()[name] = getattr(importlib.import_module(home), name)

@@ -19,6 +19,7 @@ FLOORS = {
     "ops": "the same families: schema, eager reference, CPU path, Triton launch",
     "data": "data sets and loaders (beside the tower)",
     "models": "networks to attack and train (beside the tower)",
+    "called_here": "what the names of other libraries are here, for errors",
     "values": "settings that may be tensors: compared, pasted back",
     "elements": "radii and bounds of elements",
     "region": "masks, radii and bounds of elements as the boxes that ops take",

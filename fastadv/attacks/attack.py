@@ -11,6 +11,7 @@ from fastadv.attacks.call.result import AttackResult
 from fastadv.attacks.call.settings import Settings
 from fastadv.attacks.call.targets import Target
 from fastadv.attacks.streaming import StreamingAttack
+from fastadv.called_here import answered
 from fastadv.execution import Execution
 from fastadv.isolation import Model
 from fastadv.values import pasteable_value, same_settings, same_value
@@ -130,9 +131,11 @@ class Attack(Settings, Protocol):
 
 
 def constructor(function: Constructor) -> Constructor:
-    """Decorates a function that makes attacks: `repr` writes a call of it, without its defaults."""
-    _CONSTRUCTORS[function.__name__] = function
-    return function
+    """Decorates a function that makes attacks: `repr` writes a call of it, without its defaults,
+    and what other libraries call a setting is answered by its name here."""
+    made = answered(function)
+    _CONSTRUCTORS[function.__name__] = made
+    return made
 
 
 def constructors() -> "dict[str, Callable[..., Attack]]":

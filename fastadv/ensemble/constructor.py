@@ -18,6 +18,7 @@ from fastadv.attacks.call.settings import check_takes_regions
 from fastadv.attacks.call.verdict import warn_of_faults
 from fastadv.attacks.square_search.attack import SquareAttack
 from fastadv.attacks.streaming import StreamingAttack
+from fastadv.called_here import answered
 from fastadv.ensemble import checks
 from fastadv.ensemble.cascade import Attacked, Progress, run_cascade
 from fastadv.ensemble.versions import VERSIONS, Keep, Version, attacks_of, reserved_of
@@ -200,6 +201,7 @@ def _check_images(x: object, threat: ThreatModel) -> None:
         )
 
 
+@answered
 def autoattack(
     threat: ThreatModel,
     version: Version = "standard",

@@ -11,7 +11,7 @@ from fastadv.reach import every_parameter
 from fastadv.training.craft import inner_module
 
 
-def ema(model: nn.Module, *, decay: float = 0.995) -> AveragedModel:
+def ema(model: nn.Module, decay: float = 0.995) -> AveragedModel:
     """The moving average w_ema = d_t w_ema + (1 - d_t) w, d_t = min(decay, (1 + t) / (10 + t)).
 
     Call `.update_parameters(model)` after each optimizer step and attack or evaluate the average

@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import torch
 
@@ -31,6 +31,16 @@ from fastadv.training.weight_loss import (
     objective_mean,
 )
 from fastadv.training.with_extra import Extra, with_extra
+
+
+class _NameOfLoss(str):
+    """The setting `loss`, which answers those who take it for the method of the other steps."""
+
+    def __call__(self, *arguments: object, **more: object) -> NoReturn:
+        raise TypeError(
+            "FreeAT has no loss(): it takes several optimizer steps a batch, as in `for loss in "
+            "step(model, x, y): optimizer.zero_grad(); loss.backward(); optimizer.step()`"
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -78,6 +88,8 @@ class FreeAT:
 
     def __post_init__(self) -> None:
         arguments.check_loss(self.loss)
+        if isinstance(self.loss, str):
+            self.loss = cast(TrainingLoss, _NameOfLoss(self.loss))
         arguments.check_settings(self)
         arguments.check_modifiers(self.modifiers)
         self._watch = InputWatch(common_bounds(self.threat))
