@@ -27,6 +27,7 @@ from fastadv.attacks import (
     rfgsm,
     square,
 )
+from fastadv.attacks.automatic import tune
 from fastadv.attacks.call.preparation import release
 from fastadv.called_here import attack_here
 from fastadv.containment import contains
@@ -104,4 +105,5 @@ __all__ = [
     "square",
     "start_point",
     "training",
+    "tune",
 ]

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 Batching = Literal["continuous", "plain"]
 Precision = Literal["fp32", "bf16", "fp16"]
 CudaGraph = Literal["auto", True, False]
+Auto = Literal["auto"]  # in place of an Execution: what `fastadv.tune` finds
 
 
 @dataclass(frozen=True)

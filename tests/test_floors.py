@@ -41,6 +41,7 @@ FLOORS = {
     "quantise": "adversarial examples as bytes",
     "engine": "runs slot algorithms: plain, continuous, recorded",
     "oracle": "loss, input gradient and prediction at the slots; what is differentiated instead",
+    "tuning": "measures how a model is attacked fastest",
     "attacks": "the families as slot algorithms and constructors; call/: what every call does",
     "selfcheck": "every kernel against its reference, on the device at hand",
     "ensemble": "AutoAttack and our own orders",

@@ -6,13 +6,14 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from fastadv.attacks.automatic import resolved
 from fastadv.attacks.call.call import Call
 from fastadv.attacks.call.result import AttackResult
 from fastadv.attacks.call.settings import Settings
 from fastadv.attacks.call.targets import Target
 from fastadv.attacks.streaming import StreamingAttack
 from fastadv.called_here import answered
-from fastadv.execution import Execution
+from fastadv.execution import Auto, Execution
 from fastadv.isolation import Model
 from fastadv.values import pasteable_value, same_settings, same_value
 
@@ -54,7 +55,7 @@ class Attack(Settings, Protocol):
         x_init: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
         mask: torch.Tensor | None = None,
-        execution: Execution | None = None,
+        execution: Execution | Auto | None = None,
     ) -> torch.Tensor:
         """The adversarial examples alone; arguments as in `run`.
 
@@ -70,7 +71,7 @@ class Attack(Settings, Protocol):
             x_init=x_init,
             extra=extra,
             mask=mask,
-            execution=execution or Execution(),
+            execution=resolved(execution, [self], model, x, extra),
         )
         return call.last_iterates() if self.keep == "last" else call.result().x_adv
 
@@ -85,7 +86,7 @@ class Attack(Settings, Protocol):
         x_init: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
         mask: torch.Tensor | None = None,
-        execution: Execution | None = None,
+        execution: Execution | Auto | None = None,
     ) -> AttackResult:
         """Attack `model` at x and verify every success on the user's own model.
 
@@ -98,8 +99,10 @@ class Attack(Settings, Protocol):
         random ones. extra: (B, ...) tensors that the model takes beside x, model(x, *extra), and
         that go with their samples wherever these go. mask: bool, what broadcasts to x, (1, C, H, W)
         or (H, W) say: outside of it x_adv is x, random starts included, and norms are those of what
-        is inside. With a `fastadv.Objective` as loss the model may return a tensor of any shape (B,
-        ...), and y is what it judges by. The model, its gradients, the random state and x are left
+        is inside. execution: how to run, or "auto" for what `fastadv.tune` finds, in five seconds
+        or less and once for a model and a shape; the result's `execution` says what that was. With
+        a `fastadv.Objective` as loss the model may return a tensor of any shape (B, ...), and y is
+        what it judges by. The model, its gradients, the random state and x are left
         as they were. Raises ValueError or TypeError for inputs that cannot be attacked; emits
         `AttackWarning` for what weakens the attack.
 
@@ -115,7 +118,7 @@ class Attack(Settings, Protocol):
             x_init=x_init,
             extra=extra,
             mask=mask,
-            execution=execution or Execution(),
+            execution=resolved(execution, [self], model, x, extra),
         ).result()
 
     def streaming(self, *, seen: int = 0) -> StreamingAttack:

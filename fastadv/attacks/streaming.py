@@ -8,7 +8,7 @@ import torch
 
 from fastadv.attacks.call.result import AttackResult
 from fastadv.attacks.call.targets import Target
-from fastadv.execution import Execution
+from fastadv.execution import Auto, Execution
 from fastadv.isolation import Model
 
 _IDS = 2**63  # ids are int64
@@ -76,7 +76,7 @@ class StreamingAttack:
         x_init: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
         mask: torch.Tensor | None = None,
-        execution: Execution | None = None,
+        execution: Execution | Auto | None = None,
     ) -> torch.Tensor:
         """The adversarial examples alone; arguments as of the attack, but for sample_ids."""
         more = self._arguments(
@@ -103,7 +103,7 @@ class StreamingAttack:
         x_init: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
         mask: torch.Tensor | None = None,
-        execution: Execution | None = None,
+        execution: Execution | Auto | None = None,
     ) -> AttackResult:
         """As `Attack.run`, but for sample_ids; an ensemble takes no target and no x_init."""
         more = self._arguments(

@@ -11,6 +11,7 @@ import torch
 from fastadv import diagnostics
 from fastadv.attacks import Attack, AttackResult, fgsm
 from fastadv.attacks.argument import checked_attacks
+from fastadv.attacks.automatic import resolved
 from fastadv.attacks.call import inputs
 from fastadv.attacks.call.call import Call
 from fastadv.attacks.call.result import Cost
@@ -22,7 +23,7 @@ from fastadv.called_here import answered
 from fastadv.ensemble import checks
 from fastadv.ensemble.cascade import Attacked, Progress, run_cascade
 from fastadv.ensemble.versions import VERSIONS, Keep, Version, attacks_of, reserved_of
-from fastadv.execution import Execution
+from fastadv.execution import Auto, Execution
 from fastadv.isolation import Model
 from fastadv.threat_model import ThreatModel, check_threat
 from fastadv.values import same_settings
@@ -66,7 +67,7 @@ class AutoAttack:
         sample_ids: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
         mask: torch.Tensor | None = None,
-        execution: Execution | None = None,
+        execution: Execution | Auto | None = None,
     ) -> torch.Tensor:
         """The adversarial examples alone, x where none was found; arguments as in `run`."""
         more = dict(extra=extra, mask=mask, execution=execution)
@@ -81,7 +82,7 @@ class AutoAttack:
         sample_ids: torch.Tensor | None = None,
         extra: Sequence[torch.Tensor] = (),
         mask: torch.Tensor | None = None,
-        execution: Execution | None = None,
+        execution: Execution | Auto | None = None,
         progress: Progress | None = None,
         on_stage: Callable[[Progress], None] | None = None,
     ) -> AttackResult:
@@ -90,15 +91,15 @@ class AutoAttack:
         Arguments as in `Attack.run`; mask: where each of the attacks takes one. progress: what an
         interrupted run of the same arguments had reported to `on_stage` last: only the missing
         attacks are run; to keep it, copy it, as the run goes on writing to it. execution: without a
-        batch_size 128 slots. The result's `stages` say what each attack broke, `broken_by` which
-        attack broke a sample; its forwards leave out the few of the checks, after which come
-        `AttackWarning`s for signs of masked gradients: "randomised", "dynamic", "probabilities",
-        "squashed", "few_classes", "zero_gradient", "square_gains", "clamped_input",
-        "recorded_in_training".
+        batch_size 128 slots; or "auto", what `fastadv.tune` finds. The result's `stages` say what
+        each attack broke, `broken_by` which attack broke a sample; its forwards leave out the few
+        of the checks, after which come `AttackWarning`s for signs of masked gradients:
+        "randomised", "dynamic", "probabilities", "squashed", "few_classes", "zero_gradient",
+        "square_gains", "clamped_input", "recorded_in_training".
 
         Example: `fastadv.autoattack(fastadv.Linf(8 / 255)).run(model, x, y).success`.
         """
-        execution = execution or Execution()
+        execution = resolved(execution, self.attacks, model, x, extra, rows=_BATCH_SIZE)
         if execution.batch_size is None:
             execution = replace(execution, batch_size=_BATCH_SIZE)
         attacks = self._seeded_attacks()
@@ -170,6 +171,7 @@ class AutoAttack:
             cost=functools.reduce(Cost.plus, (stage.cost for stage in progress.stages), Cost()),
             broken_by=progress.broken_by,
             stages=tuple(progress.stages),
+            execution=execution,
         )
 
     def streaming(self, *, seen: int = 0) -> StreamingAttack:

@@ -119,7 +119,9 @@ class Call:
             result = self._verified(work, ledger, wrong, clean_prediction)
             self._account(search)
             clean_score = None if outputs is None else self._scores(outputs, work)
-            return replace(result, cost=self.cost, clean_score=clean_score)
+            return replace(
+                result, cost=self.cost, clean_score=clean_score, execution=self.execution
+            )
 
     def clean_logits(self) -> torch.Tensor:
         """(n, C) logits of the clean samples, which are checked; of a named loss."""

@@ -20,6 +20,7 @@ from fastadv.graphs.planner import StepGraphs
 from fastadv.isolation import Model, module_of
 from fastadv.oracle.gradient import UNLIMITED
 from fastadv.oracle.shadow.search_model import SearchModel, search_model
+from fastadv.tuning.kept import forget
 
 _MOST_EXECUTIONS = 4  # of one model, kept at a time
 _MOST_GRAPHS = 64  # four attacks, two variants of a step, a few shapes
@@ -154,7 +155,8 @@ def _checked_search(
 
 
 def release() -> None:
-    """Free what attacks keep for models between calls: shadow copies, graphs and their memory.
+    """Free what attacks keep for models between calls: shadow copies, graphs and their memory, and
+    what execution="auto" has found.
 
     It is freed by itself once a model is gone.
     Example: `fastadv.release()` before another library needs the GPU's memory.
@@ -163,6 +165,7 @@ def release() -> None:
         for one in executions.values():
             one.release()
     _KEPT.clear()
+    forget()
 
 
 def _lasting_module(model: Model) -> nn.Module | None:

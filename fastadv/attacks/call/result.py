@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastadv.execution import Execution
 from fastadv.ops import doubles, layout
 
 
@@ -87,7 +88,8 @@ class AttackResult:
     inset: by how much entries at a bound were moved inside to be differentiated, 0.0 unless the
     model clamps its input: see `Execution`. With an `Objective` as loss, success is what it says
     and prediction 1 where it is one, else 0; score, clean_score: its scores at x_adv and at x, None
-    where it has none or the attack never looked. Of
+    where it has none or the attack never looked. execution: how it was run, of "auto" what was
+    found. Of
     an ensemble: stages, what each attack did, and broken_by, the index of the one that broke a
     sample, -1 if none did, -2 if the model got it wrong as it was.
     """
@@ -107,6 +109,7 @@ class AttackResult:
     stages: tuple[Stage, ...] = ()
     score: torch.Tensor | None = None
     clean_score: torch.Tensor | None = None
+    execution: Execution = Execution()
 
     def __repr__(self) -> str:
         n, hits = len(self.success), int(self.success.sum())

@@ -1,0 +1,180 @@
+"""`fastadv.tune`, and execution="auto": an execution that was measured, not given."""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol, get_args
+
+import torch
+
+from fastadv import diagnostics
+from fastadv.attacks.call import inputs
+from fastadv.attacks.call.settings import Settings
+from fastadv.execution import Auto, Execution, Precision
+from fastadv.isolation import Model
+from fastadv.threat_model import ThreatModel
+from fastadv.tuning.kept import kept
+from fastadv.tuning.measure import measured
+from fastadv.tuning.passes import USES, Use
+from fastadv.tuning.table import Table
+
+AUTO_SECONDS = 5.0  # that execution="auto" may take to find out
+_MOST = 1024  # samples: more are no other question
+
+
+def tune(
+    model: Model,
+    x: torch.Tensor,
+    *,
+    seconds: float = 10,
+    precisions: Sequence[Precision] = ("fp32",),
+    extra: Sequence[torch.Tensor] = (),
+) -> Execution:
+    """The fastest way to attack `model` at samples like x, measured here and now.
+
+    model: callable from (B, ...) to logits. x: (B, ...) of its inputs, B >= 1, repeated to fill
+    batches; extra: what the model takes beside x. Timed are a forward pass alone, which is all that
+    Square and the looks at clean samples and successes make, and a step with its way back to the
+    input, in equal parts: over batch sizes (powers of two up to 1024, on a GPU to 4096), for the
+    model itself, in channels_last, with BatchNorm folded, in each of `precisions` beside "fp32",
+    and, with a minute or more, by torch.compile. Only what answers as the model does is taken
+    (within the bounds that `Execution` has); the default, `Execution()` with all of x at once, is
+    kept where the best gains less than 5 %. seconds: of wall time, kept but for the last pass that
+    was begun, and for a compiler. The model, the random state and all flags are left as they were.
+
+    Returns an `Execution` that can be pasted into a program, so that a clock decides nothing a
+    second time. Raises TypeError or ValueError for arguments that are none, and what the model
+    raises at x.
+
+    Example: `attack.run(model, x, y, execution=fastadv.tune(model, x[:64]))`.
+    """
+    return tuning_table(model, x, seconds=seconds, precisions=precisions, extra=extra).choice
+
+
+def tuning_table(
+    model: Model,
+    x: torch.Tensor,
+    *,
+    seconds: float = 10,
+    precisions: Sequence[Precision] = ("fp32",),
+    extra: Sequence[torch.Tensor] = (),
+) -> Table:
+    """What `tune` measures, with its choice; arguments as there."""
+    if not callable(model):
+        raise TypeError(f"model must be callable; got {type(model).__name__}")
+    x = inputs.check_images(x, None)
+    if len(x) == 0:
+        raise ValueError("x must hold at least one sample; got none")
+    more = inputs.check_extra(extra, x)
+    inputs.check_device(model, x)
+    wanted = _checked_precisions(precisions)
+    with inputs.explained_dtype(model, x):
+        return measured(
+            model,
+            x[:_MOST],
+            tuple(part[:_MOST] for part in more),
+            seconds=_checked_seconds(seconds),
+            precisions=wanted,
+            rows=min(len(x), _MOST),
+        )
+
+
+def _checked_seconds(seconds: object) -> float:
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not is_number or not 0 < seconds < math.inf:  # type: ignore[operator]
+        raise ValueError(f"seconds must be a number above 0; got {seconds!r}")
+    return float(seconds)  # type: ignore[arg-type]
+
+
+def _checked_precisions(precisions: object) -> tuple[Precision, ...]:
+    known = get_args(Precision)
+    if isinstance(precisions, str) or not isinstance(precisions, Sequence):
+        raise TypeError(
+            f"precisions must be a tuple of {known}, as in precisions=('fp32', 'bf16'); got "
+            f"{precisions!r}"
+        )
+    for one in precisions:
+        if one not in known:
+            raise ValueError(f"precisions must be among {known}; got {one!r}")
+    return tuple(dict.fromkeys(precisions))
+
+
+class _Attacking(Protocol):
+    @property
+    def threat(self) -> ThreatModel: ...
+
+
+def resolved(
+    execution: Execution | Auto | None,
+    attacks: Sequence[Settings],
+    model: Model,
+    x: torch.Tensor,
+    extra: Sequence[torch.Tensor] = (),
+    *,
+    rows: int | None = None,
+) -> Execution:
+    """What a call is to run with; "auto" is measured once for a model and a shape, and kept.
+
+    attacks: those of the call, which say what is measured. rows: of a batch by default, all of x if
+    None. Raises TypeError for what is neither, and as `tune` does.
+    """
+    if execution is None:
+        return Execution()
+    if isinstance(execution, Execution):
+        return execution
+    if execution != "auto":
+        raise TypeError(f"execution must be a fastadv.Execution, 'auto' or None; got {execution!r}")
+    if not callable(model):
+        raise TypeError(f"model must be callable; got {type(model).__name__}")
+    with diagnostics.without("rounded_input"):  # the call itself will say so
+        x = inputs.check_inside(x, attacks[0].threat)
+    more = inputs.check_extra(extra, x)
+    inputs.check_device(model, x)
+    if len(x) == 0:
+        return Execution()
+    return automatic(
+        model,
+        x,
+        more,
+        uses=uses_of(attacks),
+        copies=all(attack.keep != "authors" for attack in attacks),
+        rows=rows,
+    )
+
+
+def automatic(
+    model: Model,
+    x: torch.Tensor,
+    extra: tuple[torch.Tensor, ...],
+    *,
+    uses: Sequence[Use] = USES,
+    copies: bool = True,
+    rows: int | None = None,
+    fixed: bool = False,
+) -> Execution:
+    """What is kept for the model and the shape of x, or measured now; see `measured`."""
+    n = min(len(x), _MOST)
+    shapes = tuple((part.shape[1:], part.dtype) for part in (x, *extra))
+    key = (shapes, x.device, torch.get_num_threads(), tuple(uses), copies, rows, fixed)
+
+    def find() -> Execution:
+        with inputs.explained_dtype(model, x):
+            return measured(
+                model,
+                x[:_MOST],
+                tuple(part[:_MOST] for part in extra),
+                seconds=AUTO_SECONDS,
+                precisions=("fp32",),
+                rows=n if rows is None else min(rows, n),
+                uses=uses,
+                copies=copies,
+                fixed=fixed,
+                most=n,
+            ).choice
+
+    return kept(model, key, n, find)
+
+
+def uses_of(attacks: Sequence[Settings]) -> tuple[Use, ...]:
+    """Which passes they are made of; those of an ensemble in equal parts."""
+    takes = {attack.takes_gradients for attack in attacks}
+    return tuple(use for use in USES if (use == "gradient") in takes)

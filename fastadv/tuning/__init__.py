@@ -1,0 +1,1 @@
+"""Measures how a model is attacked fastest: batch size, layout, folding, precision."""
