@@ -49,7 +49,7 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
-	$(BIN)/pip install --quiet -e ".[cli,plot]"
+	$(BIN)/pip install --quiet -e ".[cli,plot,cpu]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo pyproject.toml

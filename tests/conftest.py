@@ -1,7 +1,9 @@
 """Choose Triton's interpreter before triton is imported, and name the backends."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # before torch loads MKL: matrix products round alike on every CPU, or FAB's trajectories part from
@@ -26,7 +28,7 @@ if EMULATED and os.environ.get("TRITON_INTERPRET", "0") != "0":
 if not EMULATED and not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from fastadv.ops import backend  # noqa: E402
+from fastadv.ops import backend, compiled  # noqa: E402
 
 if os.environ.get("TRITON_INTERPRET") == "1" and backend.triton_is_installed():
     import interpreter
@@ -61,12 +63,35 @@ def device() -> torch.device:
     return torch.device(DEVICE)
 
 
-@pytest.fixture(params=["reference", "triton"])
-def either_backend(request: pytest.FixtureRequest):
-    """Run the test once with the eager reference and once with the Triton kernel."""
-    if request.param == "triton" and not backend.triton_is_installed():
+@contextlib.contextmanager
+def running(implementation: str) -> Iterator[None]:
+    """Ops run "reference", "cpu" (what CPUs run without numba), "compiled" or "triton"; skips what
+    cannot run here."""
+    if implementation == "triton" and not backend.triton_is_installed():
         pytest.skip("needs triton, which is installed on Linux only")
-    with backend.use_backend(request.param):
+    if implementation in ("cpu", "compiled") and DEVICE != "cpu":
+        pytest.skip("needs tensors of a CPU")
+    if implementation == "compiled" and compiled.why_not():
+        pytest.skip(f"needs compiled loops: {compiled.why_not()}")
+    is_auto = implementation in ("cpu", "compiled")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(backend.use_backend("auto" if is_auto else implementation))
+        if implementation == "cpu":
+            stack.enter_context(compiled.hidden())
+        yield
+
+
+@pytest.fixture(params=["reference", "compiled", "triton"])
+def either_backend(request: pytest.FixtureRequest):
+    """Run the test with the eager reference, with compiled loops and with the Triton kernel."""
+    with running(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=["reference", "cpu", "compiled", "triton"])
+def implementation(request: pytest.FixtureRequest):
+    """Run the test with all that an op may run: also with the path of CPUs without numba."""
+    with running(request.param):
         yield request.param
 
 

@@ -86,6 +86,7 @@ def info(
         "triton": installed_version("triton"),
         "CUDA of torch": torch.version.cuda or torch.version.hip or "none",
         "CPU threads": str(torch.get_num_threads()),
+        "numba": installed_version("numba"),
         "FASTADV_BACKEND": os.environ.get("FASTADV_BACKEND", "not set (auto)"),
         "TRITON_INTERPRET": os.environ.get("TRITON_INTERPRET", "not set"),
     }
@@ -106,7 +107,10 @@ def _explained(device: torch.device) -> str:
         chosen, reason = backend.explain(device)
     except (RuntimeError, ValueError) as error:
         return f"none: {error}"
-    told = "numpy paths, and eager references of the other ops" if chosen == "cpu" else chosen
+    told = {
+        "compiled": "loops compiled by numba, numpy paths or eager references of the other ops",
+        "cpu": "numpy paths, and eager references of the other ops",
+    }.get(chosen, chosen)
     return f"{told}: {reason}"
 
 

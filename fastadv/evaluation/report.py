@@ -40,9 +40,10 @@ class Report:
     restarts, seed: None where the attack has no such thing; eps also where each element has its
     own. forwards, backwards: samples times
     passes. seconds: attacking, without loading data. search: what of `Execution` the examples that
-    were found depend on. backend: what ops ran with, "triton", "cpu" or "reference"; where kernels
-    have failed also the ops whose references ran in their place. cost: what the time went into, as
-    in `AttackResult`. warnings: samples for each code of `AttackWarning`. Of an ensemble: stages,
+    were found depend on. backend: what ops ran with, "triton", "compiled", "cpu" or "reference";
+    where kernels have failed also the ops whose references ran in their place. cost: what the time
+    went into, as in `AttackResult`. warnings: samples for each code of `AttackWarning`. Of an
+    ensemble: stages,
     what each of its attacks did, and broken_by, the index of the one that broke a sample, -1 if
     none did, -2 if the model got it wrong as it was. Of an attack with an `Objective`: its repr,
     and, if it has a score, clean_score and score, (n,) float64: of the samples as they are and of

@@ -1,4 +1,4 @@
-"""Which implementation an op runs: its Triton kernel, its CPU path or its eager reference."""
+"""Which implementation an op runs: Triton kernel, compiled loops, CPU path or eager reference."""
 
 import contextlib
 import functools
@@ -7,6 +7,8 @@ import os
 from typing import Literal, get_args
 
 import torch
+
+from fastadv.ops import compiled
 
 Choice = Literal["auto", "triton", "reference"]
 _TRITON_DEVICES = ("cuda", "xpu")  # ROCm calls itself cuda
@@ -25,7 +27,8 @@ class use_backend(contextlib.AbstractContextManager["use_backend"]):
     """Choose the implementation of every op.
 
     - "auto": the Triton kernel on GPUs, where it agrees with the reference at its first call; on
-      CPUs the op's CPU path, where it has one for such a tensor, else its eager reference;
+      CPUs the first that the op has for such a tensor: loops that numba compiles (with the extra
+      `cpu`, unless FASTADV_COMPILED=0), its path in numpy or torch, its eager reference;
     - "triton": the kernel, without a fallback; RuntimeError if it differs at its first call;
     - "reference": the eager reference, which defines the op, whatever the device.
 
@@ -63,8 +66,12 @@ def explain(device: torch.device) -> tuple[str, str]:
     if _choice == "reference":
         return "reference", "chosen by use_backend or FASTADV_BACKEND"
     if _choice == "auto" and not on_gpu:
-        runs = "cpu" if device.type == "cpu" else "reference"
-        return runs, f"Triton needs a GPU, and tensors are on {device.type}"
+        reason = f"Triton needs a GPU, and tensors are on {device.type}"
+        if device.type != "cpu":
+            return "reference", reason
+        if runs_compiled():
+            return "compiled", reason
+        return "cpu", f"{reason}; {compiled.why_not()}"
     if not triton_is_installed():
         if _choice == "auto":
             return "reference", "triton is not installed"
@@ -86,6 +93,11 @@ def runs_triton(device: torch.device) -> bool:
     if device.type in _TRITON_DEVICES:
         return triton_is_installed() or explain(device)[0] == "triton"
     return _choice != "auto" and explain(device)[0] == "triton"
+
+
+def runs_compiled() -> bool:
+    """Whether ops on plain tensors of CPUs run compiled loops under "auto"; imports numba."""
+    return compiled.is_on()
 
 
 def is_reference_chosen() -> bool:

@@ -1,4 +1,4 @@
-"""Kernels and CPU paths against the eager references, op by op."""
+"""Kernels, compiled loops and CPU paths against the eager references, op by op."""
 
 import functools
 import time
@@ -12,7 +12,7 @@ from fastadv.ops import agreement, backend, registry
 from fastadv.ops.agreement import Difference
 from fastadv.selfcheck.recording import Calls, calls_of_attacks
 
-Kind = Literal["kernel", "cpu"]
+Kind = Literal["kernel", "compiled", "cpu"]
 _SHORT = (3, 8, 8)
 # of a GPU: also several blocks a sample, and rows that do not fit into one program
 _ON_GPUS = (_SHORT, (3, 56, 56))
@@ -30,6 +30,8 @@ class Target(NamedTuple):
     def __str__(self) -> str:
         if self.kind == "cpu":
             return "CPU paths"
+        if self.kind == "compiled":
+            return "compiled loops"
         if self.device.type == "cuda":
             return f"Triton kernels on {self.device} ({torch.cuda.get_device_name(self.device)})"
         return f"Triton kernels on {self.device}, interpreted"
@@ -52,13 +54,17 @@ class Verdict(NamedTuple):
 
 
 def targets() -> list[Target]:
-    """CPU paths, and kernels on every GPU, or on the CPU where Triton interprets them."""
-    found = [Target("cpu", torch.device("cpu"))]
+    """CPU paths, loops where they are compiled, and kernels on every GPU, or on the CPU where
+    Triton interprets them."""
+    cpu = torch.device("cpu")
+    found = [Target("cpu", cpu)]
+    if backend.runs_compiled():
+        found.append(Target("compiled", cpu))
     if not backend.triton_is_installed():
         return found
     gpus = [torch.device("cuda", k) for k in range(torch.cuda.device_count())]
     if not gpus and backend.interpreting():
-        gpus = [torch.device("cpu")]
+        gpus = [cpu]
     return found + [Target("kernel", device) for device in gpus]
 
 
@@ -67,14 +73,17 @@ def verdicts(target: Target) -> Iterator[Verdict]:
     shapes = _ON_GPUS if target.device.type == "cuda" else (_SHORT,)
     recorded = [_calls(shape, target.device) for shape in shapes]
     for name, one in sorted(registry.implementations().items()):
-        if target.kind == "kernel" or one.cpu is not None:
+        if _run_of(target, one) is not None:
             yield _verdict(target, name, recorded)
+
+
+def _run_of(target: Target, one: registry.Implementations) -> Any:
+    return {"kernel": one.launch, "compiled": one.compiled, "cpu": one.cpu}[target.kind]
 
 
 def _verdict(target: Target, name: str, recorded: list[Calls]) -> Verdict:
     one = registry.implementations()[name]
-    run = one.launch if target.kind == "kernel" else one.cpu
-    assert run is not None
+    run = _run_of(target, one)
     forms = [arguments for calls in recorded for arguments in calls.get(name, ())]
     began, worst, failure = time.perf_counter(), Difference(0.0, "", 0.0), ""
     for arguments in forms:

@@ -12,6 +12,7 @@ import torch
 import fastadv
 from fastadv.data import to_unit_interval
 from fastadv.models import digits_net
+from fastadv.ops import compiled
 
 pytest.importorskip("typer", reason="needs typer")
 pytest.importorskip("rich", reason="needs rich")
@@ -136,9 +137,14 @@ def test_info_says_which_backend_would_run_and_why(capsys):
     assert "reference: chosen by use_backend or FASTADV_BACKEND" in out
     if not torch.cuda.is_available():
         why = "Triton needs a GPU, and tensors are on cpu"
-        assert (
-            lines["backend on cpu"] == f"numpy paths, and eager references of the other ops: {why}"
+        loops = "loops compiled by numba, numpy paths or eager references of the other ops"
+        paths = "numpy paths, and eager references of the other ops"
+        assert lines["backend on cpu"] == (
+            f"{paths}: {why}; {compiled.why_not()}" if compiled.why_not() else f"{loops}: {why}"
         )
+        with compiled.hidden():
+            _, out, _ = run(capsys, ["info"])
+        assert f"{paths}: {why}" in out
 
 
 def test_info_says_why_nothing_would_run(capsys, monkeypatch):

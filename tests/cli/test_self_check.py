@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastadv.cli.app import run
-from fastadv.ops import backend, registry
+from fastadv.ops import backend, compiled, registry
 from fastadv.selfcheck import comparison, recording
 
 pytest.importorskip("typer", reason="needs the optional package typer")
@@ -86,7 +86,8 @@ def test_without_a_gpu_the_cpu_paths_are_checked(no_device, capsys):
     out = capsys.readouterr().out
     assert "no kernel to check: there is no GPU" in out and "Triton kernels on" not in out
     table = rows(out)
-    assert set(table) == {n for n, one in registry.implementations().items() if one.cpu}
+    runs = {name: (one.cpu, one.compiled) for name, one in registry.implementations().items()}
+    assert set(table) == {name for name, (cpu, loops) in runs.items() if cpu or loops}
     assert {row[-1] for row in table.values()} == {"right"}
 
 
@@ -98,7 +99,8 @@ def test_a_wrong_cpu_path_is_named(no_device, capsys, monkeypatch):
         arguments[0].add_(1.0)
 
     monkeypatch.setitem(registry._IMPLEMENTATIONS, "square_lp_", known._replace(cpu=wrong))
-    assert run(["info", "--check"]) == 1
+    with compiled.hidden():
+        assert run(["info", "--check"]) == 1
     out = capsys.readouterr().out
     assert rows(out)["square_lp_"][-1] == "WRONG in x_new" and out.endswith("wrong: square_lp_\n")
 
@@ -111,6 +113,7 @@ def test_recording_finds_every_op_and_leaves_random_numbers_alone():
 
 def test_an_interpreter_counts_as_a_device(no_device, monkeypatch):
     pytest.importorskip("triton", reason="needs triton, which is installed on Linux only")
-    assert [target.kind for target in comparison.targets()] == ["cpu"]
+    on_cpus = ["cpu"] if compiled.why_not() else ["cpu", "compiled"]
+    assert [target.kind for target in comparison.targets()] == on_cpus
     monkeypatch.setattr(backend, "interpreting", lambda: True)
-    assert [target.kind for target in comparison.targets()] == ["cpu", "kernel"]
+    assert [target.kind for target in comparison.targets()] == [*on_cpus, "kernel"]

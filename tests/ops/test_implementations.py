@@ -1,15 +1,17 @@
-"""Every op: its reference dispatches to nothing; reference, CPU path and kernel agree."""
+"""Every op: its reference dispatches to nothing; reference, CPU paths and kernel agree."""
 
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastadv.ops import backend, registry
+from fastadv.ops import backend, compiled, registry
 from fastadv.selfcheck.recording import calls_of_attacks, copied
 
 OPS = sorted(registry.implementations())
 WITH_CPU_PATH = [name for name in OPS if registry.implementations()[name].cpu is not None]
+WITH_LOOPS = [name for name in OPS if registry.implementations()[name].compiled is not None]
+needs_loops = pytest.mark.skipif(bool(compiled.why_not()), reason=compiled.why_not())
 # whose CPU path adds up a sample's elements in another order; the others equal the reference
 CPU_ADDS_UP = ("fab_step_", "fab_nearest_", "hyperplane_projection")
 
@@ -38,7 +40,7 @@ def test_a_reference_dispatches_to_nothing(name, calls, monkeypatch):
 
     for module, functions in (
         (registry, ("takes_cpu_path", "choose")),
-        (backend, ("runs_triton", "explain", "is_reference_chosen")),
+        (backend, ("runs_triton", "runs_compiled", "explain", "is_reference_chosen")),
     ):
         for function in functions:
             monkeypatch.setattr(module, function, refuse)
@@ -70,6 +72,22 @@ def test_the_cpu_path_agrees_with_the_reference(name, calls):
         assert_agree(results(run.cpu, arguments), expected, tolerance)
 
 
+@needs_loops
+@pytest.mark.parametrize("name", WITH_LOOPS)
+def test_compiled_loops_agree_with_the_reference(name, calls):
+    run = registry.implementations()[name]
+    for arguments in calls[name]:
+        expected = results(run.reference, arguments)
+        assert_agree(results(run.compiled, arguments), expected, run.trial.tolerance_of(arguments))
+
+
+@needs_loops
+@pytest.mark.parametrize("name", WITH_LOOPS)
+def test_loops_take_what_attacks_give_them(name, calls):
+    run = registry.loops_of(registry.implementations()[name].module, name)
+    assert [run(*copied(one)) is NotImplemented for one in calls[name]].count(False) > 0
+
+
 @pytest.mark.skipif(not backend.triton_is_installed(), reason="needs triton, on Linux only")
 @pytest.mark.skipif(not backend.interpreting(), reason="needs TRITON_INTERPRET=1")
 @pytest.mark.parametrize("name", OPS)
@@ -81,7 +99,7 @@ def test_the_kernel_agrees_with_the_reference(name, calls):
         assert_agree(results(run.launch, arguments), expected, tolerance)
 
 
-@pytest.mark.parametrize("name", WITH_CPU_PATH)
+@pytest.mark.parametrize("name", sorted({*WITH_CPU_PATH, *WITH_LOOPS}))
 def test_a_cpu_path_bumps_the_versions_of_what_it_may_write(name, calls):
     overload = getattr(torch.ops.fastadv, name).default
     arguments = copied(calls[name][0])

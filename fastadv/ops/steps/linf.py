@@ -75,6 +75,7 @@ _STEP_INPLACE = registry.register(
     f"linf_step_(Tensor(a!) x_adv, Tensor grad, Tensor x, {step_arguments.STEP_SCHEMA}, "
     "Tensor? box) -> ()",
     reference=_step_inplace_reference,
+    compiled="steps.loops_linf",
     launch=_launch_step_inplace,
     shared=("mean", "std"),
     tolerance_with={"momentum": 1e-6},  # whose mean is added up
