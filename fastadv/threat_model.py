@@ -151,8 +151,9 @@ def check_fits(threat: ThreatModel, x: torch.Tensor) -> None:
     lo, hi = bounds
     size = x[0].numel()
     widest = (hi - lo) * {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[threat.norm]
-    radius = torch.as_tensor(threat.eps)
-    eps = float(radius.max()) if radius.numel() else 0.0
+    eps = threat.eps
+    if isinstance(eps, torch.Tensor):
+        eps = float(eps.max()) if eps.numel() else 0.0
     if eps > widest * (1 + _ROUNDED):
         raise ValueError(
             f"{threat!r}: eps={eps:g} is larger than the box, whose diameter is {widest:g} in this "

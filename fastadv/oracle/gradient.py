@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from fastadv import losses, memory, outputs, reach, recorded
+from fastadv import diagnostics, losses, memory, outputs, reach, recorded
 from fastadv.engine.state import SlotState
 from fastadv.engine.work import Extra
 from fastadv.isolation import Model
@@ -52,6 +52,9 @@ class Oracle:
         self.room: int = UNLIMITED
         self.first: torch.Tensor | None = None  # logits of the first forward, detached
         self.whole: int = 0  # rows of the first forward, or of a batch that rows were dropped from
+        self.is_recorded: bool = False  # whether steps may be: then the host decides nothing
+        # whether a part was recorded in train mode, as `isolated` says; None: to be looked at
+        self.is_left_in_training: bool | None = None
         self.forwards: int = 0
         self.backwards: int = 0
         self.own_forwards: int = 0
@@ -232,6 +235,12 @@ class Oracle:
             )
         return logits
 
+    def _warn_of_training(self, samples: int) -> None:
+        if self.is_left_in_training is None:
+            recorded.warn_of_training(self.model, samples)
+        elif self.is_left_in_training:
+            diagnostics.warn("recorded_in_training", samples, samples)
+
     @property
     def _scale(self) -> float:
         return 1.0 if self.search is None else self.search.scale
@@ -256,7 +265,7 @@ class Oracle:
         if not self.whole:
             self.whole = len(x)
             self.first = logits.detach() if self.judge.of_logits else None
-            recorded.warn_of_training(self.model, len(x))
+            self._warn_of_training(len(x))
         if x._version != version:
             raise ValueError(outputs.IN_PLACE)
         return logits

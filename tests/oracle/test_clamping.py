@@ -133,3 +133,35 @@ def test_a_clamp_of_one_bound_is_found():
         return clamping.gradient_of(torch.relu(leaf) @ weight, leaf)
 
     assert clamping.lost_at_bounds(gradient, x, UNIT) > 0
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.5, 2.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_look_on_the_host_has_the_evidence_of_the_other(bounds, dtype):
+    low, high = bounds
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator, dtype=dtype)
+
+    lost = kept = inside = 0
+    for case in range(300):
+        shape = (1 + case % 5, 1 + case % 37)
+        x = low + (high - low) * uniform(*shape)
+        x = x.where(uniform(*shape) > uniform(1), torch.tensor(low, dtype=dtype))
+        x = x.where(uniform(*shape) > uniform(1), torch.tensor(high, dtype=dtype))
+        grad = uniform(*shape) * (uniform(*shape) < uniform(1))
+        if case % 3 == 0:
+            grad *= x > low + 1e-3
+        if case % 7 == 0:
+            grad[0, -1] = torch.nan
+        if case % 10 == 0:
+            x = 0.5 * (x + x.mean())
+        expected = clamping.evidence(grad, x, bounds)
+        found = clamping.evidence_on_host(grad, x, bounds)
+        assert all(map(torch.equal, found, expected))
+        kept, lost = kept + int(found.kept.sum()), lost + int(found.lost.sum())
+        if clamping.is_inside(x, bounds):
+            inside += 1
+            assert not (expected.kept | expected.lost).any()
+    assert min(lost, kept, inside) > 0

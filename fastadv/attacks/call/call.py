@@ -88,13 +88,14 @@ class Call:
                 f"as it is; got {execution!r}. Use keep='first_success'"
             )
         self.batch_size: int = execution.batch_size or max(1, len(x))
+        bounds = common_bounds(attack.threat)
         self.oracle: Oracle = Oracle(
             model,
-            attack.resolved_loss,
+            self.given.loss,
             targeted=self.given.aims,
             passes=attack.passes,
-            bounds=common_bounds(attack.threat),
-            inset=inputs.check_inset(execution, common_bounds(attack.threat)),
+            bounds=bounds,
+            inset=inputs.check_inset(execution, bounds),
         )
         self.oracle.judge.largest_label = self.given.largest_class
 
@@ -208,9 +209,10 @@ class Call:
     @contextlib.contextmanager
     def _isolated(self) -> Iterator[None]:
         with (
-            isolated(self.model, device=self.given.x.device, seed=self.attack.seed),
+            isolated(self.model, device=self.given.x.device, seed=self.attack.seed) as is_left,
             inputs.explained_dtype(self.model, self.given.x),
         ):
+            self.oracle.is_left_in_training = is_left
             yield
 
     def _clean_outputs(self) -> torch.Tensor | None:
@@ -231,7 +233,7 @@ class Call:
 
     @property
     def _objective(self) -> Objective | None:
-        return self.attack.resolved_loss.objective
+        return self.given.loss.objective
 
     def _readable(self, outputs: torch.Tensor | None) -> torch.Tensor | None:
         """Logits that say what the outputs at the clean samples are worth."""
@@ -295,9 +297,9 @@ class Call:
         diagnostics.warn("clamped_input", len(faults) if was_found else 0, len(faults))
 
     def _check_labels(self, faults: np.ndarray) -> None:
-        bad = int((faults & columns.FAULT_BAD_LABEL != 0).sum())
-        if bad:
+        is_bad = faults & columns.FAULT_BAD_LABEL != 0
+        if is_bad.any():
             raise ValueError(
                 f"y or target lies outside [0, {self.oracle.judge.classes}), the classes of the "
-                f"model, for {bad} of {len(faults)} samples"
+                f"model, for {int(is_bad.sum())} of {len(faults)} samples"
             )

@@ -20,11 +20,11 @@ from fastadv.threat_model import check_fits
 class Given:
     """Samples, labels and targets of one call; no model is asked.
 
-    x: (n, ...), in channels_last if asked for and images; labels: (n,), None for the model's own
-    predictions; y: (n, ...) of an objective, as given, else None; largest_class: in that y, where
-    the objective knows it, else -1; extra: (n, ...) each.
-    aimless: (n,) on the host, whose target is their label; known once there is work. Arguments
-    as in `fastadv.Attack.run`, which raises what this raises.
+    loss, step_size: of the attack, resolved once. x: (n, ...), in channels_last if asked for and
+    images; labels: (n,), None for the model's own predictions; y: (n, ...) of an objective, as
+    given, else None; largest_class: in that y, where the objective knows it, else -1; extra:
+    (n, ...) each. aimless: (n,) on the host, whose target is their label; known once there is work.
+    Arguments as in `fastadv.Attack.run`, which raises what this raises.
     """
 
     def __init__(
@@ -41,7 +41,8 @@ class Given:
         channels_last: bool,
     ) -> None:
         targets.check_rule(target)
-        objective = attack.resolved_loss.objective
+        self.loss = attack.resolved_loss
+        objective = self.loss.objective
         self.attack = attack
         self.target = target
         self.aimless: np.ndarray | np.bool_ = np.False_
@@ -78,9 +79,9 @@ class Given:
                 f"{attack.constructor} aims at the likeliest classes itself and takes no target=: "
                 "use the attack without _t"
             )
-        step = attack.effective_step_size
+        self.step_size = attack.effective_step_size
         self.region: Region | None = region_of(
-            attack.threat, self.x, mask=self.mask, step_size=step
+            attack.threat, self.x, mask=self.mask, step_size=self.step_size
         )
         check_fits(attack.threat, self.x)
         if self.region is not None:
@@ -96,12 +97,12 @@ class Given:
     @property
     def needs_logits(self) -> bool:
         """Whether anything depends on the model's logits at x."""
-        attack, rule = self.attack, isinstance(self.target, str)
-        if attack.keep != "last" or attack.resolved_loss.needs_reference or rule:
+        rule = isinstance(self.target, str)
+        if self.attack.keep != "last" or self.loss.needs_reference or rule:
             return True
         if self.labels is not None or self.y is not None:
             return False
-        return self.target is None or attack.resolved_loss.needs_labels_when_targeted
+        return self.target is None or self.loss.needs_labels_when_targeted
 
     def work(self, logits: torch.Tensor | None) -> Work:
         """logits: (n, C) of the model at x, where anything depends on them."""
@@ -127,14 +128,14 @@ class Given:
                 self.aimless = (chosen == labels).cpu().numpy()
                 diagnostics.warn("target_is_label", int(self.aimless.sum()), len(x))
         reference = None
-        if attack.resolved_loss.needs_reference and logits is not None:
+        if self.loss.needs_reference and logits is not None:
             reference = logits.to(layout.compute_dtype(logits)).softmax(1)
         ranking = None
         if attack.most_targets and logits is not None:
-            losses.check_classes(attack.resolved_loss, logits.shape[1], targeted=True)
+            losses.check_classes(self.loss, logits.shape[1], targeted=True)
             ranking = targets.rank(logits, labels, attack.most_targets)
             chosen = ranking[:, 0].contiguous()
-        given = (("eps", attack.threat.eps), ("step_size", attack.effective_step_size))
+        given = (("eps", attack.threat.eps), ("step_size", self.step_size))
         # of elements, they are in the region
         eps, step_size = (spread(n, 1.0 if of_elements(v) else v, x) for n, v in given)
         return Work(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from fastadv import diagnostics
+from fastadv.attacks.call.extremes import extremes
 from fastadv.elements import common_bounds, of_elements
 from fastadv.execution import Execution
 from fastadv.isolation import Model, module_of
@@ -39,7 +40,7 @@ def check_images(x: object, bounds: tuple[float, float] | None) -> torch.Tensor:
         raise ValueError("x must have a batch dimension, (B, ...); got a scalar")
     if x.numel() == 0:
         return x
-    low, high = torch.stack(torch.aminmax(x)).tolist()
+    low, high = extremes(x)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("x has NaN or infinite values")
     if bounds is None or (low >= bounds[0] and high <= bounds[1]):
@@ -95,9 +96,11 @@ def check_elements_inside(x: torch.Tensor, threat: ThreatModel) -> torch.Tensor:
 def check_device(model: Model, x: torch.Tensor) -> None:
     """Raises ValueError if no parameter of the model is on the device of x."""
     module = module_of(model)
-    devices = set() if module is None else {p.device for p in module.parameters()}
+    if module is None or any(p.device == x.device for p in module.parameters()):
+        return  # as a rule at the first
+    devices = {p.device for p in module.parameters()}
     offloaded = any(device.type == "meta" for device in devices)
-    if devices and x.device not in devices and not offloaded:
+    if devices and not offloaded:
         theirs = ", ".join(sorted(str(device) for device in devices))
         raise ValueError(f"x is on {x.device}, the model on {theirs}: move one to the other")
 

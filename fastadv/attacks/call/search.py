@@ -50,6 +50,7 @@ class Search:
         self._watch = BoundsWatch(oracle, execution.inset)
         oracle.search = prepared.search
         oracle.room = prepared.room
+        oracle.is_recorded = prepared.graphs is not None
 
     @property
     def is_exact(self) -> bool:
@@ -218,7 +219,7 @@ class Search:
         targets = 0 if work.ranking is None else work.ranking.shape[1]
         threat = self.attack.threat
         changeable = isinstance(threat.eps, torch.Tensor) or has_elements(threat)
-        changeable |= not self.attack.resolved_loss.is_named  # what it closes over
+        changeable |= not self.oracle.judge.loss.is_named  # what it closes over
         if self.prepared.graphs is None or changeable:
             return Plan(make())
         key: Hashable = (

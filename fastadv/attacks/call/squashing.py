@@ -3,6 +3,7 @@
 import torch
 
 from fastadv import diagnostics
+from fastadv.attacks.call.extremes import extremes
 from fastadv.ops import layout
 
 # beside the bits of `fastadv.kernels.slots` in what a call reads of all samples; of no kernel
@@ -41,7 +42,7 @@ def warn_of_outputs(outputs: torch.Tensor, *, are_logits: bool = True) -> int:
 
     are_logits: (n, C) is asked for; an objective may well be of probabilities, of any shape.
     """
-    if len(outputs) == 0:
+    if len(outputs) == 0 or _are_plain(outputs):
         return 0
     nan, probabilities, squashed = signs(outputs).tolist()
     if are_logits:
@@ -50,10 +51,19 @@ def warn_of_outputs(outputs: torch.Tensor, *, are_logits: bool = True) -> int:
     return nan
 
 
+def _are_plain(outputs: torch.Tensor) -> bool:
+    """Whether `signs` would be 0, as is clear at once of most logits; asked on a CPU only, which
+    need not be waited for."""
+    if outputs.device.type != "cpu":
+        return False
+    low, high = extremes(outputs)
+    return low < -1 or high > 1  # both are NaN where one of the outputs is
+
+
 def marked(faults: torch.Tensor, first: torch.Tensor | None) -> torch.Tensor:
     """faults, (n,) int32, with the bits above where the first outputs, of some of the samples, show
     it; no synchronisation. first: None where the outputs were looked at before."""
-    if first is None or len(first) == 0:
+    if first is None or len(first) == 0 or _are_plain(first):
         return faults
     _, probabilities, squashed = signs(first)
     return faults | (probabilities * FAULT_PROBABILITIES + squashed * FAULT_SQUASHED).int()

@@ -14,6 +14,14 @@ from fastadv.ops import layout
 from fastadv.ops.heads import loss_head as heads
 from fastadv.oracle.gradient import Oracle
 
+_CODES = {
+    columns.FAULT_ZERO_GRADIENT: "zero_gradient",
+    columns.FAULT_NAN_GRADIENT: "nan_gradient",
+    columns.FAULT_NAN_LOGITS: "nan_logits",
+    squashing.FAULT_PROBABILITIES: "probabilities",
+    squashing.FAULT_SQUASHED: "squashed",
+}
+
 
 class Fallen(NamedTuple):
     """The samples of a call that fell, confirmed by the user's model: (k, ...) rows.
@@ -95,14 +103,10 @@ def loss_at(
 
 def warn_of_faults(faults: np.ndarray) -> None:
     """Warn of what weakened an attack; faults: (n,) bits of `slots` and `squashing`."""
-    for bit, code in (
-        (columns.FAULT_ZERO_GRADIENT, "zero_gradient"),
-        (columns.FAULT_NAN_GRADIENT, "nan_gradient"),
-        (columns.FAULT_NAN_LOGITS, "nan_logits"),
-        (squashing.FAULT_PROBABILITIES, "probabilities"),
-        (squashing.FAULT_SQUASHED, "squashed"),
-    ):
-        diagnostics.warn(code, int((faults & bit != 0).sum()), len(faults))
+    seen = int(np.bitwise_or.reduce(faults, initial=0))
+    for bit, code in _CODES.items():
+        if seen & bit:
+            diagnostics.warn(code, int((faults & bit != 0).sum()), len(faults))
 
 
 def joined(chunks: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
