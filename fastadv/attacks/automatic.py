@@ -150,9 +150,11 @@ def automatic(
     copies: bool = True,
     rows: int | None = None,
     fixed: bool = False,
+    most: int | None = None,
 ) -> Execution:
-    """What is kept for the model and the shape of x, or measured now; see `measured`."""
-    n = min(len(x), _MOST)
+    """What is kept for the model and the shape of x, or measured now; see `measured`. most: samples
+    that there are, where x are the first of them."""
+    n = min(len(x) if most is None else max(most, 1), _MOST)
     shapes = tuple((part.shape[1:], part.dtype) for part in (x, *extra))
     key = (shapes, x.device, torch.get_num_threads(), tuple(uses), copies, rows, fixed)
 

@@ -1,4 +1,4 @@
-"""The commands `info`, `demo`, `attack`, `evaluate` and `train`; needs typer and rich."""
+"""The commands `info`, `demo`, `attack`, `evaluate`, `tune` and `train`; needs typer and rich."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 import fastadv
-from fastadv.cli import choices, evaluation, self_check, sources, training
+from fastadv.cli import choices, evaluation, self_check, sources, training, tuning
 from fastadv.cli.outcome import Outcome, attack_files, save_outcome
 from fastadv.cli.user_error import UserError
 from fastadv.demo.run import run_demo
@@ -31,6 +31,7 @@ app: typer.Typer = typer.Typer(
 )
 app.command()(training.train)
 app.command()(evaluation.evaluate)
+app.command()(tuning.tune)
 
 
 def _print_version(wanted: bool) -> None:
@@ -141,6 +142,7 @@ def attack(
         str | None, typer.Option(help="A class, least_likely, second_best or random.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples at once.")] = None,
+    execution: Annotated[str | None, typer.Option(help=choices.EXECUTION)] = None,
     n: Annotated[int | None, typer.Option("--n", help="The first n samples only.")] = None,
     format: Annotated[str, typer.Option(help=", ".join(sources.FORMATS))] = "auto",
     split: Annotated[str, typer.Option(help="train or test, of MNIST and CIFAR-10.")] = "test",
@@ -168,6 +170,7 @@ def attack(
             target=choices.make_target(target),
             as_bytes=uint8,
             batch_size=batch_size,
+            execution=choices.make_execution(execution),
         )
         save_outcome(outcome, y, out)
         if report is not None:

@@ -1,4 +1,4 @@
-"""Threat models, attacks and targets that a command line names."""
+"""Threat models, attacks, targets and executions that a command line names."""
 
 import inspect
 from typing import Any
@@ -6,9 +6,11 @@ from typing import Any
 from fastadv.attacks import Attack
 from fastadv.attacks.attack import constructors
 from fastadv.cli.user_error import UserError
+from fastadv.execution import Auto
 from fastadv.threat_model import L1, L2, Linf, ThreatModel
 
 ATTACKS = constructors()
+EXECUTION = "auto: the fastest, measured first, as by fastadv tune."
 _THREATS = {"linf": Linf, "l2": L2, "l1": L1}
 
 
@@ -33,3 +35,9 @@ def make_attack(name: str, threat: ThreatModel, options: dict[str, Any]) -> Atta
 def make_target(text: str | None) -> int | str | None:
     """A class index, or one of the rules that `Attack.run` knows."""
     return int(text) if text is not None and text.isdecimal() else text
+
+
+def make_execution(text: str | None) -> Auto | None:
+    if text not in (None, "auto"):
+        raise UserError(f"--execution must be auto; got {text!r}")
+    return None if text is None else "auto"

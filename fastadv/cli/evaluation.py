@@ -53,6 +53,7 @@ def evaluate(
     ] = None,
     format: Annotated[str, typer.Option(help=", ".join(sources.FORMATS))] = "auto",
     split: Annotated[str, typer.Option(help="train or test, of MNIST and CIFAR-10.")] = "test",
+    execution: Annotated[str | None, typer.Option(help=choices.EXECUTION)] = None,
     precision: Annotated[str, typer.Option(help="Of the search: fp32, bf16 or fp16.")] = "fp32",
     channels_last: Annotated[
         bool, typer.Option("--channels-last", help="Search in this memory format.")
@@ -89,7 +90,7 @@ def evaluate(
             "cuda_graph": _CUDA_GRAPH.get(cuda_graph, cuda_graph),
             "batching": batching,
         }
-        execution = Execution(
+        chosen_by_hand = Execution(
             **words,
             channels_last=channels_last,
             fold_batchnorm=fold_batchnorm,
@@ -97,6 +98,9 @@ def evaluate(
             final_pass=final_pass,
             timed=timed,
         )
+        how = choices.make_execution(execution) or chosen_by_hand
+        if how == "auto" and chosen_by_hand != Execution():
+            raise UserError("--execution auto finds out how to run: leave out what else says it")
         radii = [_number("eps", text) for text in eps]
         options = {
             "steps": steps,
@@ -117,7 +121,7 @@ def evaluate(
                 chosen,
                 batch_size=batch_size,
                 checkpoint=checkpoint,
-                execution=execution,
+                execution=how,
                 progress=progress,
             )
         else:
@@ -127,7 +131,7 @@ def evaluate(
                 chosen,
                 radii,
                 batch_size=batch_size,
-                execution=execution,
+                execution=how,
                 progress=is_first and progress,
             )
         if is_first:

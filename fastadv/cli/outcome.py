@@ -16,7 +16,7 @@ from fastadv.data import to_unit_interval
 from fastadv.evaluation import Report, evaluate
 from fastadv.evaluation.accuracy import logits_of
 from fastadv.evaluation.checkpoint import write_atomically
-from fastadv.execution import Execution
+from fastadv.execution import Auto, Execution
 from fastadv.isolation import Model
 from fastadv.ops import backend
 from fastadv.quantise import to_uint8
@@ -51,6 +51,7 @@ def attack_files(
     target: int | str | None,
     as_bytes: bool,
     batch_size: int | None,
+    execution: Auto | None = None,
 ) -> Outcome:
     """Attack every sample, round to bytes if asked, and verify what will be saved."""
     size = batch_size or _BATCH_SIZE
@@ -64,7 +65,18 @@ def attack_files(
     except RuntimeError as error:
         raise UserError(str(error)) from error
     try:
-        return _attack(model, x, y, attack, target=target, as_bytes=as_bytes, size=size)
+        given = batch_size if execution == "auto" else size
+        return _attack(
+            model,
+            x,
+            y,
+            attack,
+            target=target,
+            as_bytes=as_bytes,
+            size=size,
+            given=given,
+            execution=execution,
+        )
     except NotImplementedError:  # the library's own, which says what to do
         raise
     except RuntimeError as error:
@@ -80,10 +92,13 @@ def _attack(
     target: int | str | None,
     as_bytes: bool,
     size: int,
+    given: int | None,
+    execution: Auto | None,
 ) -> Outcome:
+    """given: the size of the attack's batches, None for what the execution says."""
     goal = None if target is None else _goal(target, model, x, y, attack.seed, size)
     recorder = _Recorder(attack, goal)
-    report = evaluate(model, (x, y), recorder, batch_size=size)
+    report = evaluate(model, (x, y), recorder, batch_size=given, execution=execution)
     pixels, prediction = recorder.column("x_adv"), recorder.column("prediction")
     distance, success, lost = report.distance, report.success, 0
     if as_bytes:

@@ -23,8 +23,10 @@ from fastadv.evaluation.samples import Data
 from fastadv.evaluation.share import joined_columns, joined_sums
 from fastadv.evaluation.state import State, added_counts
 from fastadv.evaluation.together import Wanted, attacked_together
-from fastadv.execution import Execution
+from fastadv.evaluation.tuned import execution_for
+from fastadv.execution import Auto, Execution
 from fastadv.isolation import Model
+from fastadv.tuning.table import in_words
 
 __all__ = ["evaluate", "logits_of"]
 
@@ -36,7 +38,7 @@ def evaluate(
     *,
     batch_size: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    execution: Execution | None = None,
+    execution: Execution | Auto | None = None,
     progress: bool | Watch = True,
 ) -> Report:
     """Clean and robust accuracy of `model` on `data` under an untargeted attack or ensemble.
@@ -55,6 +57,10 @@ def evaluate(
     `fastadv.evaluation.Status` before every attack, after every look at its slots and after every
     block, whose `percent` never falls; it must leave torch's random generators alone. Ctrl-C leaves
     model and checkpoint in order; a note of the KeyboardInterrupt says where to go on.
+
+    execution: how attacks run; "auto" is what `fastadv.tune` finds at the first samples, in at most
+    five seconds, for the batch_size given if there is one: measured once, by the first process, and
+    kept in checkpoint and report, from where an evaluation that is resumed takes it.
 
     Where torch.distributed is initialised (torchrun), every process must call this, with the same
     arguments; of what is missing process r of W attacks every W-th sample from the r-th on, and
@@ -85,10 +91,19 @@ def evaluate(
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None:
         _check_repeatable(attack)
-    execution = execution or Execution()
-    wanted = Wanted(model, data, attack, batch_size, path, execution, progress)
     try:
         with generator_put_back(), exchange_of_processes(path) as exchange:
+            with generator_put_back():
+                how = execution_for(
+                    execution,
+                    model,
+                    data,
+                    attack,
+                    batch_size=batch_size,
+                    path=path,
+                    exchange=exchange,
+                )
+            wanted = Wanted(model, data, attack, batch_size, path, how, progress)
             blocks, asked, ran, environment = attacked_together(wanted, exchange)
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(f"evaluation interrupted: {kept_in(path)}")
@@ -189,6 +204,7 @@ def _report(
         robust=columns["clean_correct"] & ~columns["success"],
         **shown,
         search=asked.search,
+        execution=in_words(Execution(**asked.execution)),
         backend=ran,
         cost=Cost(**sums.pop("cost")),
         **sums,

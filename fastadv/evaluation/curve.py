@@ -17,12 +17,16 @@ from fastadv.evaluation.checkpoint import digest_of_model, write_atomically
 from fastadv.evaluation.clean import describe_model, device_of, without_wrapper
 from fastadv.evaluation.display import Watch, shown
 from fastadv.evaluation.environment import describe_environment
+from fastadv.evaluation.processes import exchange_of_processes
 from fastadv.evaluation.proportions import percent, wilson_interval
 from fastadv.evaluation.question import Question
 from fastadv.evaluation.radii import AtRadii, at_radius
+from fastadv.evaluation.report import UNKNOWN_EXECUTION
 from fastadv.evaluation.samples import Data, Samples
-from fastadv.execution import Execution
+from fastadv.evaluation.tuned import execution_for
+from fastadv.execution import Auto, Execution
 from fastadv.isolation import Model, module_of
+from fastadv.tuning.table import in_words
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,7 +37,7 @@ class Curve:
     at every smaller one. attack: its repr at the largest radius. attacked, forwards, backwards:
     (K,) how many samples each radius still had to attack, and samples times passes, here: where
     slots wait for work they count. warnings: samples for each code of `AttackWarning`, of all
-    radii together, where a sample may count once for each.
+    radii together, where a sample may count once for each. execution: how attacks ran.
     """
 
     model: str
@@ -46,6 +50,7 @@ class Curve:
     backwards: tuple[int, ...]
     warnings: dict[str, int]
     environment: dict[str, str]
+    execution: str = UNKNOWN_EXECUTION
 
     @property
     def n(self) -> int:
@@ -98,6 +103,7 @@ class Curve:
                 "samples": f"{self.n:,}",
                 "clean accuracy": percent(self.clean_accuracy),
                 "passes": f"{self.relative_cost:.2f} times those of the dearest radius",
+                "execution": f"`{self.execution}`",
                 "warnings": ", ".join(warned) or "none",
                 **self.environment,
             },
@@ -163,7 +169,7 @@ def robustness_curve(
     eps: Sequence[float],
     *,
     batch_size: int | None = None,
-    execution: Execution | None = None,
+    execution: Execution | Auto | None = None,
     progress: bool | Watch = True,
 ) -> Curve:
     """Clean accuracy, and robust accuracy at every radius in `eps`, in one pass over the data.
@@ -183,12 +189,15 @@ def robustness_curve(
     check_one_size(attack)
     attacks = [at_radius(attack, radius) for radius in radii]
     model = without_wrapper(model)
-    execution = execution or Execution()
-    size = execution.batch_size if batch_size is None else batch_size
+    with generator_put_back(), exchange_of_processes(None) as exchange:
+        how = execution_for(
+            execution, model, data, attacks[-1], batch_size=batch_size, path=None, exchange=exchange
+        )
+    size = how.batch_size if batch_size is None else batch_size
     judged = Question.of(attack).objective is not None
     samples = Samples(data, batch_size=size, judged=judged)
-    execution = replace(execution, batch_size=samples.batch_size)
-    run = AtRadii(model, attacks, execution, device_of(model))
+    how = replace(how, batch_size=samples.batch_size)
+    run = AtRadii(model, attacks, how, device_of(model))
     with generator_put_back(), shown(progress) as watch:
         for block in samples.blocks():
             run.attack_block(block, watch, samples.expected)
@@ -209,6 +218,7 @@ def robustness_curve(
         backwards=tuple(run.backwards),
         warnings=run.all_warnings(),
         environment=describe_environment(device),
+        execution=in_words(how),
     )
 
 

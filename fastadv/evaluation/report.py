@@ -17,6 +17,7 @@ from fastadv.evaluation.proportions import percent, wilson_interval
 
 DEFAULT_SEARCH = "the default"
 UNKNOWN_BACKEND = "unknown"  # of reports that were saved before it was kept
+UNKNOWN_EXECUTION = "unknown"  # of the same
 _STAGE_COLUMNS = (
     "attack",
     "attacked",
@@ -40,10 +41,11 @@ class Report:
     restarts, seed: None where the attack has no such thing; eps also where each element has its
     own. forwards, backwards: samples times
     passes. seconds: attacking, without loading data. search: what of `Execution` the examples that
-    were found depend on. backend: what ops ran with, "triton", "compiled", "cpu" or "reference";
-    where kernels have failed also the ops whose references ran in their place. cost: what the time
-    went into, as in `AttackResult`. warnings: samples for each code of `AttackWarning`. Of an
-    ensemble: stages,
+    were found depend on. execution: all of what is not as by default, to be pasted; of "auto" what
+    was measured. backend: what ops ran with, "triton", "compiled", "cpu" or "reference"; where
+    kernels have failed also the ops whose references ran in their place. cost: what the time went
+    into, as in `AttackResult`. warnings: samples for each code of `AttackWarning`. Of an ensemble:
+    stages,
     what each of its attacks did, and broken_by, the index of the one that broke a sample, -1 if
     none did, -2 if the model got it wrong as it was. Of an attack with an `Objective`: its repr,
     and, if it has a score, clean_score and score, (n,) float64: of the samples as they are and of
@@ -72,6 +74,7 @@ class Report:
     environment: dict[str, str]
     search: str = DEFAULT_SEARCH
     backend: str = UNKNOWN_BACKEND
+    execution: str = UNKNOWN_EXECUTION
     cost: Cost = Cost()
     broken_by: torch.Tensor | None = None
     stages: tuple[Stage, ...] = ()
@@ -249,6 +252,7 @@ class Report:
             **score,
             "passes": f"{self.forwards:,} forward, {self.backwards:,} backward (samples)",
             "search": self.search,
+            "execution": f"`{self.execution}`",
             "time": f"{self.seconds:.2f} s{self._cost_text()}",
             "warnings": self._warnings_text(),
             **self.environment,

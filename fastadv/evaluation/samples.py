@@ -106,7 +106,7 @@ class Samples:
         self.stream: DataDigest = DataDigest()  # of several processes, which must read the same
         self.seen: int = 0
         self._data, self._shared, self._judged = data, shared, judged
-        if _are_tensors(data):
+        if are_tensors(data):
             self.length = self.expected = len(data[0])
         elif isinstance(data, DataLoader):
             if shared:
@@ -149,7 +149,7 @@ class Samples:
             yield pending.take(self.block_size)
 
     def _is_data_set(self) -> bool:
-        return not _are_tensors(self._data) and not isinstance(self._data, DataLoader)
+        return not are_tensors(self._data) and not isinstance(self._data, DataLoader)
 
     def _cut(self) -> Any:
         if isinstance(self._data, DataLoader):
@@ -177,7 +177,7 @@ class Samples:
 
     def _checked(self, batches: Any) -> Iterator[list[torch.Tensor]]:
         for batch in batches:
-            if not _are_tensors(batch):
+            if not are_tensors(batch):
                 raise TypeError(
                     f"data must yield (x, y) tensors; got {_describe(batch)}. What the model takes "
                     "beside x may follow as tensors, (x, y, *extra)"
@@ -222,7 +222,7 @@ def _has_rows(column: torch.Tensor, x: torch.Tensor) -> bool:
     return column.shape[:1] == x.shape[:1]
 
 
-def _are_tensors(value: object) -> TypeGuard[Sequence[torch.Tensor]]:
+def are_tensors(value: object) -> TypeGuard[Sequence[torch.Tensor]]:
     """(x, y) or (x, y, *extra)."""
     return (
         isinstance(value, tuple | list)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from fastadv.attacks.call.result import Cost, Stage
 from fastadv.ensemble.cascade import Progress
 from fastadv.evaluation.checkpoint import save_tensors
 from fastadv.evaluation.in_use import check_backend
+from fastadv.execution import Execution
 
-_FORMAT = 6  # raised when the fields of State, Block or Unfinished change
+_FORMAT = 7  # raised when the fields of State, Block or Unfinished change
 COLUMNS = {
     "ids": torch.int64,
     "fingerprints": torch.int64,
@@ -116,7 +117,7 @@ class State:
     search: what of `Execution` results depend on, in words. backend: what ops run with. n: samples
     of the data, where that is certain before they are read. total: samples of the data, which are
     all in `blocks`. inset: by how much entries at a bound are moved inside to be differentiated,
-    once that is found.
+    once that is found. execution: all of `Execution`, which a run with "auto" goes on with.
     unfinished: blocks that were begun; a file keeps one, until it is finished, also where another
     process goes on with it. fell_back: ops whose reference ran, as their kernel failed.
     """
@@ -129,6 +130,7 @@ class State:
     n: int | None
     total: int | None = None
     inset: float = 0.0
+    execution: dict[str, Any] = field(default_factory=lambda: asdict(Execution()))
     blocks: list[Block] = field(default_factory=list)
     unfinished: list[Unfinished] = field(default_factory=list)
     fell_back: list[str] = field(default_factory=list)
@@ -180,6 +182,11 @@ class State:
         ]
         saved["unfinished"] = [Unfinished(**part) for part in saved["unfinished"]]
         return State(**saved)
+
+
+def execution_in(path: Path) -> Execution:
+    """What the evaluation in the file `path` runs with; ValueError if it is no checkpoint."""
+    return Execution(**_read(path)["execution"])
 
 
 def added(stages: list[dict[str, Any]], more: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

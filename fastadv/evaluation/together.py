@@ -1,7 +1,7 @@
 """An evaluation by all processes: what is done is read, the rest shared out, the results joined."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,6 +99,7 @@ class _Work:
             _search_of(wanted.execution),
             backend_ahead(device_of(wanted.model), wanted.data),
             self._samples.length,
+            execution=asdict(replace(wanted.execution, batch_size=self._samples.batch_size)),
         )
         files = [] if self._path is None else files_of(self._path)
         self._states = {file: self.asked.restored(file) for file in files}
