@@ -43,6 +43,7 @@ from fastadv.wrappers import BPDA, Normalized, Unsquashed
 _LAZY = {
     "Report": "fastadv.evaluation",
     "evaluate": "fastadv.evaluation",
+    "load_run": "fastadv.recipes",
     "robustness_curve": "fastadv.evaluation",
     "evaluation": "fastadv",
     "objectives": "fastadv",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from fastadv import evaluation as evaluation
     from fastadv import objectives, training
     from fastadv.evaluation import Report, evaluate, robustness_curve
+    from fastadv.recipes import load_run
 else:
 
     def __getattr__(name: str) -> object:
@@ -95,6 +97,7 @@ __all__ = [
     "fab",
     "fab_t",
     "fgsm",
+    "load_run",
     "mifgsm",
     "objectives",
     "ops",

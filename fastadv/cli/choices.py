@@ -5,19 +5,43 @@ from typing import Any
 
 from fastadv.attacks import Attack
 from fastadv.attacks.attack import constructors
+from fastadv.cli.numbers import number
 from fastadv.cli.user_error import UserError
 from fastadv.execution import Auto
+from fastadv.recipes import TrainedRun
 from fastadv.threat_model import L1, L2, Linf, ThreatModel
 
 ATTACKS = constructors()
-EXECUTION = "auto: the fastest, measured first, as by fastadv tune."
+EXECUTION = "auto: the fastest, measured first, as by fastadv tune; default: as the options say."
+FORMATS = ("auto", "npz", "pt", "mnist", "cifar10", "folder")
 _THREATS = {"linf": Linf, "l2": L2, "l1": L1}
 
 
+def norm_of(text: str) -> str:
+    """linf, l2 or l1, in any case: L2, Linf, L_inf, inf."""
+    plain = text.lower().replace("_", "").replace("-", "")
+    plain = "linf" if plain == "inf" else plain
+    if plain not in _THREATS:
+        raise UserError(f"--norm must be one of {', '.join(_THREATS)}; got {text!r}")
+    return plain
+
+
 def make_threat(norm: str, eps: float) -> ThreatModel:
-    if norm not in _THREATS:
-        raise UserError(f"--norm must be one of {', '.join(_THREATS)}; got {norm!r}")
-    return _THREATS[norm](eps)
+    return _THREATS[norm_of(norm)](eps)
+
+
+def make_threats(
+    norm: str | None, eps: list[str] | None, run: TrainedRun | None
+) -> list[ThreatModel]:
+    """One for each --eps; what is left out is that of the run."""
+    if eps:
+        chosen = norm or ("linf" if run is None else run.recipe.norm)
+        return [make_threat(chosen, number("eps", text)) for text in eps]
+    if run is None:
+        raise UserError("--eps is needed: a radius in units of the input, such as 8/255 or 0.03")
+    if norm is not None and norm_of(norm) != run.recipe.norm:
+        raise UserError(f"--eps is needed with --norm {norm}: the run's is of {run.recipe.norm}")
+    return [run.recipe.threat]
 
 
 def make_attack(name: str, threat: ThreatModel, options: dict[str, Any]) -> Attack:

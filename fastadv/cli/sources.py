@@ -1,118 +1,160 @@
-"""Models and data that a command line names: read, and what is wrong with them said in one line."""
+"""Samples that a command line names: found out what they are, read, and checked."""
 
-import importlib
 import os
-import sys
-import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
+from fastadv.cli import array_files, image_folder
+from fastadv.cli.choices import FORMATS
+from fastadv.cli.named_function import called
 from fastadv.cli.user_error import UserError, said
-from fastadv.data import load_cifar10, load_mnist, to_unit_interval
-from fastadv.isolation import Model
+from fastadv.data import load_cifar10, load_digits, load_mnist, to_unit_interval
 
-FORMATS = ("auto", "npz", "mnist", "cifar10")
 _FOLDERS_OF_MNIST = ("", "MNIST/raw/", "raw/")
 _FOLDERS_OF_CIFAR = ("", "cifar-10-batches-*/")
-# a loader -> what a folder that it reads has
+_BATCH_SIZE = 128  # of a Dataset, while it is read
+# a format -> what a folder of it has
 _PATTERNS = {
-    load_cifar10: [f"{f}{name}_batch*" for f in _FOLDERS_OF_CIFAR for name in ("test", "data")],
-    load_mnist: [f"{f}*-ubyte{suffix}" for f in _FOLDERS_OF_MNIST for suffix in ("", ".gz")],
+    "cifar10": [f"{f}{name}_batch*" for f in _FOLDERS_OF_CIFAR for name in ("test", "data")],
+    "mnist": [f"{f}*-ubyte{suffix}" for f in _FOLDERS_OF_MNIST for suffix in ("", ".gz")],
 }
-# what numpy and zipfile raise on files that are damaged, encrypted or of another kind
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    EOFError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+_LOADERS: dict[str, Callable[[Path, Any], tuple[torch.Tensor, torch.Tensor]]] = {
+    "cifar10": load_cifar10,
+    "mnist": load_mnist,
+}
 
 
-def load_model(address: str) -> Model:
-    """The model that the zero-argument function at "module:function" returns.
+@dataclass(frozen=True)
+class Samples:
+    """x: (n, ...) bytes or floats; y: (n,) int64. kind: "digits", "mnist", "cifar10" or "own".
 
-    The module is looked for in the current directory first.
+    names: of a folder of images its files, a path below the folder each; classes: their folders, by
+    label; both empty otherwise.
     """
-    module_name, colon, function_name = address.partition(":")
-    if not (module_name and colon and function_name):
-        raise UserError(f"--model must be module:function, as in nets:resnet; got {address!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may do anything when it is imported
-        raise UserError(f"--model: importing {module_name!r} fails: {said(error)}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise UserError(f"--model: {module_name!r} has no function {function_name!r}")
-    try:
-        model = function()
-    except Exception as error:
-        raise UserError(f"--model: {address}() fails: {said(error)}") from error
-    if not callable(model):
-        raise UserError(f"--model: {address}() must return a model; got {type(model).__name__}")
-    return model  # type: ignore[return-value]
+
+    x: torch.Tensor
+    y: torch.Tensor
+    kind: str = "own"
+    names: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+
+    def first(self, n: int | None) -> "Samples":
+        if n is None:
+            return self
+        if not 0 < n <= len(self.x):
+            raise UserError(f"--n must be 1 to {len(self.x)}, the samples of --data; got {n}")
+        return replace(self, x=self.x[:n], y=self.y[:n], names=self.names[:n])
+
+    @property
+    def as_floats(self) -> torch.Tensor:
+        """x as float32, bytes scaled to [0, 1]."""
+        x = self.x
+        return to_unit_interval(x) if x.dtype == torch.uint8 else x.to(torch.float32)
 
 
 def load_data(
-    path: Path, kind: str, split: str, n: int | None
+    data: str | Path, kind: str, split: str, n: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first n samples as (x, y): float32 in [0, 1], int64.
+    """The first n samples as (x, y): float32, bytes scaled to [0, 1], and int64."""
+    samples = load_samples(data, kind, split).first(n)
+    return samples.as_floats, samples.y
 
-    kind "auto" is npz for a file of that suffix, else MNIST or CIFAR-10, whichever the folder has.
-    """
+
+def load_samples(data: str | Path, kind: str = "auto", split: str = "test") -> Samples:
+    """What --data, --format and --split name; UserError for what cannot be read."""
+    text = str(data)
     if kind not in FORMATS:
         raise UserError(f"--format must be one of {', '.join(FORMATS)}; got {kind!r}")
-    if not path.exists():
-        raise UserError(f"--data: there is no {path}")
-    x, y = _reader(path, kind)(path, split)
-    x = to_unit_interval(x) if x.dtype == torch.uint8 else x.to(torch.float32)
-    if n is not None and not 0 < n <= len(x):
-        raise UserError(f"--n must be 1 to {len(x)}, the samples of {path}; got {n}")
-    return x[:n], y[:n]
+    if split not in ("train", "test"):
+        raise UserError(f"--split must be train or test; got {split!r}")
+    if text == "digits":
+        return Samples(*load_digits(cast(Any, split)), kind="digits")
+    path = Path(data)
+    if path.exists():
+        return _checked(_read(path, kind, split))
+    if ":" in text and not os.path.splitdrive(text)[0] and os.sep not in text:
+        return _checked(_of_function(text))
+    raise UserError(f"--data: no such file: {text}")
 
 
-def _reader(path: Path, kind: str) -> Callable[[Path, Any], tuple[torch.Tensor, torch.Tensor]]:
-    if kind == "npz" or (kind == "auto" and path.is_file()):
-        return _read_npz
-    if kind == "mnist":
-        return load_mnist
-    if kind == "cifar10":
-        return load_cifar10
-    for load, patterns in _PATTERNS.items():
+def _read(path: Path, kind: str, split: str) -> Samples:
+    if kind == "auto":
+        kind = _kind_of(path)
+    if kind in _LOADERS:
+        return Samples(*_LOADERS[kind](path, split), kind=kind)
+    if kind == "folder":
+        return Samples(*_folder(path, split))
+    read = array_files.read_pt if kind == "pt" else array_files.read_npz
+    return Samples(*read(path, split))
+
+
+def _kind_of(path: Path) -> str:
+    if path.is_file():
+        return "pt" if path.suffix in (".pt", ".pth") else "npz"
+    for kind, patterns in _PATTERNS.items():
         if any(found for pattern in patterns for found in path.glob(pattern)):
-            return load
-    raise UserError(
-        f"--data: nothing in the folder {path} is recognised: looked for MNIST files "
-        "(t10k-images-idx3-ubyte) and CIFAR-10 files (test_batch, test_batch.bin); an npz file is "
-        "given by its own path"
-    )
+            return kind
+    return "folder"
 
 
-def _read_npz(path: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arrays x (n, ...), bytes or floats in [0, 1], and y (n,); pickled objects are refused."""
+def _folder(path: Path, split: str) -> tuple[Any, ...]:
+    found = image_folder.classes_of(path, split)
+    if not found:
+        raise UserError(
+            f"--data: nothing in the folder {path} is recognised: looked for MNIST files "
+            "(t10k-images-idx3-ubyte), CIFAR-10 files (test_batch, test_batch.bin) and a folder of "
+            "images for each class; an npz or .pt file is given by its own path"
+        )
+    x, y, names, classes = image_folder.read(found)
+    return x, y, "own", names, classes
+
+
+def _of_function(address: str) -> Samples:
+    """A Dataset, a DataLoader or (x, y) tensors."""
+    given: Any = called(address, option="data", example="my_data:test_set")
+    is_pair = isinstance(given, tuple | list) and len(given) == 2
+    if is_pair and all(hasattr(part, "__array__") for part in given):  # tensors have it too
+        x, y = (torch.as_tensor(part) for part in given)
+        return Samples(x, y)
+    has_items = hasattr(given, "__getitem__") and hasattr(given, "__len__") and not is_pair
     try:
-        # a file of our own: numpy leaves one that is no archive open
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            x, y = arrays["x"], arrays["y"]
-    except KeyError as error:
-        raise UserError(f"--data: {path} must hold the arrays x and y: {said(error)}") from error
-    except _UNREADABLE as error:
-        raise UserError(f"--data: {path} is not a readable npz file: {said(error)}") from error
-    if x.dtype != np.uint8 and x.dtype.kind != "f":
-        raise UserError(f"--data: x must be bytes or floats; got {x.dtype}")
+        batches: Iterable[Any] = given
+        if not isinstance(given, DataLoader):
+            if not has_items:
+                raise TypeError(f"{type(given).__name__}")
+            data_set: Any = given
+            batches = DataLoader(data_set, batch_size=_BATCH_SIZE, generator=torch.Generator())
+        rows = [(torch.as_tensor(x), torch.as_tensor(y)) for x, y in batches]
+        return Samples(torch.cat([x for x, _ in rows]), torch.cat([y for _, y in rows]))
+    except Exception as error:  # whatever the user's data set raises
+        raise UserError(
+            f"--data: {address}() must return a Dataset of (x, y) pairs, or (x, y) tensors: "
+            f"{said(error)}"
+        ) from error
+
+
+def _checked(samples: Samples) -> Samples:
+    """Labels as (n,) int64; what is no samples is refused."""
+    x, y = samples.x, samples.y
+    if x.dtype != torch.uint8 and not x.dtype.is_floating_point:
+        raise UserError(f"--data: x must be bytes or floats; got {_dtype(x)}")
     if x.ndim == 0:
         raise UserError("--data: x must have one row a sample; got a scalar")
-    if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]  # as some archives of images have them
+    is_integer = not y.dtype.is_floating_point and y.dtype not in (torch.bool, torch.complex64)
+    if not is_integer or y.shape != x.shape[:1] or not len(x):
         raise UserError(
-            f"--data: y must be {len(x)} integers, one for each x; got {y.dtype} of shape {y.shape}"
+            f"--data: y must be {len(x)} integers, one for each x; got {_dtype(y)} of shape "
+            f"{tuple(y.shape)}"
         )
-    return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))
+    return replace(samples, y=y.to(torch.int64))
+
+
+def _dtype(values: torch.Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")

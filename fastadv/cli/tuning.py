@@ -1,22 +1,19 @@
 """The command `tune`: which execution is the fastest for a model; needs typer and rich."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
 from fastadv.attacks.automatic import tuning_table
-from fastadv.cli import sources
+from fastadv.cli import networks, options, sources
 from fastadv.cli.user_error import UserError, said
 from fastadv.evaluation.clean import device_of
 
 
 def tune(
     model: Annotated[str, typer.Option(help="module:function that returns the model.")],
-    data: Annotated[
-        Path | None, typer.Option(help="npz file with x and y, MNIST or CIFAR-10 folder.")
-    ] = None,
+    data: options.DataOrNone = None,
     shape: Annotated[
         str | None, typer.Option(help="Instead: of one sample, as 3,32,32; noise in [0, 1].")
     ] = None,
@@ -26,15 +23,15 @@ def tune(
         str, typer.Option(help="To try, as fp32,bf16: fp16 on a GPU only.")
     ] = "fp32",
     json: Annotated[bool, typer.Option("--json", help="Print JSON, times in seconds.")] = False,
-    format: Annotated[str, typer.Option(help=", ".join(sources.FORMATS))] = "auto",
-    split: Annotated[str, typer.Option(help="train or test, of MNIST and CIFAR-10.")] = "test",
+    format: options.Format = "auto",
+    split: options.Split = "test",
 ) -> None:
     """Measure the batch size, layout and precision that attack a model fastest, here and now.
 
     The last line is an Execution to paste; `fastadv evaluate --execution auto` measures by itself.
     """
     x = _samples(data, shape, n, format, split)
-    net = sources.load_model(model)
+    net = networks.load_model(model)
     device = device_of(net)
     words: Any = tuple(precisions.split(","))  # from the shell: tune says which there are
     try:
@@ -46,7 +43,7 @@ def tune(
     print(table.to_json() if json else table)
 
 
-def _samples(data: Path | None, shape: str | None, n: int, kind: str, split: str) -> torch.Tensor:
+def _samples(data: str | None, shape: str | None, n: int, kind: str, split: str) -> torch.Tensor:
     if (data is None) == (shape is None):
         raise UserError("give --data, or --shape of one sample, as 3,32,32: one of them")
     if data is not None:

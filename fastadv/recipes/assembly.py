@@ -1,32 +1,45 @@
 """The parts that a recipe names: network, optimizer, training step and sentinel."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from fastadv import models
+from fastadv.evaluation.accuracy import logits_of
+from fastadv.models.registry import ModelName
 from fastadv.recipes.settings import Recipe
-from fastadv.threat_model import Linf
 from fastadv.training import MART, NFGSM, PGDAT, TRADES, YOPO, FastAT, FreeAT, Sentinel
 from fastadv.training.sentinel import Step
 
 
-def build_model(recipe: Recipe, images: torch.Tensor, device: torch.device) -> nn.Module:
-    """The network in train mode; raises ValueError if it does not take such images."""
-    model = models.build(recipe.model, seed=recipe.seed)
+def build_model(
+    recipe: Recipe, images: torch.Tensor, device: torch.device, *, given: nn.Module | None = None
+) -> nn.Module:
+    """The network in train mode, `given` if it is one's own; raises ValueError if it does not take
+    such images, or has too few classes."""
+    if given is None and recipe.is_own_model:
+        raise ValueError(f"model {recipe.model!r} is a network of one's own: give it as model")
+    model = given
+    if model is None:
+        name = cast(ModelName, recipe.model)  # checked by the recipe
+        model = models.build(name, seed=recipe.seed, classes=recipe.classes)
+    model.to(device)
     try:
-        with torch.no_grad():
-            model.eval()(images[:1].cpu().float())
-    except RuntimeError as error:
+        logits = logits_of(model, images[:1].to(device).float(), batch_size=1)
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"model {recipe.model!r} does not take images of shape {tuple(images.shape[1:])}, as "
             f"the data has: {error}"
         ) from error
+    if logits.shape[1] < recipe.classes:
+        raise ValueError(
+            f"model {recipe.model!r} has {logits.shape[1]} classes, and the labels {recipe.classes}"
+        )
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.to(device).train()
+    return model.train()
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -47,7 +60,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 def build_step(recipe: Recipe, model: nn.Module, *, batches: int) -> Step:
     """The training step of the recipe; batches: of an epoch, in which warm-up is counted."""
     common = dict(
-        threat=Linf(recipe.eps),
+        threat=recipe.threat,
         step_size=recipe.step_size * recipe.eps,
         label_smoothing=recipe.label_smoothing,
         precision=recipe.precision,
@@ -60,7 +73,7 @@ def build_step(recipe: Recipe, model: nn.Module, *, batches: int) -> Step:
 def build_sentinel(recipe: Recipe, x: torch.Tensor, y: torch.Tensor, *, batches: int) -> Sentinel:
     """Watches the held-out samples; batches: of an epoch."""
     return Sentinel(
-        Linf(recipe.eps),
+        recipe.threat,
         x,
         y,
         every=max(1, round(recipe.sentinel_every * batches)),

@@ -11,7 +11,7 @@ from fastadv.data import to_unit_interval
 from fastadv.diagnostics import AttackWarning
 from fastadv.evaluation import evaluate
 from fastadv.evaluation.accuracy import logits_of
-from fastadv.threat_model import Linf
+from fastadv.threat_model import ThreatModel
 
 _STEPS = 10
 _BATCH_SIZE = 500
@@ -26,8 +26,11 @@ class HeldOut:
     attack: Attack
 
     @classmethod
-    def of(cls, images: torch.Tensor, labels: torch.Tensor, *, eps: float, seed: int) -> "HeldOut":
-        attack = pgd(Linf(eps), steps=_STEPS, step_size=eps / 4, seed=seed)
+    def of(
+        cls, images: torch.Tensor, labels: torch.Tensor, *, threat: ThreatModel, seed: int
+    ) -> "HeldOut":
+        step_size = float(threat.eps) / 4
+        attack = pgd(threat, steps=_STEPS, step_size=step_size, seed=seed)
         return cls(to_unit_interval(images), labels, attack)
 
     def accuracies(self, model: nn.Module) -> tuple[float, float]:

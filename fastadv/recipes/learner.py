@@ -27,7 +27,13 @@ class Learner:
     """All parts of a run that change while it goes on; `position` is moved along."""
 
     def __init__(
-        self, recipe: Recipe, samples: Split, position: Position, *, checkpoint_every: int | None
+        self,
+        recipe: Recipe,
+        samples: Split,
+        position: Position,
+        *,
+        checkpoint_every: int | None,
+        model: nn.Module | None = None,
     ) -> None:
         device = samples.images.device
         self.recipe = recipe
@@ -43,9 +49,9 @@ class Learner:
             channels_last=recipe.channels_last,
         )
         self.held_out: HeldOut = HeldOut.of(
-            samples.held_images, samples.held_labels, eps=recipe.eps, seed=recipe.seed
+            samples.held_images, samples.held_labels, threat=recipe.threat, seed=recipe.seed
         )
-        self.model: nn.Module = assembly.build_model(recipe, samples.images, device)
+        self.model: nn.Module = assembly.build_model(recipe, samples.images, device, given=model)
         self.optimizer: torch.optim.Optimizer = assembly.build_optimizer(recipe, self.model)
         self.average = self._new_average()
         self.step: Step = assembly.build_step(recipe, self.model, batches=len(self.loader))

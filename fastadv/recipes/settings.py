@@ -9,14 +9,20 @@ from typing import Literal, get_args
 from fastadv import models
 from fastadv.models.registry import ModelName
 from fastadv.ops.augment.batch import Flip
-from fastadv.threat_model import Linf
+from fastadv.threat_model import L1, L2, Linf, ThreatModel
 from fastadv.training.sentinel import OnCollapse
 
 Method = Literal["free", "fast", "nfgsm", "pgd", "trades", "mart", "yopo"]
 Precision = Literal["fp32", "bf16"]
 Dataset = Literal["digits", "mnist", "cifar10"]
 Optimizer = Literal["adam", "sgd"]
+Norm = Literal["linf", "l2", "l1"]
+_COUNTS = (
+    *("epochs", "batch_size", "steps", "replays"),
+    *("held_out", "rescue_epochs", "classes"),
+)
 METHODS: tuple[Method, ...] = get_args(Method)
+_THREATS = {"linf": Linf, "l2": L2, "l1": L1}
 
 Knots = tuple[tuple[float, float], ...]
 
@@ -25,15 +31,16 @@ Knots = tuple[tuple[float, float], ...]
 class Recipe:
     """All that decides the outcome of a run, beside the data. Durations are in epochs.
 
-    eps: L-infinity radius, pixels in [0, 1]. epochs: passes over the data, each of `replays`
-    updates a batch. learning_rate: knots (epoch, rate), linear in between; at a jump (two knots at
-    one epoch) the earlier holds up to it. step_size: in units of eps. steps: of the craft; of YOPO
-    the full passes, each with `inner` cheap steps. noise: of N-FGSM, in units of eps. beta: of
-    TRADES and MART. ema: decay of the averaged weights, which are then what is evaluated and saved;
-    0 for none. held_out: training samples kept for the sentinel and for choosing the best epoch, at
-    most a fifth of them. floor: what the sentinel demands at the end. rescue_epochs: at least so
-    many of PGD-5 follow a rollback, the rate rising to rescue_learning_rate while eps grows and,
-    over their second half, falling to 0.
+    eps: radius in `norm` ("linf", "l2" or "l1"), pixels in [0, 1]. model: a name of
+    `fastadv.models`, or "module:function" for a network of one's own. classes: of the data. epochs:
+    passes over the data, each of `replays` updates a batch. learning_rate: knots (epoch, rate),
+    linear in between; at a jump (two knots at one epoch) the earlier holds up to it. step_size: in
+    units of eps. steps: of the craft; of YOPO the full passes, each with `inner` cheap steps.
+    noise: of N-FGSM, in units of eps. beta: of TRADES and MART. ema: decay of the averaged weights,
+    which are then what is evaluated and saved; 0 for none. held_out: training samples kept for the
+    sentinel and for choosing the best epoch, at most a fifth of them. floor: what the sentinel
+    demands at the end. rescue_epochs: at least so many of PGD-5 follow a rollback, the rate rising
+    to rescue_learning_rate while eps grows and, over their second half, falling to 0.
     Raises ValueError for values that make no run. See `fastadv.recipes.recipe` for the published.
 
     Example: `dataclasses.replace(recipe("digits", "fast"), flip=None, held_out=100)`.
@@ -41,7 +48,7 @@ class Recipe:
 
     dataset: str
     method: Method
-    model: ModelName
+    model: ModelName | str
     eps: float
     epochs: int
     batch_size: int
@@ -71,15 +78,19 @@ class Recipe:
     floor: float = 0.0
     rescue_epochs: int
     rescue_learning_rate: float
+    norm: Norm = "linf"
+    classes: int = 10
 
     def __post_init__(self) -> None:
-        Linf(self.eps)  # raises for a radius in other units
+        _check_choice("norm", self.norm, get_args(Norm))
+        _ = self.threat  # raises for a radius in other units
         _check_choice("method", self.method, METHODS)
-        _check_choice("model", self.model, models.names())
+        if not self.is_own_model:
+            _check_choice("model", self.model, (*models.names(), "module:function"))
         _check_choice("optimizer", self.optimizer, get_args(Optimizer))
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("on_collapse", self.on_collapse, get_args(OnCollapse))
-        for name in ("epochs", "batch_size", "steps", "replays", "held_out", "rescue_epochs"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
@@ -93,6 +104,16 @@ class Recipe:
         if not self.eps_warmup >= 0:
             raise ValueError(f"eps_warmup must not be negative; got {self.eps_warmup}")
         _check_knots(self.learning_rate)
+
+    @property
+    def threat(self) -> ThreatModel:
+        """Linf, L2 or L1 at `eps`."""
+        return _THREATS[self.norm](self.eps)
+
+    @property
+    def is_own_model(self) -> bool:
+        """Whether the network is one's own, and has to be given where the recipe is used."""
+        return ":" in self.model
 
     def rate_at(self, epoch: float) -> float:
         """The learning rate after `epoch` epochs, a fraction within one.

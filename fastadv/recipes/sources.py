@@ -46,8 +46,9 @@ def training_data(
     return _LOADERS[dataset](root)
 
 
-def check_data(images: object, labels: object) -> None:
-    """Raises TypeError or ValueError unless these are byte images and a label in [0, 10) each."""
+def check_data(images: object, labels: object, *, classes: int = CLASSES) -> None:
+    """Raises TypeError or ValueError unless these are byte images and a label in [0, classes)
+    each."""
     if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor):
         raise TypeError(
             "data must be (images, labels), two tensors; got "
@@ -61,11 +62,11 @@ def check_data(images: object, labels: object) -> None:
         )
     if len(images) < 10:
         raise ValueError(f"images must be 10 at least, to hold some out; got {len(images)}")
-    outside = ((labels < 0) | (labels >= CLASSES)).nonzero()
+    outside = ((labels < 0) | (labels >= classes)).nonzero()
     if len(outside):
         row = int(outside[0])
         raise ValueError(
-            f"labels must lie in [0, {CLASSES}); got {int(labels[row])} at index {row}"
+            f"labels must lie in [0, {classes}); got {int(labels[row])} at index {row}"
         )
 
 

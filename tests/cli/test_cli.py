@@ -18,8 +18,8 @@ pytest.importorskip("typer", reason="needs typer")
 pytest.importorskip("rich", reason="needs rich")
 from command_line import arrays, command, run
 
-from fastadv.cli import app as commands
 from fastadv.cli import choices, sources  # noqa: E402
+from fastadv.cli.numbers import number  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from fastadv.cli import choices, sources  # noqa: E402
     [("8/255", 8 / 255), ("0.03", 0.03), ("1e-3", 1e-3), (" 3 / 16 ", 0.1875), ("2", 2.0)],
 )
 def test_numbers_may_be_fractions(text, value):
-    assert commands.parse_number(text) == value
+    assert number("eps", text) == value
 
 
 def test_what_is_saved_is_what_the_library_finds(folder, capsys):
@@ -58,7 +58,7 @@ def test_bytes_are_in_the_ball_and_verified_as_saved(folder, capsys, norm):
     assert code == 0
     saved, raw = arrays("adv.npz"), arrays("bytes.npz")
     assert saved["x_adv"].dtype == np.uint8
-    threat = choices.make_threat(norm, commands.parse_number(eps))
+    threat = choices.make_threat(norm, number("eps", eps))
     decoded = to_unit_interval(torch.from_numpy(saved["x_adv"]))
     x = to_unit_interval(torch.from_numpy(raw["x"]))
     assert bool(fastadv.contains(threat, decoded, x).all())
@@ -75,8 +75,8 @@ def test_bytes_are_in_the_ball_and_verified_as_saved(folder, capsys, norm):
 def test_a_target_is_reached_as_the_library_says(folder, capsys):
     others = arrays("digits.npz")["y"] != 2
     said = f"target_is_label: {int((~others).sum())} of 40"
-    with pytest.warns(fastadv.AttackWarning, match=said):
-        code, out, _ = run(capsys, command("--target", "2", "--attack", "bim", eps="0.9"))
+    code, out, _ = run(capsys, command("--target", "2", "--attack", "bim", eps="0.9"))
+    assert said in out
     saved = arrays("adv.npz")
     assert code == 0
     assert np.array_equal(saved["success"], (saved["prediction"] == 2) & others)

@@ -150,7 +150,7 @@ def test_several_radii_are_a_curve(folder, capsys):
 @pytest.mark.parametrize("version", evaluate_command._VERSIONS)
 def test_every_version_of_autoattack_can_be_asked_for(version):
     threat = fastadv.Linf(0.1)
-    chosen = evaluate_command._chosen("linf", 0.1, version, None, {}, 5)
+    chosen = evaluate_command.chosen_attack(threat, version, None, {}, 5)
     assert chosen == fastadv.autoattack(threat, version, seed=5)
     assert isinstance(chosen, AutoAttack)
 
@@ -169,7 +169,9 @@ def test_an_interrupted_evaluation_goes_on(small, folder, capsys, monkeypatch):
         patched.setattr(State, "save", stop)
         code, _, err = run(capsys, arguments)
     assert code == 130 and (folder / "c.pt").exists() and not (folder / "r.json").exists()
-    assert err.splitlines()[-1] == (
+    *_, said, goes_on = err.splitlines()
+    assert goes_on == f"  fastadv {' '.join(arguments)}"
+    assert said == (
         "fastadv: evaluation interrupted: all finished blocks, and all finished attacks of an "
         "ensemble, are in the checkpoint c.pt: the same call goes on from there, with any number "
         "of processes"
@@ -216,10 +218,10 @@ def test_a_terminal_gets_a_bar_that_names_the_attack(small, capsys, monkeypatch)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (command(eps=("8",)), "eps=8 is larger than the box"),
+        (command(eps=("8",)), "--eps 8 is larger than the box"),
         (command(eps=("eight",)), "--eps must be a number such as 0.03 or 8/255; got 'eight'"),
         (command(eps=("0.1", "1/0")), "--eps must be a number such as"),
-        (command("--attack", "bim", eps=("0.1", "1/10")), "eps must be different radii >= 0"),
+        (command("--attack", "bim", eps=("0.1", "1/10")), "--eps must be different radii >= 0"),
         (command("--norm", "l3"), "--norm must be one of linf, l2, l1; got 'l3'"),
         (command("--version", "best"), "--version must be one of standard, plus, rand"),
         (command("--version", "custom"), "--version must be one of standard, plus, rand"),
@@ -228,9 +230,12 @@ def test_a_terminal_gets_a_bar_that_names_the_attack(small, capsys, monkeypatch)
         (command("--step-size", "1/9"), "--step-size needs --attack"),
         (command("--attack", "cw"), "--attack must be one of apgd, apgd_ce"),
         (command("--attack", "fgsm", "--restarts", "2"), "--restarts does not apply to fgsm"),
-        (command("--out", "r.txt"), "--out must end in .json or .md or .html; got r.txt"),
-        (command("--out", "r.html", eps=("0.1", "0.2")), "--out must end in .json or .md for a c"),
-        (command("--out", "no/r.md"), "--out: there is no folder no"),
+        (command("--out", "r.txt"), "--report must end in .json or .md or .html; got r.txt"),
+        (
+            command("--out", "r.html", eps=("0.1", "0.2")),
+            "must end in .json or .md for a curve",
+        ),
+        (command("--out", "no/r.md"), "--report: there is no folder no"),
         (command("--checkpoint", "c.pt", eps=("0.1", "0.2")), "--checkpoint takes one --eps"),
         (command("--checkpoint", "no/c.pt"), "there is no folder no"),
         (command("--checkpoint", "digits.npz"), "is not a checkpoint"),

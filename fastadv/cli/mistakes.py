@@ -1,0 +1,68 @@
+"""What a command says of mistakes and of Ctrl-C: one line each, in the words of the shell."""
+
+import contextlib
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import typer
+
+from fastadv.cli.user_error import UserError
+from fastadv.diagnostics import AttackWarning
+
+_command: ContextVar[tuple[str, ...]] = ContextVar("_command", default=())
+# arguments of the library that errors begin with -> the option that gave them
+_OPTIONS = {
+    **{name: f"--{name.replace('_', '-')}" for name in (
+        "attack", "batch_size", "checkpoint_every", "dataset", "device", "ema", "epochs", "eps",
+        "learning_rate", "loss", "method", "model", "norm", "on_collapse", "precision", "restarts",
+        "seed", "step_size", "steps", "target", "weights", "batching", "cuda_graph", "checkpoint",
+    )},
+    "root": "--data",
+    "data": "--data",
+    "images": "--data: images",
+    "labels": "--data: labels",
+    "queries": "--steps",
+}  # fmt: skip
+_FIRST_WORD = re.compile(
+    r"^(?:fastadv\.\w+\([^)]*\): )?(\w+)(=| must | is | does | [^ ]+ (?:was|does|has|belongs) )"
+)
+
+
+def set_command(arguments: list[str]) -> None:
+    """The command line under way, for what is said when it is interrupted."""
+    _command.set(tuple(arguments))
+
+
+def same_command(*more: str) -> str:
+    """The command line under way, with `more` where it has not got that, to be pasted."""
+    given = list(_command.get())
+    return shlex.join(["fastadv", *given, *(word for word in more if word not in given)])
+
+
+def in_words_of_the_shell(text: str) -> str:
+    """An error of the library that begins with an argument, with the option in its place."""
+    found = _FIRST_WORD.match(text)
+    if found is None or found[1] not in _OPTIONS:
+        return text
+    separator = " " if found[2] == "=" else found[2]
+    return f"{_OPTIONS[found[1]]}{separator}{text[found.end() :]}"
+
+
+@contextlib.contextmanager
+def said_in_one_line(*more: str, kept: str = "nothing is kept") -> Iterator[None]:
+    """Mistakes: one line, exit code 2. Ctrl-C: what is kept (a note of the interrupt, else `kept`)
+    and the command that goes on, with `more`; exit code 130. What attacks warn of is in reports."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AttackWarning)
+            yield
+    except (ValueError, TypeError, OSError, ModuleNotFoundError, RuntimeError) as error:
+        raise UserError(in_words_of_the_shell(" ".join(str(error).split()))) from error
+    except KeyboardInterrupt as interrupt:
+        told = " ".join(getattr(interrupt, "__notes__", [f"interrupted: {kept}"]))
+        print(f"fastadv: {told}\n  {same_command(*more)}", file=sys.stderr, flush=True)
+        raise typer.Exit(130) from interrupt
