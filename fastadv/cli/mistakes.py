@@ -28,7 +28,7 @@ _OPTIONS = {
     "queries": "--steps",
 }  # fmt: skip
 _FIRST_WORD = re.compile(
-    r"^(?:fastadv\.\w+\([^)]*\): )?(\w+)(=| must | is | does | [^ ]+ (?:was|does|has|belongs) )"
+    r"^(?:fastadv\.\w+\([^)]*\): )?(\w+)(=| must | is | does | \S+ (?:was|does|has|belongs) )"
 )
 
 
@@ -60,6 +60,8 @@ def said_in_one_line(*more: str, kept: str = "nothing is kept") -> Iterator[None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AttackWarning)
             yield
+    except typer.Exit:  # a RuntimeError
+        raise
     except (ValueError, TypeError, OSError, ModuleNotFoundError, RuntimeError) as error:
         raise UserError(in_words_of_the_shell(" ".join(str(error).split()))) from error
     except KeyboardInterrupt as interrupt:

@@ -110,7 +110,12 @@ def _mart(recipe: Recipe, model: nn.Module, common: dict[str, Any]) -> Step:
 
 def _yopo(recipe: Recipe, model: nn.Module, common: dict[str, Any]) -> Step:
     layers = (nn.Conv2d, nn.Linear)
-    first = next(name for name, layer in model.named_modules() if isinstance(layer, layers))
+    names = [name for name, layer in model.named_modules() if isinstance(layer, layers)]
+    if not names:
+        raise ValueError(
+            "method 'yopo' needs a network whose first layer is nn.Conv2d or nn.Linear"
+        )
+    first = names[0]
     return YOPO(
         **common, seed=recipe.seed, first_layer=first, outer=recipe.steps, inner=recipe.inner
     )

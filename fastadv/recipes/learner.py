@@ -19,6 +19,7 @@ from fastadv.recipes.sources import Split
 from fastadv.training import Check, ema
 from fastadv.training.arguments import warmup_factor
 from fastadv.training.sentinel import Sentinel, Step
+from fastadv.training.verdict import in_short
 
 _CHECKPOINT_SECONDS = 60.0
 
@@ -161,7 +162,7 @@ class Learner:
         self.enter_position()
         position, attack = self.position, self.held_out.attack
         first = position.epoch * len(self.loader)
-        verdicts = [c.verdict for c in self.sentinel.history if c.batch > first]
+        checks = [c for c in self.sentinel.history if c.batch > first]
         clean, robust = self._accuracies()
         self._resumed_at = time.perf_counter()
         position.epoch += 1
@@ -181,7 +182,9 @@ class Learner:
             attack=repr(attack),
             steps=attack.steps,
             attack_eps=self.recipe.eps,
-            sentinel=verdicts,
+            sentinel=[check.verdict for check in checks],
+            said=[in_short(check) for check in checks],
+            rescue=position.rescued_at is not None,
         )
         position.updates, position.epoch_seconds = 0, 0.0
         self.loss_sum.zero_()

@@ -38,10 +38,11 @@ class Progress:
 
 def epoch_line(row: dict[str, Any], *, epochs: int) -> str:
     """One line of an epoch's row in the log, with all that makes its robust accuracy a number."""
-    verdicts = ", ".join(row["sentinel"]) or "not yet due"
+    verdicts = ", ".join(row["said"]) or "not yet due"
+    rescue = "rescue under way, " if row["rescue"] else ""
     return (
         f"epoch {row['epoch']}/{epochs}  {row['seconds']:.1f} s  lr {row['learning_rate']:.3g}  "
         f"eps {row['eps']:.4g}  loss {float(row['loss']):.4f}  clean {100 * row['clean']:.1f} %  "
         f"PGD-{row['steps']} {100 * row['robust']:.1f} %  (n {row['n']}, eps "
-        f"{row['attack_eps']:.4g})  sentinel: {verdicts}"
+        f"{row['attack_eps']:.4g})  sentinel: {rescue}{verdicts}"
     )

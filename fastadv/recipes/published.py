@@ -4,7 +4,15 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from fastadv.models.registry import ModelName
-from fastadv.recipes.settings import METHODS, Dataset, Knots, Method, Precision, Recipe
+from fastadv.recipes.settings import (
+    METHODS,
+    Dataset,
+    Knots,
+    Method,
+    Norm,
+    Precision,
+    Recipe,
+)
 from fastadv.training.sentinel import OnCollapse
 
 DATASETS: tuple[Dataset, ...] = get_args(Dataset)
@@ -124,7 +132,8 @@ def recipe(
     dataset: Dataset,
     method: Method,
     *,
-    model: ModelName | None = None,
+    model: ModelName | str | None = None,
+    norm: Norm | None = None,
     eps: float | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -141,8 +150,11 @@ def recipe(
     method: "free", "fast", "nfgsm", "pgd", "trades", "mart" or "yopo". What is None is the
     recipe's own. epochs stretches the schedules of learning rate and eps along; learning_rate is
     the highest one; steps: of methods that take several. Others as in `Recipe`, whose fields
-    `dataclasses.replace` changes. Single-step methods roll back when they collapse, the others
-    warn. Raises ValueError for names and values that make no run.
+    `dataclasses.replace` changes. norm: "l2" and "l1" need an eps, as the published radii are of
+    L-infinity. model: also "module:function", the name of a network of one's own. Single-step
+    methods roll back when they collapse, and are trained for longer then; the others warn, and so
+    do all where epochs is given and on_collapse is not. Raises ValueError for names and values that
+    make no run.
 
     Example: `fastadv.recipes.recipe("mnist", "fast", epochs=5, seed=3)`.
     """
@@ -157,13 +169,19 @@ def recipe(
         **_OF_METHOD[dataset, method],
     }
     chosen = Recipe(dataset=dataset, method=method, **settings)
+    if norm not in (None, "linf") and eps is None:
+        raise ValueError(
+            f"eps is needed with norm={norm!r}: the radii of the recipes are of L-infinity"
+        )
     if epochs is not None:
         _check_epochs(epochs)
+        on_collapse = on_collapse or "warn"  # a rescue would exceed them
         chosen = chosen.stretched(epochs)
     if learning_rate is not None:
         chosen = chosen.with_peak(learning_rate)
     given = dict(
         model=model,
+        norm=norm,
         eps=eps,
         batch_size=batch_size,
         steps=steps,

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,10 +14,17 @@ from fastadv.evaluation.checkpoint import save_tensors
 from fastadv.recipes.learner import Learner
 from fastadv.recipes.progress import Progress, epoch_line
 from fastadv.recipes.run_log import Row, RunLog, Scalars, read_log
-from fastadv.recipes.run_state import Identity, Position, check_folder, load_run, save_run
+from fastadv.recipes.run_state import (
+    Identity,
+    Position,
+    check_folder,
+    read_checkpoint,
+    save_run,
+)
 from fastadv.recipes.settings import Recipe
 from fastadv.recipes.sources import check_data, split
 from fastadv.training import Check, Collapse, TrainingWarning
+from fastadv.training.verdict import in_words
 
 OnEpoch = Callable[[Row], None]
 
@@ -46,6 +53,7 @@ def train(
     data: tuple[torch.Tensor, torch.Tensor],
     out: str | os.PathLike[str],
     *,
+    model: nn.Module | None = None,
     device: torch.device | str | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -55,12 +63,14 @@ def train(
 ) -> Result:
     """Train the recipe's network on `data` and write everything to the folder `out`.
 
-    data: (N, C, H, W) uint8 images and (N,) labels, training samples only. device: "cuda" if there
+    data: (N, C, H, W) uint8 images and (N,) labels, training samples only. model: a network of
+    one's own in place of the recipe's, which is trained as it is given. device: "cuda" if there
     is one, else "cpu". out: log.jsonl (a row an epoch and an event); last.pt, the checkpoint,
     written every `checkpoint_every` batches (None: once a minute) and every epoch; best.pt, the
     weights of the epoch with the highest PGD accuracy on held-out samples; model.pt, the final
     ones; good.pt, where the sentinel stopped or only warned, the last good ones. resume: go on from
-    last.pt, or from the beginning if there is none; killed at any point and resumed, a run on a CPU
+    last.pt, or from the beginning if there is none, also with more epochs, over which the learning
+    rate is stretched; killed at any point and resumed, a run on a CPU
     ends with the same bits (with as many threads: another number is warned of). progress: a line an
     epoch, and a bar on a terminal. on_epoch: called with each epoch's row. The global generators
     are neither read nor written. Raises ValueError or TypeError for data that do not fit, and for a
@@ -70,27 +80,39 @@ def train(
     Example: `train(recipe("digits", "fast"), training_data("digits"), "digits-fast")`.
     """
     images, labels = data
-    check_data(images, labels)
+    if model is not None and not recipe.is_own_model:
+        recipe = replace(recipe, model=f"own:{type(model).__name__}")
+    check_data(images, labels, classes=recipe.classes)
     if checkpoint_every is not None and checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1; got {checkpoint_every}")
     chosen = _device(device)
     folder = check_folder(out, resume=resume)
     identity = Identity.of(recipe, images, labels.long())
-    saved = load_run(folder / "last.pt", identity)
-    position = Position(**saved["position"]) if saved else Position(epochs=recipe.epochs)
+    saved = read_checkpoint(folder / "last.pt", identity)
+    position = Position(epochs=recipe.epochs)
+    more = 0
+    if saved:
+        position, before = Position(**saved["position"]), saved["recipe"]["epochs"]
+        more = recipe.epochs - before
+        position.epochs += more
+        position.finished &= not more
     learner = Learner(
         recipe,
         split(images.to(chosen), labels.long().to(chosen), held_out=recipe.held_out),
         position,
         checkpoint_every=checkpoint_every,
+        model=model,
     )
     if saved:
         learner.restore(saved)
         _warn_of_threads(position.threads, chosen)
     screen = Progress(wanted=progress)
-    if not position.finished:
+    if position.finished:
+        screen.say(header(recipe, learner))
+        screen.say(f"has finished: {position.epochs} epochs; resume with more of them to train on")
+    else:
         log = RunLog(folder / "log.jsonl", length=position.log_length)
-        run = _Run(folder, identity, learner, position, log, screen, on_epoch)
+        run = _Run(folder, identity, learner, position, log, screen, on_epoch, raised=more > 0)
         run.scalars = Scalars(folder / "tensorboard", epoch=position.epoch) if tensorboard else None
         run.go_on()
     return Result(
@@ -128,17 +150,24 @@ class _Run:
     screen: Progress
     on_epoch: OnEpoch | None
     scalars: Scalars | None = None
+    raised: bool = False  # there are more epochs than there were
+    _kept: str = "nothing is kept yet"
 
     def go_on(self) -> None:
         """From where the position is to the end."""
         try:
             if self.log.length == 0:
                 self._begin()
+            else:
+                self._resume()
             while self.position.epoch < self.position.epochs:
                 self._epoch()
         except Collapse as collapse:
             self.log.append("stopped", code=collapse.code, message=str(collapse))
             self._save_good()
+            raise
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(f"interrupted: {self._kept}; this goes on from there:")
             raise
         finally:
             if self.scalars is not None:
@@ -156,10 +185,26 @@ class _Run:
             held_out=held,
             threads=torch.get_num_threads(),
         )
-        self.screen.say(
-            f"{recipe.model} by {learner.step!r} on {samples:,} samples of {recipe.dataset} "
-            f"({held:,} held out), {recipe.epochs} epochs of {len(learner.loader)} batches, seed "
-            f"{recipe.seed}"
+        self.screen.say(header(recipe, learner))
+
+    def _resume(self) -> None:
+        position, batches = self.position, len(self.learner.loader)
+        if self.raised:
+            self.log.append("raised", epochs=position.epochs, recipe=asdict(self.identity.recipe))
+        self._note_kept()
+        self.screen.say(header(self.identity.recipe, self.learner))
+        if position.epoch < position.epochs:
+            self.screen.say(
+                f"goes on in epoch {position.epoch + 1} of {position.epochs}, after "
+                f"{position.batches - position.epoch * batches} of its {batches} batches"
+            )
+
+    def _note_kept(self) -> None:
+        position, batches = self.position, len(self.learner.loader)
+        part = position.batches - position.epoch * batches
+        self._kept = (
+            f"{self.folder / 'last.pt'} has {position.epoch} of {position.epochs} epochs, and "
+            f"{part} of {batches} batches of the next"
         )
 
     def _epoch(self) -> None:
@@ -178,11 +223,16 @@ class _Run:
     def _enter(self, checks: Sequence[Check], rescue: str) -> None:
         position = self.position
         for check in checks:
-            self.log.append("check", **asdict(check))
+            self.log.append("check", **asdict(check), said=self._in_words(check))
         if rescue:
             self.log.append("rollback", batch=position.batches, step=rescue, epochs=position.epochs)
         elif any(check.verdict not in ("good", "suspect") for check in checks):
             self._save_good()
+
+    def _in_words(self, check: Check) -> str:
+        sentinel = self.learner.sentinel
+        threat = repr(sentinel.threat)
+        return in_words(check, sentinel.history, threat=threat, floor=sentinel.floor)
 
     def _save_good(self) -> None:
         weights = self.learner.sentinel.good_weights
@@ -227,3 +277,15 @@ class _Run:
         self.position.log_length = self.log.length
         self.learner.enter_position()
         save_run(self.folder / "last.pt", self.identity, self.position, self.learner.parts)
+        self._note_kept()
+
+
+def header(recipe: Recipe, learner: Learner) -> str:
+    """What is trained, in one line, and what the sentinel demands."""
+    samples, held = len(learner.loader.images), len(learner.held_out.y)
+    floor = f", floor {100 * recipe.floor:.3g} % under PGD-10" if recipe.floor else ""
+    return (
+        f"{recipe.model} by {learner.step!r} on {samples:,} samples of {recipe.dataset} "
+        f"({held:,} held out), {recipe.epochs} epochs of {len(learner.loader)} batches, seed "
+        f"{recipe.seed}; on collapse: {recipe.on_collapse}{floor}"
+    )

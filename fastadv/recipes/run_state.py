@@ -20,6 +20,10 @@ _WHOSE = {
     "fastadv_version": "another version of fastadv",
     "torch_version": "another version of torch",
 }
+# fields that older checkpoints lack
+_NEW_FIELDS = {"norm": "linf", "classes": 10}
+# what may differ where a run is resumed for more epochs
+_RAISED_WITH_EPOCHS = ("epochs", "learning_rate", "eps_warmup", "on_collapse")
 
 
 class Stateful(Protocol):
@@ -82,10 +86,11 @@ def save_run(
     save_tensors(path, content)
 
 
-def load_run(path: Path, identity: Identity) -> dict[str, Any] | None:
+def read_checkpoint(path: Path, identity: Identity) -> dict[str, Any] | None:
     """What `save_run` wrote, tensors on the CPU; None if there is no file.
 
-    Raises ValueError if it is damaged, or belongs to another recipe, other data or other code.
+    Raises ValueError if it is damaged, or belongs to another recipe, other data or other code; the
+    recipe may have more epochs, and what goes with them.
     """
     if not path.exists():
         return None
@@ -113,9 +118,13 @@ def load_run(path: Path, identity: Identity) -> dict[str, Any] | None:
 
 
 def _check_recipe(path: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
+    theirs = {**_NEW_FIELDS, **theirs}
+    names = {**theirs, **mine}
+    if mine["epochs"] > theirs["epochs"]:
+        names = [name for name in names if name not in _RAISED_WITH_EPOCHS]
     changed = [
         f"{name} is {theirs.get(name)!r} there and {mine.get(name)!r} here"
-        for name in {**theirs, **mine}
+        for name in names
         if theirs.get(name) != mine.get(name)
     ]
     if changed:

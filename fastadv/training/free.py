@@ -20,6 +20,7 @@ from fastadv.training import arguments, craft
 from fastadv.training.draws import DeviceDraws, draw_of
 from fastadv.training.input_watch import InputWatch, probe
 from fastadv.training.regions import Regions, grown, in_lengths, inside, step_length, warmed
+from fastadv.training.train_mode import warn_of_eval_mode
 from fastadv.training.weight_loss import (
     Crafted,
     Modifier,
@@ -111,6 +112,7 @@ class FreeAT:
         mask: as in `CraftedStep.loss`; outside of it delta waits.
         """
         inner = craft.inner_module(model)
+        warn_of_eval_mode(self, inner)
         beside = inputs.check_extra(extra, x)
         asked = with_extra(inner, beside)
         looked = not self._is_checked and self._check(inner, x, y, beside)

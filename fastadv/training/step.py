@@ -20,6 +20,7 @@ from fastadv.training import arguments, craft, regions
 from fastadv.training.bank import PerturbationBank
 from fastadv.training.draws import DeviceDraws, draw_of
 from fastadv.training.input_watch import InputWatch
+from fastadv.training.train_mode import warn_of_eval_mode
 from fastadv.training.weight_loss import (
     Crafted,
     Modifier,
@@ -157,6 +158,7 @@ class CraftedStep:
         `advance` a loop of one's own goes on to the next. Modifiers are part of `loss` alone.
         """
         inner, objective, given = craft.inner_module(model), self.objective, x
+        warn_of_eval_mode(self, inner)
         if not self._is_checked:
             checked = arguments.check_batch(self.threat, inner, x, y, objective)
             self._watch.rounds |= checked is not x

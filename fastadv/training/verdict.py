@@ -22,7 +22,7 @@ _FEWEST = 10  # samples behind what is called hidden: fewer are chance
 
 
 class TrainingWarning(UserWarning):
-    """Training went wrong; `code` is "collapse", "weak", "stuck", "nan" or "threads"."""
+    """Training went wrong; `code` is "collapse", "weak", "stuck", "nan", "eval" or "threads"."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -123,11 +123,32 @@ def explain(
         )
     if check.verdict == "weak":
         return (
-            f"weak: accuracy of {n} held-out samples under PGD-10 with restarts is {check.pgd:.1%} "
-            f"{where}, below the floor of {floor:.1%}, at {threat}."
+            f"weak: {_percent(check.pgd)} under PGD-10 is below the floor of {_percent(floor)} "
+            f"(5 restarts, {n} held-out samples, {where}, {threat})."
         )
     return (
         f"collapse: catastrophic overfitting {where}: accuracy on {n} held-out samples is "
         f"{check.clean:.1%} clean, {check.single_step:.1%} under one step, {check.pgd:.1%} under "
         f"PGD-10 (best before {best_pgd(since):.1%}) at {threat}."
     )
+
+
+def in_short(check: Check) -> str:
+    """The verdict in a few words, as a line an epoch has them: "good" only where much is robust."""
+    if check.verdict != "good":
+        return check.verdict
+    if not check.is_warm:
+        return "no verdict while eps grows"
+    return "good" if check.pgd >= check.clean / 2 else "no collapse, but not robust yet"
+
+
+def in_words(check: Check, history: Sequence[Check], *, threat: str, floor: float = 0.0) -> str:
+    """The same, and where it is bad with its figures; history: of all checks, also later ones."""
+    if check.verdict in ("good", "suspect"):
+        return in_short(check)
+    before = [one for one in history if one.batch < check.batch]
+    return explain(check, before, n=check.samples, threat=threat, floor=floor)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

@@ -17,6 +17,7 @@ from fastadv.threat_model import ThreatModel, start_point
 from fastadv.training import arguments, craft, regions
 from fastadv.training.draws import DeviceDraws, draw_of
 from fastadv.training.input_watch import InputWatch
+from fastadv.training.train_mode import warn_of_eval_mode
 from fastadv.training.weight_loss import Reduced
 
 
@@ -88,6 +89,7 @@ class YOPO:
 
         Arguments as in `CraftedStep.loss`.
         """
+        warn_of_eval_mode(self, craft.inner_module(model))
         inner_model, layer = _named_layer(craft.inner_module(model), self.first_layer)
         if not self._is_checked:
             self._watch.rounds |= arguments.check_batch(self.threat, inner_model, x, y) is not x

@@ -15,6 +15,7 @@ pytest.importorskip("rich", reason="needs rich")
 
 from fastadv.cli import entry as cli  # noqa: E402
 from fastadv.cli import training as train_command
+from fastadv.cli import training_samples
 from fastadv.recipes import METHODS, recipe, run, train, training_data  # noqa: E402
 from fastadv.recipes.run_log import read_log  # noqa: E402
 from fastadv.training import TrainingWarning  # noqa: E402
@@ -35,7 +36,7 @@ def few_digits(monkeypatch):
     """120 digits instead of 1,437."""
     images, labels = training_data("digits")
     monkeypatch.setattr(
-        train_command, "training_data", lambda dataset, data: (images[:120], labels[:120])
+        training_samples, "training_data", lambda dataset, data: (images[:120], labels[:120])
     )
     return images[:120], labels[:120]
 
@@ -95,7 +96,8 @@ def test_options_left_out_are_the_recipes(monkeypatch, capsys, few_digits):
     for method in METHODS:
         run_command(capsys, command(method=method))
     assert [chosen for chosen, _ in asked] == [recipe("digits", method) for method in METHODS]
-    assert asked[0][1] == dict(device=None, resume=False, tensorboard=False, checkpoint_every=None)
+    rest = dict(model=None, device=None, resume=False, tensorboard=False, checkpoint_every=None)
+    assert asked[0][1] == rest
 
 
 def test_the_weights_saved_load_into_the_reference_network(folder, capsys, few_digits):
@@ -183,22 +185,25 @@ def test_mnist_is_read_from_the_folder_given(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (command("--eps", "8"), "eps=8 is larger than the box"),
+        (command("--eps", "8"), "--eps 8 is larger than the box"),
         (command("--eps", "eight"), "--eps must be a number such as 0.03 or 8/255; got 'eight'"),
         (command("--eps", "1/0"), "--eps must be a number such as"),
-        (command(method="fgsm"), "method must be one of free, fast, nfgsm"),
-        (command("--dataset", "svhn"), "dataset must be one of digits, mnist, cifar10"),
-        (command("--dataset", "mnist"), "mnist is read from files: give the folder"),
-        (command("--dataset", "mnist", "--data", "no"), "root must hold train-images-idx3-ubyte"),
-        (command("--model", "resnet"), "model must be one of digits, mnist"),
-        (command("--model", "mnist"), "model 'mnist' does not take images of shape (1, 8, 8)"),
-        (command("--epochs", "0"), "epochs must be an integer of at least 1; got 0"),
-        (command("--batch-size", "-1"), "batch_size must be an integer of at least 1; got -1"),
-        (command("--precision", "fp16"), "precision must be one of fp32, bf16; got 'fp16'"),
-        (command("--ema", "2"), "ema must lie in [0, 1), 0 for no average; got 2.0"),
-        (command("--on-collapse", "ask"), "on_collapse must be one of warn, stop, rollback"),
-        (command("--checkpoint-every", "0"), "checkpoint_every must be at least 1; got 0"),
-        (command("--device", "abacus"), "device must be"),
+        (command(method="fgsm"), "--method must be one of free, fast, nfgsm"),
+        (command("--dataset", "svhn"), "--dataset must be one of digits, mnist, cifar10"),
+        (
+            command("--dataset", "mnist"),
+            "--data is needed: the folder that holds",
+        ),
+        (command("--dataset", "mnist", "--data", "no"), "--data: no such file: no"),
+        (command("--model", "resnet"), "--model must be one of digits, mnist"),
+        (command("--model", "mnist"), "--model 'mnist' does not take images of shape (1, 8, 8)"),
+        (command("--epochs", "0"), "--epochs must be an integer of at least 1; got 0"),
+        (command("--batch-size", "-1"), "--batch-size must be an integer of at least 1; got -1"),
+        (command("--precision", "fp16"), "--precision must be one of fp32, bf16; got 'fp16'"),
+        (command("--ema", "2"), "--ema must lie in [0, 1), 0 for no average; got 2.0"),
+        (command("--on-collapse", "ask"), "--on-collapse must be one of warn, stop, rollback"),
+        (command("--checkpoint-every", "0"), "--checkpoint-every must be at least 1; got 0"),
+        (command("--device", "abacus"), "--device must be"),
     ],
     ids=lambda value: " ".join(value[5:]) if isinstance(value, list) else "",
 )

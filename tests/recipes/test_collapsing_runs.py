@@ -59,7 +59,7 @@ def test_nan_is_rolled_back_and_the_run_ends_with_finite_weights(tmp_path):
 
 def test_a_weak_network_is_trained_on_after_the_last_epoch(tmp_path):
     chosen = small_recipe(on_collapse="rollback", floor=0.99, rescue_epochs=2, sentinel_every=9.0)
-    with pytest.warns(TrainingWarning, match="weak: .* below the floor of 99.0%"):
+    with pytest.warns(TrainingWarning, match="weak: .* under PGD-10 is below the floor of 99 %"):
         result = train(chosen, small_data(), tmp_path, progress=False)
     assert [row["epoch"] for row in result.epochs] == [1, 2, 3, 4, 5]
     assert ["PGDAT" in row["step"] for row in result.epochs] == [False] * 3 + [True] * 2
