@@ -27,8 +27,6 @@ STEPS = {
 def test_a_net_left_in_eval_mode_is_named_once(method):
     step, model = STEPS[method](), net(nn.BatchNorm2d(2), nn.Dropout(0.5)).eval()
     said = "eval mode: the Sequential is trained in it, and of its layers 1 that .*, and 1 that"
-        "eval mode: the Sequential is trained in it, and of its layers 1 that keep .*, and 1 that"
-    )
     with pytest.warns(training.TrainingWarning, match=said) as caught:
         for _ in range(2):
             for loss in step(model, X, Y):
