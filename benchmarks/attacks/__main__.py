@@ -81,7 +81,7 @@ def problems(folder: str | Path | None) -> dict[str, networks.Build]:
     }
 
 
-def _fastadv_attack(settings: Settings, keep: Keep) -> fastadv.Attack:
+def fastadv_attack(settings: Settings, keep: Keep) -> fastadv.Attack:
     threat = (fastadv.Linf if settings.norm == "linf" else fastadv.L2)(settings.eps)
     steps, step_size, seed = settings.steps, settings.step_size, settings.seed
     if settings.kind == "fgsm":
@@ -103,7 +103,7 @@ def last_iterate(settings: Settings, problem: Problem) -> Attack:
     """fastadv with keep="last": no early stop and no verification, as the loops it is held to."""
     if settings.restarts > 1:
         raise Unavailable("keep='last' takes one restart")
-    attack = _fastadv_attack(settings, "last")
+    attack = fastadv_attack(settings, "last")
     return lambda: attack(problem.model, problem.x, problem.y)
 
 
@@ -111,7 +111,7 @@ def _fastadv_first_success(batching: Batching) -> peers.Driver:
     def driver(settings: Settings, problem: Problem) -> Attack:
         if batching == "plain" and settings.restarts == 1:
             raise Unavailable("timed with restarts only")
-        attack = _fastadv_attack(settings, "first_success")
+        attack = fastadv_attack(settings, "first_success")
         execution = fastadv.Execution(batching=batching)
         return lambda: attack(problem.model, problem.x, problem.y, execution=execution)
 

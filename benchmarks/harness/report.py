@@ -5,7 +5,8 @@
 
 A block `<!-- benchmark:NAME -->` ... `<!-- /benchmark -->` is rewritten from the newest run of its
 suites. NAME: why-switch, attacks-by-case, attacks, attacks-chart, ops, step-cost, host, training,
-mnist, autoattack, autoattack-attacks, autoattack-ops, execution, tasks, clamping, clamping-forms,
+mnist, autoattack, autoattack-attacks, autoattack-ops, execution, tuning, tuning-attacks,
+tuning-autoattack, tasks, clamping, clamping-forms,
 gpu-ops, gpu-ops-chart, gpu-attacks, gpu-attacks-chart, gpu-autoattack, gpu-training or gpu-steps,
 with @device for one device.
 """
@@ -24,6 +25,7 @@ from benchmarks.gpu import tables as gpu_tables
 from benchmarks.harness import overview, schema, tables
 from benchmarks.tasks import tables as tasks_tables
 from benchmarks.training import tables as training_tables
+from benchmarks.tuning import tables as tuning_tables
 
 _ROOT = Path(__file__).resolve().parents[2]
 # every page with a block
@@ -63,6 +65,9 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
     "tasks": ("tasks", tasks_tables.tasks),
     "clamping": ("clamping", clamping_tables.libraries),
     "clamping-forms": ("clamping", clamping_tables.forms),
+    "tuning": ("tuning", tuning_tables.sweep),
+    "tuning-attacks": ("tuning_attacks", tuning_tables.short),
+    "tuning-autoattack": ("tuning_autoattack", tuning_tables.ensembles),
     "gpu-ops": ("gpu_ops", gpu_tables.ops),
     "gpu-attacks": ("gpu_attacks", gpu_tables.attacks),
     "gpu-autoattack": ("gpu_autoattack", gpu_tables.autoattack),

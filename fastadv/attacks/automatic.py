@@ -1,8 +1,8 @@
 """`fastadv.tune`, and execution="auto": an execution that was measured, not given."""
 
 import math
-from collections.abc import Sequence
-from typing import Protocol, get_args
+from collections.abc import Callable, Sequence
+from typing import get_args
 
 import torch
 
@@ -11,7 +11,6 @@ from fastadv.attacks.call import inputs
 from fastadv.attacks.call.settings import Settings
 from fastadv.execution import Auto, Execution, Precision
 from fastadv.isolation import Model
-from fastadv.threat_model import ThreatModel
 from fastadv.tuning.kept import kept
 from fastadv.tuning.measure import measured
 from fastadv.tuning.passes import USES, Use
@@ -98,11 +97,6 @@ def _checked_precisions(precisions: object) -> tuple[Precision, ...]:
     return tuple(dict.fromkeys(precisions))
 
 
-class _Attacking(Protocol):
-    @property
-    def threat(self) -> ThreatModel: ...
-
-
 def resolved(
     execution: Execution | Auto | None,
     attacks: Sequence[Settings],
@@ -125,19 +119,24 @@ def resolved(
         raise TypeError(f"execution must be a fastadv.Execution, 'auto' or None; got {execution!r}")
     if not callable(model):
         raise TypeError(f"model must be callable; got {type(model).__name__}")
-    with diagnostics.without("rounded_input"):  # the call itself will say so
-        x = inputs.check_inside(x, attacks[0].threat)
-    more = inputs.check_extra(extra, x)
-    inputs.check_device(model, x)
-    if len(x) == 0:
-        return Execution()
+    known = isinstance(extra, Sequence) and all(isinstance(p, torch.Tensor) for p in (x, *extra))
+    if not known or x.ndim == 0 or len(x) == 0:
+        return Execution()  # the call itself will say what is wrong
+
+    def check() -> None:
+        with diagnostics.without("rounded_input"):  # the call itself will say so
+            inputs.check_inside(x, attacks[0].threat)
+        inputs.check_extra(extra, x)
+        inputs.check_device(model, x)
+
     return automatic(
         model,
         x,
-        more,
+        tuple(extra),
         uses=uses_of(attacks),
         copies=all(attack.keep != "authors" for attack in attacks),
         rows=rows,
+        check=check,
     )
 
 
@@ -151,14 +150,16 @@ def automatic(
     rows: int | None = None,
     fixed: bool = False,
     most: int | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Execution:
     """What is kept for the model and the shape of x, or measured now; see `measured`. most: samples
-    that there are, where x are the first of them."""
+    that there are, where x are the first of them. check: called before anything is measured."""
     n = min(len(x) if most is None else max(most, 1), _MOST)
     shapes = tuple((part.shape[1:], part.dtype) for part in (x, *extra))
     key = (shapes, x.device, torch.get_num_threads(), tuple(uses), copies, rows, fixed)
 
     def find() -> Execution:
+        check()
         with inputs.explained_dtype(model, x):
             return measured(
                 model,

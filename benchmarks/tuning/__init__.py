@@ -1,0 +1,1 @@
+"""What `fastadv.tune` finds, and what it is worth."""
