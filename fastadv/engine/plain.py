@@ -55,15 +55,27 @@ def run_plain(
             looks.tell(ledger, pending, items=algorithm.items)
 
 
-def run_chunk(stepper: Stepper, work: Work, samples: np.ndarray, item: int, *, look: bool) -> State:
+def run_chunk(
+    stepper: Stepper,
+    work: Work,
+    samples: np.ndarray,
+    item: int,
+    *,
+    look: bool,
+    is_final: bool = False,
+) -> State:
     """All steps of one item of `samples`; no host synchronisation. look: at the last gradient, as
-    at the first, which may have been taken before any entry had come to a bound."""
+    at the first, which may have been taken before any entry had come to a bound. is_final: no row
+    of the state will be written once more."""
     device = work.x.device
     whole = len(samples) == len(work)  # ascending and distinct: nothing to gather
     chunk = work if whole else work.take(torch.as_tensor(samples, device=device))
-    state = stepper.allocate(chunk, len(samples))
     items = torch.full((len(samples),), item, dtype=torch.int32, device=device)
-    stepper.algorithm.start(state, None, chunk, items)
+    if is_final:
+        state = stepper.loaded(chunk, items)
+    else:
+        state = stepper.allocate(chunk, len(samples))
+        stepper.algorithm.start(state, None, chunk, items)
     stepper.advance(state, stepper.algorithm.steps, look=look)
     return state
 

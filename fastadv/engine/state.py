@@ -82,6 +82,37 @@ class SlotState:
             extra=tuple(layout.dense_like(tensor, batch) for tensor in work.extra),
         )
 
+    @classmethod
+    def sharing(
+        cls, work: Work, start: torch.Tensor, *, momentum: bool, model_input: bool
+    ) -> "SlotState":
+        """The slots of all of `work` at their start iterates, without best ones. What steps only
+        read is work's own: no other sample may be put into these slots."""
+        x, n = work.x, len(work)
+        if layout.dense_format(x) is None:  # which every step would make dense again
+            x = layout.dense_like(x, n).copy_(x)
+        dtype = layout.compute_dtype(x)
+        return cls(
+            x=x,
+            x_adv=layout.dense_like(x, n).copy_(start),
+            labels=work.labels,
+            targets=work.targets,
+            reference=work.reference,
+            eps=work.eps,
+            step_size=work.step_size,
+            slots=_fresh(n, x),
+            loss=torch.zeros(n, dtype=dtype, device=x.device),
+            prediction=torch.empty_like(work.labels),
+            correct=torch.empty_like(work.labels, dtype=torch.bool),
+            best_loss=None,
+            x_best=None,
+            momentum=torch.zeros_like(x, dtype=dtype) if momentum else None,
+            model_input=layout.dense_like(x, n) if model_input else None,
+            y=work.y,
+            box=None if work.region is None else work.region.box(x, work.eps),
+            extra=work.extra,
+        )
+
     def __len__(self) -> int:
         return len(self.x)
 
@@ -109,10 +140,7 @@ class SlotState:
             self._put("x_best", rows, best)
         if self.momentum is not None:
             self._put("momentum", rows, torch.zeros_like(start, dtype=self.momentum.dtype))
-        fresh = self.slots.new_zeros(len(work), columns.WIDTH)
-        fresh[:, columns.SUCCESS_STEP] = -1
-        fresh[:, columns.ACTIVE] = 1
-        self._put("slots", rows, fresh)
+        self._put("slots", rows, _fresh(len(work), self.slots))
         self.unprobed = True
 
     def _put(self, name: str, rows: torch.Tensor | None, values: torch.Tensor | None) -> None:
@@ -158,6 +186,14 @@ class SlotState:
         }
         extra = tuple(tensor[part] for tensor in self.extra)
         return replace(self, **{**views, "grad_logits": None, "extra": extra})
+
+
+def _fresh(rows: int, like: torch.Tensor) -> torch.Tensor:
+    """Slots that have not made a step, beside `like`."""
+    slots = like.new_zeros((rows, columns.WIDTH), dtype=torch.int32)
+    slots[:, columns.SUCCESS_STEP] = -1
+    slots[:, columns.ACTIVE] = 1
+    return slots
 
 
 class ExtendedState(Protocol):

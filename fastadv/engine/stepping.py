@@ -83,6 +83,16 @@ class Stepper:
         self.algorithm.renew(state)
         return state
 
+    def loaded(self, work: Work, items: torch.Tensor) -> State:
+        """A state with all of `work`, into which no other sample will come: an algorithm that has
+        a `loaded` may share the tensors of `work` with it."""
+        loaded = None if self.records else getattr(self.algorithm, "loaded", None)
+        if loaded is not None:
+            return loaded(work, items)
+        state = self.allocate(work, len(work))
+        self.algorithm.start(state, None, work, items)
+        return state
+
     def shrunk(self, state: State, rows: torch.Tensor) -> State:
         """A smaller state with `rows` of this one as its first slots; slots beyond are idle."""
         if not self.records:
@@ -102,26 +112,29 @@ class Stepper:
     def advance(self, state: State, steps: int, *, look: bool = False) -> None:
         """`steps` steps of every active slot; look: the last one looks at its gradient."""
         on_cpu = state.slots.device.type == "cpu"
+        began = self.moment()
         for step in range(steps):
             if look and step == steps - 1:
                 state.look_again()
-            began = self.moment()
             self._step(state)
             if on_cpu:
-                self.note(began, state, 1)
+                began = self.note(began, state, 1)
 
     def moment(self) -> Moment:
         """For `note`."""
         return self._watchdog.moment()
 
-    def note(self, began: Moment, state: State, steps: int) -> None:
-        """Watch the time of steps; on a GPU only once they have been waited for."""
-        self._watchdog.note(began, slots=len(state), steps=steps)
+    def note(self, began: Moment, state: State, steps: int) -> Moment:
+        """Watch the time of steps; on a GPU only once they have been waited for. When they ended."""
+        return self._watchdog.note(began, slots=len(state), steps=steps)
 
     def _step(self, state: State) -> None:
-        serial = None if self._graphs is None else self._plan.serial(state)
+        if self._graphs is None:
+            self.algorithm.step(state)
+            return
+        serial = self._plan.serial(state)
         variant = None if serial is None else self.algorithm.variant(state)
-        if self._graphs is None or variant is None:
+        if variant is None:
             self.algorithm.step(state)
             return
         oracle = self.algorithm.oracle

@@ -54,12 +54,12 @@ class Watchdog:
         """The step under way is one that compiles or records."""
         self._excused += 1
 
-    def note(self, since: Moment, *, slots: int, steps: int = 1) -> None:
-        """That `steps` steps of `slots` slots have been made since then."""
+    def note(self, since: Moment, *, slots: int, steps: int = 1) -> Moment:
+        """That `steps` steps of `slots` slots have been made since then; now."""
         now = self.moment()
         if now.compiled != since.compiled:
             self._slow.clear()  # what comes after is no longer in a row with what was before
-            return
+            return now
         seconds = (now.seconds - since.seconds) / max(steps, 1)
         if self._is_slow(seconds):
             self._slow.append(seconds)
@@ -68,6 +68,7 @@ class Watchdog:
         else:
             self._slow.clear()
         self._recent.append(seconds)
+        return now
 
     def _is_slow(self, seconds: float) -> bool:
         is_judged = seconds > _LEAST and len(self._recent) >= _ENOUGH

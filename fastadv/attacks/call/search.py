@@ -124,7 +124,8 @@ class Search:
             plan = self._plan(work, 0, size)
             stepper = Stepper(plan, self.prepared.graphs)
             try:
-                state = run_chunk(stepper, work, chunk, 0, look=self._watch.is_open)
+                look = self._watch.is_open
+                state = run_chunk(stepper, work, chunk, 0, look=look, is_final=True)
                 kept = state.x_adv.detach()
                 iterates.append(kept.clone() if stepper.records else kept)
                 faults.append(state.slots[:, columns.FAULT].clone())

@@ -75,12 +75,33 @@ class ProjectedGradient:
             state.sparsity = torch.empty_like(state.eps)
         return state
 
+    def loaded(self, work: Work, items: torch.Tensor) -> SlotState:
+        """A state of all of `work`, whose tensors it may share: nothing else is loaded into it."""
+        if self.keep_best:
+            state = self.allocate(work, len(work))
+            self.start(state, None, work, items)
+            return state
+        state = SlotState.sharing(
+            work,
+            self._start_iterates(work, items),
+            momentum=self.momentum_decay is not None,
+            model_input=self.oracle.takes_model_input(work.x),
+        )
+        if state.box is not None and "sparsity" in self.step_options:
+            state.sparsity = torch.empty_like(state.eps)
+        self._complete(state)
+        return state
+
     def start(
         self, state: SlotState, rows: torch.Tensor | None, work: Work, items: torch.Tensor
     ) -> None:
         start = self._start_iterates(work, items)
         # a start that may not be returned is not the best iterate either
         state.load(rows, work, start, best=work.x if self.rules.first_step else start)
+        self._complete(state)
+
+    def _complete(self, state: SlotState) -> None:
+        """What follows from iterates and boxes that have been loaded."""
         if state.sparsity is not None and state.box is not None:
             moving = (state.box[:, planes.UNIT] > 0).to(state.sparsity.dtype)
             # a share of the elements that may move: the others do not exist
