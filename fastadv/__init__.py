@@ -11,54 +11,76 @@ if importlib.util.find_spec("fastadv.kernels") is None:
     )
 
 from fastadv import ops
-from fastadv.attacks import (
-    Attack,
-    AttackResult,
-    apgd,
-    apgd_ce,
-    apgd_dlr,
-    apgd_t,
-    bim,
-    fab,
-    fab_t,
-    fgsm,
-    mifgsm,
-    pgd,
-    rfgsm,
-    square,
-)
-from fastadv.attacks.automatic import tune
-from fastadv.attacks.call.preparation import release
 from fastadv.called_here import attack_here
 from fastadv.containment import contains
 from fastadv.diagnostics import AttackWarning, ExecutionWarning
-from fastadv.ensemble import autoattack
 from fastadv.execution import Execution
 from fastadv.objective import Objective
 from fastadv.threat_model import L1, L2, Linf, start_point
 from fastadv.version import __version__ as __version__
 from fastadv.wrappers import BPDA, Normalized, Unsquashed
 
-# loaded when they are named: an attack needs none of it
+# loaded when they are named: importing them takes longer than all the rest
+_ATTACKS = (
+    "Attack",
+    "AttackResult",
+    "apgd",
+    "apgd_ce",
+    "apgd_dlr",
+    "apgd_t",
+    "bim",
+    "fab",
+    "fab_t",
+    "fgsm",
+    "mifgsm",
+    "pgd",
+    "rfgsm",
+    "square",
+)
 _LAZY = {
+    **dict.fromkeys(_ATTACKS, "fastadv.attacks"),
+    "autoattack": "fastadv.ensemble",
     "Report": "fastadv.evaluation",
     "evaluate": "fastadv.evaluation",
     "load_run": "fastadv.recipes",
+    "release": "fastadv.attacks.call.preparation",
     "robustness_curve": "fastadv.evaluation",
+    "tune": "fastadv.attacks.automatic",
     "evaluation": "fastadv",
     "objectives": "fastadv",
     "training": "fastadv",
 }
 
+_PACKAGES = ("attacks", "ensemble")  # not offered by a prompt
+
 if TYPE_CHECKING:
     from fastadv import evaluation as evaluation
     from fastadv import objectives, training
+    from fastadv.attacks import (
+        Attack,
+        AttackResult,
+        apgd,
+        apgd_ce,
+        apgd_dlr,
+        apgd_t,
+        bim,
+        fab,
+        fab_t,
+        fgsm,
+        mifgsm,
+        pgd,
+        rfgsm,
+        square,
+    )
+    from fastadv.attacks.automatic import tune
+    from fastadv.attacks.call.preparation import release
+    from fastadv.ensemble import autoattack
     from fastadv.evaluation import Report, evaluate, robustness_curve
     from fastadv.recipes import load_run
 else:
 
     def __getattr__(name: str) -> object:
-        home = _LAZY.get(name)
+        home = _LAZY.get(name, __name__ if name in _PACKAGES else None)
         if home is None:
             here = attack_here(name)
             answer = "" if here is None else f": use {here}"

@@ -125,7 +125,8 @@ class Stepper:
         return self._watchdog.moment()
 
     def note(self, began: Moment, state: State, steps: int) -> Moment:
-        """Watch the time of steps; on a GPU only once they have been waited for. When they ended."""
+        """Watch the time of steps that end now, which is returned; on a GPU only once they have
+        been waited for."""
         return self._watchdog.note(began, slots=len(state), steps=steps)
 
     def _step(self, state: State) -> None:
