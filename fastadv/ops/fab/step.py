@@ -32,6 +32,7 @@ _STEP = registry.register(
     "float alpha_max, float eta, float beta) -> ()",
     reference=fab_reference.fab_step,
     cpu=fab_cpu.fab_step,
+    compiled="fab.loops",
     launch=_launch_step,
     tolerance=1e-4,  # in L1 of 192 elements 2^-22 * 192 = 4.6e-5 for each of the two
 )
@@ -40,6 +41,7 @@ _NEAREST = registry.register(
     "Tensor grad, Tensor difference, Tensor labels, int candidate, str norm) -> ()",
     reference=fab_reference.fab_nearest,
     cpu=fab_cpu.fab_nearest,
+    compiled="fab.loops",
     launch=_launch_nearest,
     tolerance=1e-6,
 )

@@ -118,6 +118,7 @@ _LINF = registry.register(
     "Tensor? eps_rows, float lo, float hi, int count) -> ()",
     reference=_linf_reference,
     cpu=square_cpu.square_linf,
+    compiled="square.loops",
     cpu_dtypes=frozenset((torch.float16, *registry.SINGLE_AND_DOUBLE)),
     launch=_linf_launch,
     shared=("geometry", "signs"),

@@ -34,6 +34,18 @@ def test_without_a_gradient_points_are_only_looked_at(
     assert torch.equal(got.x_adv[still], state.x_adv[still])
 
 
+@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 75, 783, 5000])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("implementation", ["compiled"], indirect=True)
+def test_compiled_loops_have_the_references_bits(norm, size, looks, implementation):
+    got = State(size, "cpu").step(norm, True, looks=looks)
+    with backend.use_backend("reference"):
+        expected = State(size, "cpu").step(norm, True, looks=looks)
+    for name, value in vars(expected).items():
+        assert torch.equal(getattr(got, name).nan_to_num(7.0), value.nan_to_num(7.0)), name
+
+
 @pytest.mark.parametrize("size", [75, 5000])
 def test_ties_in_l1_go_to_the_first_coordinates(size, implementation, device):
     state = State(size, device)
@@ -108,7 +120,7 @@ def test_a_zero_gradient_mixes_in_the_clean_point(norm, implementation, device):
 
 @pytest.mark.parametrize("size", [5, 75, 784, 3072, 4097])
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("implementation", ["cpu", "reference"], indirect=True)
+@pytest.mark.parametrize("implementation", ["compiled", "cpu", "reference"], indirect=True)
 def test_a_row_does_not_depend_on_its_batch(norm, size, implementation):
     few = State(size, "cpu")
     many = few.rows(torch.arange(64) % len(ROWS))

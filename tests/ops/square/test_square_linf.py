@@ -59,7 +59,10 @@ def test_dtypes(device, implementation, dtype):
 
 
 @pytest.mark.parametrize("elements", [1, 900, 1 << 20])
-def test_how_many_candidates_a_round_tests_changes_nothing(device, monkeypatch, elements):
+@pytest.mark.parametrize("implementation", ["cpu"], indirect=True)
+def test_how_many_candidates_a_round_tests_changes_nothing(
+    device, monkeypatch, elements, implementation
+):
     network, run = linf_problem(device, batch=6, shape=(1, 8, 6), queries=90)
     best, margins, success = textbook_linf(
         network, run.x, run.labels, run.start, run.table, LINF_EPS

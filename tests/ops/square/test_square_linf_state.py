@@ -11,9 +11,13 @@ from fastadv.ops.square import table as square_table
 
 
 @pytest.mark.parametrize("width", [1, 2])
-@pytest.mark.parametrize("elements", [1, 900])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_every_field_is_the_references(device, monkeypatch, width, elements, dtype):
+@pytest.mark.parametrize(
+    ("implementation", "elements"),
+    [("cpu", 1), ("cpu", 900), ("compiled", 1)],
+    indirect=["implementation"],
+)
+def test_every_field_is_the_references(device, monkeypatch, width, elements, dtype, implementation):
     monkeypatch.setattr(square_cpu, "_ELEMENTS_AT_ONCE", elements)
     options = dict(batch=9, width=width, dtype=dtype, restarts=2, queries=25)
     runs = [linf_problem(device, memory_format=torch.channels_last, **options)[1] for _ in range(2)]
