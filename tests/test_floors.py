@@ -16,6 +16,7 @@ FLOORS = {
     "kernels": "Triton device code and launches, a folder a family; never sees torch",
     "version": "what reports and checkpoints record",
     "diagnostics": "warnings: what weakens an attack, or makes it slower",
+    "files": "written whole or not at all; tensors read without running anything",
     "ops": "the same families: schema, eager reference, CPU path, Triton launch",
     "data": "data sets and loaders (beside the tower)",
     "models": "networks to attack and train (beside the tower)",

@@ -10,8 +10,8 @@ import torch
 from fastadv.attacks import Attack, AttackResult
 from fastadv.cli.user_error import UserError
 from fastadv.ensemble.constructor import AutoAttack
-from fastadv.evaluation.checkpoint import save_tensors
 from fastadv.execution import Execution
+from fastadv.files import save_tensors
 from fastadv.isolation import Model
 
 _COLUMNS = ("ids", "x_adv", "prediction", "clean_prediction")

@@ -17,7 +17,7 @@ from fastadv.containment import contains
 from fastadv.data import to_unit_interval
 from fastadv.evaluation import Report
 from fastadv.evaluation.accuracy import logits_of
-from fastadv.evaluation.checkpoint import write_atomically
+from fastadv.files import write_atomically
 from fastadv.isolation import Model
 from fastadv.quantise import to_uint8
 

@@ -1,46 +1,11 @@
 """Files written atomically, and digests of what results are results of."""
 
 import hashlib
-import io
 import math
-import os
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Replace the file by `content`: at any moment, also after kill -9, it is the old or the new.
-
-    Written beside it, synchronised to the disk, then renamed.
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the rename itself lasts once the directory is on the disk
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def save_tensors(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """torch.save of the content, as `write_atomically`."""
-    buffer = io.BytesIO()
-    torch.save(dict(content), buffer)
-    write_atomically(path, buffer.getvalue())
 
 
 class DataDigest:

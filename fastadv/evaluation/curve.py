@@ -11,9 +11,9 @@ import torch
 from fastadv import diagnostics
 from fastadv.attacks import Attack
 from fastadv.ensemble.constructor import AutoAttack
-from fastadv.evaluation import tables
+from fastadv.evaluation import saved_curve, tables
 from fastadv.evaluation.accuracy import check_one_size, generator_put_back
-from fastadv.evaluation.checkpoint import digest_of_model, write_atomically
+from fastadv.evaluation.checkpoint import digest_of_model
 from fastadv.evaluation.clean import describe_model, device_of, without_wrapper
 from fastadv.evaluation.display import Watch, shown
 from fastadv.evaluation.environment import describe_environment
@@ -25,8 +25,10 @@ from fastadv.evaluation.report import UNKNOWN_EXECUTION
 from fastadv.evaluation.samples import Data, Samples
 from fastadv.evaluation.tuned import execution_for
 from fastadv.execution import Auto, Execution
+from fastadv.files import write_atomically
 from fastadv.isolation import Model, module_of
 from fastadv.tuning.table import in_words
+from fastadv.values import same_value
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -119,6 +121,22 @@ class Curve:
         if path.suffix not in writers:
             raise ValueError(f"path must end in .json or .md; got {path}")
         write_atomically(path, writers[path.suffix]().encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Curve":
+        """The curve that `save` wrote to a .json file; nothing in the file is executed.
+
+        Raises ValueError for anything else, as a report. Example: `Curve.load("curve.json").eps`.
+        """
+        return cls(**saved_curve.read(Path(path), cls))
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Curve and all(
+            same_value(mine, getattr(other, name)) for name, mine in vars(self).items()
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.model, self.attack, self.n))
 
     def __repr__(self) -> str:
         shown = [

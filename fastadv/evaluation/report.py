@@ -11,9 +11,9 @@ import torch
 from fastadv import diagnostics
 from fastadv.attacks.call.result import Cost, Stage
 from fastadv.evaluation import saved, tables
-from fastadv.evaluation.checkpoint import write_atomically
 from fastadv.evaluation.page import Page
 from fastadv.evaluation.proportions import percent, wilson_interval
+from fastadv.files import write_atomically
 
 DEFAULT_SEARCH = "the default"
 UNKNOWN_BACKEND = "unknown"  # of reports that were saved before it was kept

@@ -10,9 +10,9 @@ import torch
 
 from fastadv.attacks.call.result import Cost, Stage
 from fastadv.ensemble.cascade import Progress
-from fastadv.evaluation.checkpoint import save_tensors
 from fastadv.evaluation.in_use import check_backend
 from fastadv.execution import Execution
+from fastadv.files import save_tensors
 
 _FORMAT = 7  # raised when the fields of State, Block or Unfinished change
 COLUMNS = {

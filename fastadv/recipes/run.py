@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastadv.diagnostics import emit
-from fastadv.evaluation.checkpoint import save_tensors
+from fastadv.files import save_tensors
 from fastadv.recipes.learner import Learner
 from fastadv.recipes.progress import Progress, epoch_line
 from fastadv.recipes.run_log import Row, RunLog, Scalars, read_log

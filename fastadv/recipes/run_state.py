@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
-from fastadv.evaluation.checkpoint import DataDigest, save_tensors
+from fastadv.evaluation.checkpoint import DataDigest
+from fastadv.files import save_tensors
 from fastadv.recipes.settings import Recipe
 from fastadv.version import __version__
 

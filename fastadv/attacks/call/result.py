@@ -1,11 +1,13 @@
 """What an attack returns, one row a sample."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import os
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 
 from fastadv.execution import Execution
+from fastadv.files import read_tensors, save_tensors
 from fastadv.ops import doubles, layout
 
 
@@ -121,6 +123,32 @@ class AttackResult:
             f"{self.backwards:,} backwards{stages}\n x_adv {tuple(self.x_adv.shape)} {kind}>"
         )
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all of it to a .pt file, atomically; `load` reads it again.
+
+        Example: `attack.run(model, x, y).save("examples.pt")`.
+        """
+        _check_suffix(path)
+        plain: dict[str, Any] = {"stages": [stage._asdict() for stage in self.stages]}
+        plain.update(cost=self.cost._asdict(), execution=asdict(self.execution))
+        save_tensors(path, {"kind": "AttackResult", **vars(self), **plain})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "AttackResult":
+        """The result that `save` wrote, tensors on the CPU; nothing in the file is executed.
+
+        Raises ValueError for any other file. Example: `AttackResult.load("examples.pt").x_adv`.
+        """
+        _check_suffix(path)
+        content = read_tensors(path, kind="AttackResult")
+        try:
+            given: dict[str, Any] = {field.name: content[field.name] for field in fields(cls)}
+            given["stages"] = tuple(Stage(**stage) for stage in given["stages"])
+            given.update(cost=Cost(**given["cost"]), execution=Execution(**given["execution"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no AttackResult of this version: {error}") from error
+        return cls(**given)
+
     @classmethod
     def empty(cls, x: torch.Tensor) -> "AttackResult":
         """Of no samples; x: (0, ...)."""
@@ -139,3 +167,8 @@ class AttackResult:
             forwards=0,
             backwards=0,
         )
+
+
+def _check_suffix(path: str | os.PathLike[str]) -> None:
+    if not os.fspath(path).endswith(".pt"):
+        raise ValueError(f"path must end in .pt; got {os.fspath(path)}")

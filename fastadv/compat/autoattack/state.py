@@ -11,7 +11,7 @@ import torch
 from fastadv.attacks.call.result import Stage
 from fastadv.diagnostics import emit
 from fastadv.ensemble.cascade import Progress
-from fastadv.evaluation.checkpoint import save_tensors
+from fastadv.files import save_tensors
 from fastadv.ops import doubles
 
 _FORMAT = 2  # raised when the fields of the file change

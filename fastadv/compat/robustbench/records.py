@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastadv.evaluation.checkpoint import write_atomically
+from fastadv.files import write_atomically
 
 _FIELDS = (
     "link",

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fastadv.compat.torchattacks import normalization
 from fastadv.data.images import to_unit_interval
-from fastadv.evaluation.checkpoint import save_tensors
+from fastadv.files import save_tensors
 from fastadv.isolation import Model
 from fastadv.ops import doubles
 from fastadv.quantise import to_uint8
