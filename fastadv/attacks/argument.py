@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from fastadv.attacks.attack import constructors
 from fastadv.attacks.streaming import StreamingAttack
 from fastadv.threat_model import ThreatModel
 
@@ -23,14 +24,22 @@ def check_attack(attack: object, *needs: str, name: str = "attack") -> None:
         raise _wrong(name, "an attack or an ensemble of fastadv", _told(attack))
 
 
-def checked_attacks(attacks: object, *, name: str = "attacks") -> tuple[Any, ...]:
-    """The attacks of an ensemble, as a tuple. Raises TypeError where one of them is no attack."""
+def checked_attacks(
+    attacks: object, threat: ThreatModel, *, seed: int, name: str = "attacks"
+) -> tuple[Any, ...]:
+    """The attacks of an ensemble, as a tuple; a name, as "apgd-ce", is that attack at its defaults.
+
+    Raises TypeError where one of them is no attack, ValueError for a name that none has.
+    """
     if isinstance(attacks, str) or not isinstance(attacks, Iterable):
         raise TypeError(
             f"{name} must be a list of attacks, as in {name}=[fastadv.pgd(threat)]; got "
             f"{_told(attacks)}"
         )
-    chosen = tuple(attacks)
+    chosen = tuple(
+        _named(f"{name}[{index}]", attack, threat, seed) if isinstance(attack, str) else attack
+        for index, attack in enumerate(attacks)
+    )
     for index, attack in enumerate(chosen):
         is_setting = callable(getattr(attack, "algorithm", None)) and hasattr(attack, "threat")
         if isinstance(attack, type) or not is_setting:
@@ -39,6 +48,14 @@ def checked_attacks(attacks: object, *, name: str = "attacks") -> tuple[Any, ...
                 told = f"an ensemble, {attack!r}: give its attacks, [*ensemble.attacks]"
             raise _wrong(f"{name}[{index}]", "an attack of fastadv", told)
     return chosen
+
+
+def _named(name: str, text: str, threat: ThreatModel, seed: int) -> Any:
+    known = constructors()
+    constructor = known.get(text.lower().replace("-", "_"))
+    if constructor is None:
+        raise ValueError(f"{name} must be an attack or one of {', '.join(known)}; got {text!r}")
+    return constructor(threat, seed=seed)
 
 
 def _wrong(name: str, wanted: str, told: str) -> TypeError:

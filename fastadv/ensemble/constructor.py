@@ -208,7 +208,7 @@ def autoattack(
     threat: ThreatModel,
     version: Version = "standard",
     *,
-    attacks: Sequence[Attack] = (),
+    attacks: Sequence[Attack | str] = (),
     keep: Keep = "first_success",
     seed: int | None = 0,
 ) -> AutoAttack:
@@ -221,12 +221,12 @@ def autoattack(
     AutoAttack, is APGD-CE with 20 steps, APGD on z_t - z_y towards 9 targets with 30, Square with
     1,000 queries; then, only for samples that Square came closer to breaking than the gradients, or
     of whose margin a tenth is left, that APGD from where Square ended, and Square as in "standard";
-    "custom" is `attacks`, in their order. Fewer classes are fewer targets, and where they leave the
-    DLR loss undefined (3, targeted 4) the margin loss is used, with a warning. keep:
-    "first_success" stops a slot there; "authors" makes all steps and returns what the authors' code
-    does, which changes no verdict. seed: of all randomness; None takes the time, as the authors'
-    default. Raises ValueError for an unknown version, or attacks that do not belong to it;
-    TypeError for what is no attack.
+    "custom" is `attacks`, in their order; a name, as "apgd-ce", is that attack at its defaults.
+    Fewer classes are fewer targets, and where they leave the DLR loss undefined (3, targeted 4) the
+    margin loss is used, with a warning. keep: "first_success" stops a slot there; "authors" makes
+    all steps and returns what the authors' code does, which changes no verdict. seed: of all
+    randomness; None takes the time, as the authors' default. Raises ValueError for an unknown
+    version, or attacks that do not belong to it; TypeError for what is no attack.
 
     Example: `fastadv.evaluate(net, (x, y), fastadv.autoattack(fastadv.Linf(8 / 255)))`.
     Source: Croce and Hein 2020, arXiv:2003.01690; L1: 2021, arXiv:2103.01208.
@@ -238,7 +238,7 @@ def autoattack(
         raise ValueError(f"keep must be one of {get_args(Keep)}; got {keep!r}")
     if seed is not None and not isinstance(seed, int):
         raise ValueError(f"seed must be an integer or None; got {seed!r}")
-    given = checked_attacks(attacks)
+    given = checked_attacks(attacks, threat, seed=seed or 0)
     if (version == "custom") != bool(given):
         raise ValueError(
             "attacks belongs to version='custom', and that needs at least one; got "
