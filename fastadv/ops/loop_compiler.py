@@ -5,11 +5,17 @@ from typing import Any
 
 import numba
 from numba.core import types
-from numba.extending import lower_builtin, register_jitable, type_callable
+from numba.extending import lower_builtin, overload, register_jitable, type_callable
 
-from fastadv.ops import loops
+from fastadv.ops import loop_math, loops
 
-_OPTIONS = dict(nogil=True, error_model="numpy", boundscheck=False)
+_OPTIONS = dict(
+    nogil=True,
+    error_model="numpy",
+    boundscheck=False,
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+)
 _known: set[Callable[..., Any]] = set()
 
 
@@ -26,6 +32,11 @@ def _lower_pointer(context: Any, builder: Any, signature: Any, arguments: Any) -
     return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
 
+@overload(loop_math.exp, jit_options=_OPTIONS, strict=False)
+def _exp(x: Any) -> Any:
+    return loop_math.exp_of_float32 if x == types.float32 else loop_math.exp_of_float64
+
+
 def compiled(function: Callable[..., None], parameters: tuple[str, ...]) -> tuple[str, bytes]:
     """(symbol, object file) of a loop."""
     for one in loops.INNER:
@@ -33,7 +44,7 @@ def compiled(function: Callable[..., None], parameters: tuple[str, ...]) -> tupl
             register_jitable(**_OPTIONS)(one)
             _known.add(one)
     njit: Any = numba.njit
-    dispatcher = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+    dispatcher = njit(**_OPTIONS)(function)
     signature = tuple(getattr(types, one) for one in parameters)
     dispatcher.targetctx.refresh()
     dispatcher.typingctx.refresh()

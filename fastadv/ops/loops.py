@@ -41,10 +41,11 @@ def pointer(address: int, like: Any) -> Any:
 class Loop(dict[torch.dtype, Callable[..., Any]]):
     """`loop[dtype](*arguments)` runs it on rows of float32 or float64."""
 
-    def __init__(self, function: Callable[..., None]) -> None:
+    def __init__(self, function: Callable[..., None], name: str = "") -> None:
+        """name: on the disk, of a function that is one of several of its name."""
         super().__init__()
         self.function = function
-        self.name = f"{function.__module__.removeprefix('fastadv.ops.')}.{function.__name__}"
+        self.name = name or f"{function.__module__}.{function.__name__}"
         kinds = (one for name, one in function.__annotations__.items() if name != "return")
         self._kinds = [kind.__metadata__[0] for kind in kinds]
 

@@ -19,6 +19,7 @@ _LOSS_HEAD = registry.register(
     "int first_step, bool stop_early, int best_from, "
     "bool any_error) -> ()",
     reference=head_reference.loss_head_in_place,
+    compiled="heads.loops",
     launch=lambda *arguments: registry.kernels("heads.loss_head").launch_loss_head(*arguments),
     tolerance=1e-6,
 )
