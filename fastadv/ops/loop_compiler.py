@@ -9,13 +9,14 @@ from numba.extending import lower_builtin, overload, register_jitable, type_call
 
 from fastadv.ops import loop_math, loops
 
-_OPTIONS = dict(
+_OPTIONS: Any = dict(
     nogil=True,
     error_model="numpy",
     boundscheck=False,
     no_cpython_wrapper=True,
     no_cfunc_wrapper=True,
 )
+_KNOWN_SYMBOLS = {"exp", "expf", "log", "logf", "sqrt", "sqrtf", "memcpy", "memmove", "memset"}
 _known: set[Callable[..., Any]] = set()
 
 
@@ -37,6 +38,15 @@ def _exp(x: Any) -> Any:
     return loop_math.exp_of_float32 if x == types.float32 else loop_math.exp_of_float64
 
 
+def _check_symbols(library: Any) -> None:
+    """RuntimeError where the code calls what is in no library of every process, which would end the
+    process as it is loaded: as numba's own helpers, and Intel's vectors of functions."""
+    for function in library._final_module.functions:
+        if function.is_declaration and not function.name.startswith("llvm."):
+            if function.name not in _KNOWN_SYMBOLS:
+                raise RuntimeError(f"a loop calls {function.name}")
+
+
 def compiled(function: Callable[..., None], parameters: tuple[str, ...]) -> tuple[str, bytes]:
     """(symbol, object file) of a loop."""
     for one in loops.INNER:
@@ -49,6 +59,7 @@ def compiled(function: Callable[..., None], parameters: tuple[str, ...]) -> tupl
     dispatcher.targetctx.refresh()
     dispatcher.typingctx.refresh()
     result = dispatcher._compiler.compile(signature, types.void)
+    _check_symbols(result.library)
     _, kind, (data, _) = result.library.serialize_using_object_code()
     assert kind == "object"
     return result.fndesc.llvm_func_name, data

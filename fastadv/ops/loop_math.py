@@ -76,3 +76,23 @@ def total_of(values, at, count):
     for j in range(at + whole, at + count):
         rest += values[j]
     return type(values[at])(((a + e) + (c + g)) + ((b + f) + (d + h)) + rest)
+
+
+@inner
+def squares_of(values, at, count):
+    """The sum of the squares of `count` values from `at`, in float64."""
+    a = b = c = d = e = f = g = h = 0.0
+    whole = count - count % 8
+    for j in range(at, at + whole, 8):
+        a += float(values[j]) * float(values[j])
+        b += float(values[j + 1]) * float(values[j + 1])
+        c += float(values[j + 2]) * float(values[j + 2])
+        d += float(values[j + 3]) * float(values[j + 3])
+        e += float(values[j + 4]) * float(values[j + 4])
+        f += float(values[j + 5]) * float(values[j + 5])
+        g += float(values[j + 6]) * float(values[j + 6])
+        h += float(values[j + 7]) * float(values[j + 7])
+    rest = 0.0
+    for j in range(at + whole, at + count):
+        rest += float(values[j]) * float(values[j])
+    return ((a + e) + (c + g)) + ((b + f) + (d + h)) + rest

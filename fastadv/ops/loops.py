@@ -74,3 +74,10 @@ def larger(a, b):
 def smaller(a, b):
     """torch.minimum, as `larger`."""
     return a if (a < b) | (a != a) else b
+
+
+@inner
+def clamped(value, lo, hi):
+    """torch.clamp with numbers: a NaN stays one."""
+    value = lo if lo > value else value
+    return hi if hi < value else value

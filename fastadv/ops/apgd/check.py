@@ -40,6 +40,7 @@ _CHECK = registry.register(
     "Tensor slots, Tensor checkpoints, float rho) -> ()",
     reference=_check_reference,
     cpu=apgd_cpu.check,
+    compiled="apgd.loops_check",
     launch=lambda *arguments: registry.kernels("apgd.progress_step").launch_apgd_check(*arguments),
     shared=("checkpoints",),
 )

@@ -53,6 +53,7 @@ def _reference(*arguments) -> None:
 _STEP = registry.register(
     f"apgd_l2_step_({apgd_step.SCHEMA}) -> ()",
     reference=_reference,
+    compiled="apgd.loops_l2",
     launch=lambda *arguments: registry.kernels("apgd.l2").launch_apgd_l2(*arguments),
     tolerance=1e-6,
 )

@@ -40,6 +40,7 @@ _STEP = registry.register(
     f"apgd_linf_step_({apgd_step.SCHEMA}) -> ()",
     reference=_reference,
     cpu=apgd_cpu.linf_step,
+    compiled="apgd.loops_linf",
     launch=lambda *arguments: registry.kernels("apgd.linf").launch_apgd_linf(*arguments),
 )
 

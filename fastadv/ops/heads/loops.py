@@ -13,7 +13,9 @@ _LOOPS = {  # by kind: a module of this package and a loop in it, imported where
     "dlr": ("loops_ranked", "dlr"),
     "difference": ("loops_ranked", "difference"),
     "kl": ("loops_kl", "kl"),
+    "none": ("loops_ranked", "none"),
 }
+_KL_CLASSES = 256  # with more, torch's logarithms in vectors win
 _known: dict[str, Loop] = {}
 
 
@@ -36,16 +38,21 @@ def loss_head_(
     best_from: int,
     any_error: bool,
 ) -> Any:
-    """The op's arguments by position. NotImplemented where a tensor is of another dtype than the
-    logits, or rows of numbers have gaps."""
+    """The op's arguments by position. NotImplemented where losses are of another dtype than the
+    logits, where a tensor of one number a row has gaps, and for KL over many classes."""
     dtype, classes = logits.dtype, logits.shape[1]
-    if kind not in _LOOPS or any(
-        one is not None and (one.dtype != dtype or not one.is_contiguous())
-        for one in (loss, best_loss)
+    if (
+        (kind == "kl" and classes > _KL_CLASSES)
+        or (kind == "none" and grad is not None)
+        or loss.dtype != dtype
+        or not loss.is_contiguous()
+        or not prediction.is_contiguous()
+        or not correct.is_contiguous()
+        or (best_loss is not None and (best_loss.dtype != dtype or not best_loss.is_contiguous()))
     ):
         return NotImplemented
-    if not (prediction.is_contiguous() and correct.is_contiguous()):
-        return NotImplemented
+    if kind == "none":
+        reference = loss
     scratch = torch.empty(classes, dtype=dtype) if grad is None else None
     _loop_of(kind)[dtype](
         logits.data_ptr(),

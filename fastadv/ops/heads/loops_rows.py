@@ -59,7 +59,7 @@ def _advanced(
     return active
 
 
-def head(kind: str, loss_of_row: Callable[..., Any]) -> Loop:
+def head(kind: str, loss_of_row: Callable[..., Any], *, writes_loss: bool = True) -> Loop:
     """The loop of a loss. loss_of_row: an `inner` function that takes
 
     (z, at, classes, top, first, own, label, has_target, grad, to, writes, reference,
@@ -132,9 +132,9 @@ def head(kind: str, loss_of_row: Callable[..., Any]) -> Loop:
             )
             if grad_at != 0 and not usable:
                 fill(grad, to, classes, zero)
-            if not is_valid:
+            if writes_loss and not is_valid:
                 value = zero
-            if has_nan:
+            if writes_loss and has_nan:
                 value = type(zero)(math.nan)
             if slots_at != 0:
                 state = row * columns.WIDTH
@@ -159,6 +159,7 @@ def head(kind: str, loss_of_row: Callable[..., Any]) -> Loop:
                     best_from,
                 ):
                     continue
-            loss[row] = value
+            if writes_loss:
+                loss[row] = value
 
     return Loop(run, f"heads.{kind}")

@@ -78,6 +78,7 @@ _STEP_INPLACE = registry.register(
     f"l2_step_(Tensor(a!) x_adv, Tensor grad, Tensor x, {step_arguments.STEP_SCHEMA}, "
     "Tensor? box, float guard) -> ()",
     reference=_step_inplace_reference,
+    compiled="steps.loops_l2",
     launch=_launch_step_inplace,
     shared=("mean", "std"),
     tolerance=1e-6,

@@ -6,7 +6,20 @@ import numpy as np
 
 from fastadv.kernels import box as planes
 from fastadv.kernels import slots as slot_columns
-from fastadv.ops.loops import Address, Count, Real, address, inner, larger, loop, pointer, smaller
+from fastadv.ops.loops import (
+    Address,
+    Count,
+    Real,
+    address,
+    clamped,
+    inner,
+    larger,
+    loop,
+    pointer,
+    smaller,
+)
+from fastadv.ops.steps import loops_shared
+from fastadv.ops.steps.arguments import StepCall
 
 
 @inner
@@ -20,8 +33,7 @@ def _row(x_adv, grad, x, at, size, step, radius, lo, hi):
     for j in range(at, at + size):
         moved = type(step)(_sign(grad[j])) * step + x_adv[j]
         moved = smaller(larger(moved, x[j] - radius), x[j] + radius)
-        moved = lo if lo > moved else moved
-        x_adv[j] = hi if hi < moved else moved
+        x_adv[j] = clamped(moved, lo, hi)
 
 
 @inner
@@ -35,7 +47,7 @@ def _row_in_box(x_adv, grad, at, size, step, box, count):
 
 
 @loop
-def _linf_step(
+def _step(
     x_adv_at: Address,
     grad_at: Address,
     x_at: Address,
@@ -52,12 +64,8 @@ def _linf_step(
     box_planes: Count,
 ) -> None:
     x_adv, grad, x = pointer(x_adv_at, eps), pointer(grad_at, eps), pointer(x_at, eps)
-    steps, radii, slots = (
-        pointer(step_rows, eps),
-        pointer(eps_rows, eps),
-        pointer(slots_at, np.int32),
-    )
-    box = pointer(box_at, eps)
+    steps, radii, box = pointer(step_rows, eps), pointer(eps_rows, eps), pointer(box_at, eps)
+    slots = pointer(slots_at, np.int32)
     for row in range(rows):
         if slots_at != 0 and slots[row * slot_columns.WIDTH + slot_columns.ACTIVE] == 0:
             continue
@@ -69,41 +77,34 @@ def _linf_step(
             _row(x_adv, grad, x, row * size, size, step, radius, lo, hi)
 
 
-def linf_step_(
-    x_adv: Any,
-    grad: Any,
-    x: Any,
-    step_size: float,
-    step_rows: Any,
-    eps: float,
-    eps_rows: Any,
-    lo: float,
-    hi: float,
-    slots: Any,
-    momentum: Any,
-    decay: float,
-    model_input: Any,
-    mean: Any,
-    std: Any,
-    box: Any,
-) -> Any:
-    """The op's arguments by position; NotImplemented with a momentum or a model input."""
-    if momentum is not None or model_input is not None:
+def linf_step_(*arguments: Any) -> Any:
+    """The op's arguments by position; NotImplemented as `loops_shared.takes` says."""
+    *shared, box = arguments
+    call = StepCall(*shared)
+    if not loops_shared.takes(call):
         return NotImplemented
-    rows = len(x_adv)
-    _linf_step[x_adv.dtype](
+    x_adv, rows, size = call.x_adv, *loops_shared.rows_of(call.x_adv)
+    direction = call.grad
+    if call.momentum is not None:
+        loops_shared.update_momentum(call, box, in_units=False)
+        direction = call.momentum
+    if box is None and call.slots is None and call.step_rows is None and call.eps_rows is None:
+        rows, size = 1, rows * size  # all elements are alike
+    _step[x_adv.dtype](
         x_adv.data_ptr(),
-        grad.data_ptr(),
-        x.data_ptr(),
+        direction.data_ptr(),
+        call.x.data_ptr(),
         rows,
-        x_adv.numel() // max(rows, 1),
-        step_size,
-        address(step_rows),
-        eps,
-        address(eps_rows),
-        lo,
-        hi,
-        address(slots),
+        size,
+        call.step_size,
+        address(call.step_rows),
+        call.eps,
+        address(call.eps_rows),
+        call.lo,
+        call.hi,
+        address(call.slots),
         address(box),
         planes.planes(box),
     )
+    if call.model_input is not None:
+        loops_shared.write_model_input(call)

@@ -13,6 +13,7 @@ def _select_reference(destination: torch.Tensor, source: torch.Tensor, flags: to
 _SELECT = registry.register(
     "select_rows_(Tensor(a!) destination, Tensor source, Tensor flags) -> ()",
     reference=_select_reference,
+    compiled="steps.loops_select",
     launch=lambda *arguments: registry.kernels("steps.select").launch_select_rows(*arguments),
 )
 
