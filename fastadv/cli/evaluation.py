@@ -93,7 +93,7 @@ def evaluate(
     kept = "without --checkpoint FILE nothing is kept, and this begins again:"
     with said_in_one_line(kept=kept), _joined_processes() as is_first:
         radii = len(eps or [""])
-        check_reports(files, of_curve=radii > 1)
+        check_reports(files)
         if checkpoint is not None and radii > 1:
             raise UserError("--checkpoint takes one --eps")
         words: dict[str, Any] = {  # from the shell: Execution says which there are

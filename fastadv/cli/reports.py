@@ -10,13 +10,11 @@ from fastadv.evaluation.display import Watch
 SUFFIXES = (".json", ".md", ".html")
 
 
-def check_reports(files: list[Path], *, option: str = "report", of_curve: bool = False) -> None:
+def check_reports(files: list[Path], *, option: str = "report") -> None:
     """Before an attack that may take days, not after it."""
-    suffixes = SUFFIXES[:2] if of_curve else SUFFIXES
     for path in files:
-        if path.suffix not in suffixes:
-            kind = " for a curve" if of_curve else ""
-            raise UserError(f"--{option} must end in {' or '.join(suffixes)}{kind}; got {path}")
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"--{option} must end in {' or '.join(SUFFIXES)}; got {path}")
         if not path.parent.is_dir():
             raise UserError(f"--{option}: there is no folder {path.parent}")
 

@@ -50,7 +50,7 @@ def train(
         Path | None, typer.Option(help="File for a --model of one's own to begin with.")
     ] = None,
     norm: Annotated[
-        str | None, typer.Option(help="linf, l2 or l1, which need --eps; default: linf.")
+        str | None, typer.Option(help="linf; l2 or l1, which need --eps too; default: linf.")
     ] = None,
     eps: Annotated[
         str | None,

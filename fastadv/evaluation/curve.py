@@ -17,6 +17,7 @@ from fastadv.evaluation.checkpoint import digest_of_model
 from fastadv.evaluation.clean import describe_model, device_of, without_wrapper
 from fastadv.evaluation.display import Watch, shown
 from fastadv.evaluation.environment import describe_environment
+from fastadv.evaluation.page import Page
 from fastadv.evaluation.processes import exchange_of_processes
 from fastadv.evaluation.proportions import percent, wilson_interval
 from fastadv.evaluation.question import Question
@@ -29,6 +30,8 @@ from fastadv.files import write_atomically
 from fastadv.isolation import Model, module_of
 from fastadv.tuning.table import in_words
 from fastadv.values import same_value
+
+_COLUMNS = ("eps", "robust accuracy", "95 %", "attacked", "forwards", "backwards")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,30 +99,46 @@ class Curve:
 
     def to_markdown(self) -> str:
         """A table of the radii, and one of what defines them."""
-        warned = [f"{code} ({count:,} samples)" for code, count in self.warnings.items()]
         return tables.markdown(
             headline=f"**Robust accuracy at {len(self.eps)} radii**",
-            facts={
-                "model": self.model,
-                "attack": f"`{self.attack}`, and with the other radii",
-                "samples": f"{self.n:,}",
-                "clean accuracy": percent(self.clean_accuracy),
-                "passes": f"{self.relative_cost:.2f} times those of the dearest radius",
-                "execution": f"`{self.execution}`",
-                "warnings": ", ".join(warned) or "none",
-                **self.environment,
-            },
-            columns=("eps", "robust accuracy", "95 %", "attacked", "forwards", "backwards"),
+            facts=self._facts(),
+            columns=_COLUMNS,
             rows=self._rows(),
             notes=[],
         )
 
+    def to_html(self) -> str:
+        """The same as one file without external resources, for light and dark screens."""
+        return Page(
+            title=f"Robust accuracy at {len(self.eps)} radii",
+            lead=f"{percent(self.clean_accuracy)} clean, {self.n:,} samples",
+            facts=self._facts(),
+            columns=_COLUMNS,
+            rows=self._rows(),
+            shares=self.robust_accuracy,
+            notes=[],
+            bar=1,
+        ).html()
+
+    def _facts(self) -> dict[str, str]:
+        warned = [f"{code} ({count:,} samples)" for code, count in self.warnings.items()]
+        return {
+            "model": self.model,
+            "attack": f"`{self.attack}`, and with the other radii",
+            "samples": f"{self.n:,}",
+            "clean accuracy": percent(self.clean_accuracy),
+            "passes": f"{self.relative_cost:.2f} times those of the dearest radius",
+            "execution": f"`{self.execution}`",
+            "warnings": ", ".join(warned) or "none",
+            **self.environment,
+        }
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a .json or .md file, by suffix, atomically."""
+        """Write it to a .json, .md or .html file, by suffix, atomically."""
         path = Path(path)
-        writers = {".json": self.to_json, ".md": self.to_markdown}
+        writers = {".json": self.to_json, ".md": self.to_markdown, ".html": self.to_html}
         if path.suffix not in writers:
-            raise ValueError(f"path must end in .json or .md; got {path}")
+            raise ValueError(f"path must end in .json, .md or .html; got {path}")
         write_atomically(path, writers[path.suffix]().encode())
 
     @classmethod

@@ -25,7 +25,8 @@ thead th { overflow-wrap: normal; }
 class Page(NamedTuple):
     """What a page shows: a title, notes, a table of rows if there are any, and a table of facts.
 
-    shares: a number in [0, 1] for each row, drawn as a bar under its robust accuracy (column 3).
+    shares: a number in [0, 1] for each row, drawn as a bar under its robust accuracy, which is the
+    column `bar`.
     All text is escaped; `code` in backticks is set as code.
     """
 
@@ -36,6 +37,7 @@ class Page(NamedTuple):
     rows: Sequence[Sequence[str]]
     shares: Sequence[float]
     notes: Sequence[str]
+    bar: int = 3
 
     def html(self) -> str:
         """A file of its own."""
@@ -57,7 +59,7 @@ class Page(NamedTuple):
         )
 
     def _found(self) -> str:
-        table = _table(self.columns, self.rows, self.shares)
+        table = _table(self.columns, self.rows, self.shares, self.bar)
         return f"<p>{escape(self.lead)}</p>\n{_noted(self.notes)}{table}"
 
 
@@ -73,7 +75,9 @@ def _table_of_facts(facts: dict[str, str]) -> str:
     return f"<table>\n<tbody>\n{pairs}</tbody>\n</table>\n"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], shares: Sequence[float]) -> str:
+def _table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], shares: Sequence[float], at: int
+) -> str:
     if not rows:
         return ""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
@@ -81,7 +85,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], shares: Sequen
     for row, share in zip(rows, shares, strict=True):
         cells = [f"<td>{escape(cell)}</td>" for cell in row]
         bar = f'<span class="bar" style="width: {100 * share:.2f}%"></span>'
-        cells[3] = f"<td>{escape(row[3])}{bar}</td>"
+        cells[at] = f"<td>{escape(row[at])}{bar}</td>"
         body += f"<tr>{''.join(cells)}</tr>\n"
     return (
         f'<table class="numbers">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n'

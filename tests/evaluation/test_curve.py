@@ -150,11 +150,12 @@ def test_the_files_hold_the_numbers(tmp_path):
         accuracy = f"{100 * curve.robust_accuracy[k]:.2f} %"
         assert f"| {eps:g} | {accuracy} |" in curve.to_markdown()
         assert f"{eps:g}" in str(curve) and accuracy in str(curve)
-    for suffix, text in ((".json", curve.to_json()), (".md", curve.to_markdown())):
+    texts = {".json": curve.to_json(), ".md": curve.to_markdown(), ".html": curve.to_html()}
+    for suffix, text in texts.items():
         curve.save(tmp_path / f"curve{suffix}")
         assert (tmp_path / f"curve{suffix}").read_text() == text
-    with pytest.raises(ValueError, match="path must end in .json or .md; got"):
-        curve.save(tmp_path / "curve.html")
+    with pytest.raises(ValueError, match="path must end in .json, .md or .html; got"):
+        curve.save(tmp_path / "curve.txt")
 
 
 @pytest.mark.parametrize("eps", [[], [0.1, 0.1], [0.0, 0.0], [-0.1], [float("nan")]])

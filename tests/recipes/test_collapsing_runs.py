@@ -6,6 +6,7 @@ import pytest
 from small_runs import loaded, rows_without_times, small_data, small_recipe
 
 from fastadv.recipes import train
+from fastadv.recipes.progress import epoch_line
 from fastadv.recipes.run_log import read_log
 from fastadv.training import Collapse, TrainingWarning
 
@@ -63,6 +64,11 @@ def test_a_weak_network_is_trained_on_after_the_last_epoch(tmp_path):
         result = train(chosen, small_data(), tmp_path, progress=False)
     assert [row["epoch"] for row in result.epochs] == [1, 2, 3, 4, 5]
     assert ["PGDAT" in row["step"] for row in result.epochs] == [False] * 3 + [True] * 2
+    assert [row["rescue"] for row in result.epochs] == [False] * 3 + [True] * 2
+    assert "sentinel: rescue under way, " in epoch_line(result.epochs[-1], epochs=5)
+    weak = [row["said"] for row in result.rows if row.get("verdict") == "weak"]
+    words = " under PGD-10 is below the floor of 99 % (5 restarts, 24 held-out samples, "
+    assert weak and all(words in said for said in weak)
     events = [row["event"] for row in result.rows]
     assert events[events.index("rollback") - 1] == "check" and events[-1] == "finished"
 
