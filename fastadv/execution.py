@@ -35,9 +35,11 @@ class Execution:
     with one `ExecutionWarning`; True raises where it cannot; False never does. batching:
     "continuous" refills the slot of a finished sample from a queue and shrinks the batch when the
     queue is empty; "plain" runs every sample through every step. batch_size: slots held at once,
-    None for all samples; halved when memory runs out. timed: measure after an attack what its
-    passes cost on their own, by a few more of them. Of these the results do not depend (contract
-    C2).
+    halved when memory runs out. None is all samples on a GPU; on a CPU as many rows a pass as keep
+    it fast: so many that its largest activation, which the first pass shows, takes 3 MiB, and 32
+    while they stay below 16 MiB, at least 8; of models that torch.compile has made all samples.
+    timed: measure after an attack what its passes cost on their own, by a few more of them. Of
+    these the results do not depend (contract C2).
 
     Example: `attack.run(model, x, y, execution=fastadv.Execution(precision="bf16"))`.
     """

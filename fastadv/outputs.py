@@ -83,6 +83,6 @@ def explain_rows(error: Exception, rows: int, whole: int) -> None:
         raise type(error)(
             f"the model fails on {rows} samples, of a batch of {whole}: {error}. If it is tied to "
             "the whole batch (by a mask, a hidden state or a second input of its size, or because "
-            "it was exported for this size): keep='last' passes whole batches; give per-sample "
-            "inputs as extra="
+            "it was exported for this size): keep='last' with batch_size=len(x) passes whole "
+            "batches; give per-sample inputs as extra="
         ) from error

@@ -75,7 +75,11 @@ def main(arguments: list[str] | None = None) -> None:
         help="folder of the package autoattack; else AUTOATTACK_PATH, or what is importable",
     )
     parser.add_argument(
-        "--case", choices=autoattack_cases.CASES, nargs="+", default=list(autoattack_cases.CASES)
+        "--case",
+        choices=autoattack_cases.CASES,
+        nargs="+",
+        default=autoattack_cases.DEFAULT,
+        help="by default all but mnist_tf",
     )
     parser.add_argument("--samples", type=int, help="at most so many samples a case")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")

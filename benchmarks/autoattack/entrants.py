@@ -17,7 +17,6 @@ from torch import nn
 
 import fastadv
 from benchmarks.harness.networks import Problem
-from fastadv.ensemble import constructor
 from fastadv.ensemble.cascade import Attacked, Progress, run_cascade
 
 NAMES = ("APGD-CE", "APGD-T", "FAB-T", "Square")
@@ -85,7 +84,8 @@ class Fastadv:
         self.model = Watched(copy.deepcopy(problem.model))
         self.x, self.y = problem.x, problem.y
         # what `AutoAttack.run` takes where the caller does not say
-        self.execution = fastadv.Execution(batch_size=constructor._BATCH_SIZE)
+        look = fastadv.autoattack(threat, version="custom", attacks=[fastadv.fgsm(threat)])
+        self.execution = look.run(problem.model, self.x, self.y).execution
         self.ensemble = fastadv.autoattack(threat)
         if budget != Budget():
             targeted: dict[str, Any] = dict(steps=budget.steps, n_target_classes=budget.targets)

@@ -25,10 +25,13 @@ from fastadv.ensemble.cascade import Attacked, Progress, run_cascade
 from fastadv.ensemble.versions import VERSIONS, Keep, Version, attacks_of, reserved_of
 from fastadv.execution import Auto, Execution
 from fastadv.isolation import Model
+from fastadv.oracle import pass_size
 from fastadv.threat_model import ThreatModel, check_threat
 from fastadv.values import same_settings
 
-_BATCH_SIZE = 128  # slots, where the caller does not say; on CPUs larger ones leave the cache
+_BATCH_SIZE = (
+    128  # slots at most, where the caller does not say: of a sample's targets few at a time
+)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -91,16 +94,18 @@ class AutoAttack:
         Arguments as in `Attack.run`; mask: where each of the attacks takes one. progress: what an
         interrupted run of the same arguments had reported to `on_stage` last: only the missing
         attacks are run; to keep it, copy it, as the run goes on writing to it. execution: without a
-        batch_size 128 slots; or "auto", what `fastadv.tune` finds. The result's `stages` say what
-        each attack broke, `broken_by` which attack broke a sample; its forwards leave out the few
-        of the checks, after which come `AttackWarning`s for signs of masked gradients:
-        "randomised", "dynamic", "probabilities", "squashed", "few_classes", "zero_gradient",
-        "square_gains", "clamped_input", "recorded_in_training".
+        batch_size 128 slots, on a CPU fewer where activations are large (see `Execution`); or
+        "auto", what `fastadv.tune` finds. The result's `stages` say what each attack broke,
+        `broken_by` which attack broke a sample; its forwards leave out the few of the checks, after
+        which come `AttackWarning`s for signs of masked gradients: "randomised", "dynamic",
+        "probabilities", "squashed", "few_classes", "zero_gradient", "square_gains",
+        "clamped_input", "recorded_in_training".
 
         Example: `fastadv.autoattack(fastadv.Linf(8 / 255)).run(model, x, y).success`.
         """
         execution = resolved(execution, self.attacks, model, x, extra, rows=_BATCH_SIZE)
-        if execution.batch_size is None:
+        is_free = execution.batch_size is None
+        if is_free:
             execution = replace(execution, batch_size=_BATCH_SIZE)
         attacks = self._seeded_attacks()
         if mask is not None:
@@ -122,7 +127,10 @@ class AutoAttack:
         )
         if len(look.given.x) == 0:
             return replace(look.result(), broken_by=torch.empty_like(look.given.sample_ids))
+        look.oracle.is_sizing = is_free and pass_size.may_split(model, look.given.x)
         logits = look.clean_logits()
+        if is_free:
+            execution = replace(execution, batch_size=min(_BATCH_SIZE, look.oracle.fast))
         labels = logits.argmax(1) if look.given.labels is None else look.given.labels
         inputs.check_range(labels, logits.shape[1], name="y")
         checks.examine(

@@ -12,7 +12,7 @@ from fastadv.engine.state import SlotState
 from fastadv.engine.work import Extra
 from fastadv.isolation import Model
 from fastadv.kernels import slots as columns
-from fastadv.oracle import clamping
+from fastadv.oracle import clamping, pass_size
 from fastadv.oracle.judge import Judge, Judged, Rules
 from fastadv.oracle.shadow.search_model import SearchModel
 from fastadv.wrappers import Normalized
@@ -30,7 +30,8 @@ class Oracle:
     is differentiated in place of the model, None for the model itself. forwards and backwards count
     samples times passes, own_forwards and own_backwards those of the model itself; seconds is the
     host's time in them. room: the most rows of a pass, halved when memory runs out: then the rows
-    are passed in parts, and none twice. Raises ValueError if the output cannot be attacked.
+    are passed in parts, and none twice. fast: the most that are fast, which the first pass finds
+    out where `is_sizing`. Raises ValueError if the output cannot be attacked.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Oracle:
         self.judge: Judge = Judge(loss, targeted=targeted)
         self.passes = passes
         self.room: int = UNLIMITED
+        self.fast: int = UNLIMITED
+        self.is_sizing: bool = False
         self.first: torch.Tensor | None = None  # logits of the first forward, detached
         self.whole: int = 0  # rows of the first forward, or of a batch that rows were dropped from
         self.is_recorded: bool = False  # whether steps may be: then the host decides nothing
@@ -61,6 +64,11 @@ class Oracle:
         self.own_backwards: int = 0
         self.seconds: float = 0.0
         self.discarded: int | torch.Tensor = 0  # forwards of proposals that came too late
+
+    def rows_of(self, count: int) -> int:
+        """Rows of each pass over `count` of them: all, or parts as equal as can be."""
+        parts = -(-count // min(self.room, self.fast))
+        return -(-count // max(1, parts))
 
     def read(self) -> tuple[int, ...]:
         """The counts that a replayed step must repeat, for `fastadv.graphs`."""
@@ -104,9 +112,10 @@ class Oracle:
         return self._plain_logits(self.search.forward, x, extra)
 
     def _plain_logits(self, model: Model, x: torch.Tensor, extra: Extra) -> torch.Tensor:
-        if len(x) <= self.room:
+        size = self.rows_of(len(x))
+        if len(x) <= size:
             return self._mean_logits(model, x, extra)
-        parts = zip(*(rows.split(self.room) for rows in (x, *extra)), strict=True)
+        parts = zip(*(rows.split(size) for rows in (x, *extra)), strict=True)
         return torch.cat([self._mean_logits(model, part, more) for part, *more in parts])
 
     def _mean_logits(
@@ -186,7 +195,7 @@ class Oracle:
         judged: Judged | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(input gradient, logits) of one forward and backward; judged: these rows are tracked."""
-        if len(state) <= self.room:
+        if len(state) <= self.rows_of(len(state)):
             seen = [judged]
             try:
                 return self._whole_pass(state, loss, rules, seen)
@@ -196,8 +205,9 @@ class Oracle:
             judged = seen[-1]
             self._halve(len(state), state.x.device)
         grads, logits = [], []
-        for first in range(0, len(state), room := self.room):
-            part = slice(first, first + room)
+        size = self.rows_of(len(state))
+        for first in range(0, len(state), size):
+            part = slice(first, first + size)
             known = None if judged is None else Judged(*(rows[part] for rows in judged))
             grad, own = self._pass(state.rows(part), loss[part], rules, known)
             grads.append(grad)
@@ -245,13 +255,20 @@ class Oracle:
     def _scale(self) -> float:
         return 1.0 if self.search is None else self.search.scale
 
+    def _answer(self, model: Model, x: torch.Tensor, extra: Sequence[torch.Tensor]) -> torch.Tensor:
+        if not self.is_sizing:
+            return model(x, *extra)
+        output, self.fast = pass_size.looked_at(model, x, extra)
+        self.is_sizing = False
+        return output
+
     def _forward(
         self, model: Model, x: torch.Tensor, extra: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         version = x._version
         began = time.perf_counter()
         try:
-            logits = outputs.logits_in(model(x, *extra), x)
+            logits = outputs.logits_in(self._answer(model, x, extra), x)
             self.judge.check_output(logits, x)
         except Exception as error:
             is_written = x._version != version or "in-place operation" in str(error)

@@ -36,7 +36,7 @@ def cost_of(
     limit = 0.0
     if timed:
         # small batches take longer a sample
-        rows = min(rows, max(search.attacked, 1), oracle.room)
+        rows = oracle.rows_of(min(rows, max(search.attacked, 1)))
         with contextlib.suppress(
             torch.OutOfMemoryError, MemoryError
         ):  # what was found is worth more

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fastadv import diagnostics
-from fastadv.attacks.call import inputs, radius
+from fastadv.attacks.call import inputs, radius, slots
 from fastadv.attacks.call.accounting import cost_of
 from fastadv.attacks.call.given import Given
 from fastadv.attacks.call.preparation import prepared
@@ -87,7 +87,6 @@ class Call:
                 "keep='authors' returns the iterates of the authors' own code and takes the model "
                 f"as it is; got {execution!r}. Use keep='first_success'"
             )
-        self.batch_size: int = execution.batch_size or max(1, len(x))
         bounds = common_bounds(attack.threat)
         self.oracle: Oracle = Oracle(
             model,
@@ -98,6 +97,13 @@ class Call:
             inset=inputs.check_inset(execution, bounds),
         )
         self.oracle.judge.largest_label = self.given.largest_class
+        if execution.batch_size is None and clean_logits is None:
+            self.oracle.is_sizing = slots.may_pay(attack, model, self.given.x)
+
+    @property
+    def batch_size(self) -> int:
+        """Slots, and rows of a look: until the first pass has been made a guess."""
+        return self.execution.batch_size or slots.held(self.oracle, self.given.x)
 
     def result(self) -> AttackResult:
         with self._isolated():
@@ -180,7 +186,7 @@ class Call:
         if outputs is None and not self.execution.is_exact:
             outputs = self._batched_outputs(first, self.given.extra)
         outputs = None if outputs is None else outputs[: len(first)]
-        extra = tuple(rows[: self.batch_size] for rows in self.given.extra)
+        extra = tuple(rows[: len(first)] for rows in self.given.extra)
         ready = prepared(self.model, self.execution, first, outputs, extra)
         return Search(self.attack, self.oracle, self.execution, self.batch_size, ready)
 
@@ -246,9 +252,13 @@ class Call:
 
     def _batched_outputs(self, x: torch.Tensor, extra: Sequence[torch.Tensor]) -> torch.Tensor:
         # a copy, a batch at a time: a model that writes to its input must not reach the caller's
-        rows = [part.split(self.batch_size) for part in (x, *extra)]
-        chunks = ([part.clone() for part in parts] for parts in zip(*rows, strict=False))
-        return torch.cat([self.oracle.logits(chunk, tuple(more)) for chunk, *more in chunks])
+        outputs, done = [], 0
+        while done < len(x) or not outputs:
+            rows = slice(done, done + self.batch_size)
+            chunk, *more = (part[rows].clone() for part in (x, *extra))
+            outputs.append(self.oracle.logits(chunk, tuple(more)))
+            done += len(chunk)
+        return torch.cat(outputs)
 
     def _verified(
         self, work: Work, ledger: Ledger, wrong: np.ndarray, clean_prediction: torch.Tensor | None
