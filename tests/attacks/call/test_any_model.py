@@ -9,8 +9,8 @@ import fastadv
 
 THREAT = fastadv.Linf(0.2)
 HINT = (
-    r"the model fails on \d+ samples, of a batch of 12: .*keep='last' passes whole batches; give "
-    "per-sample inputs as extra="
+    r"the model fails on \d+ samples, of a batch of 12: .*keep='last' with batch_size=len\(x\) "
+    "passes whole batches; give per-sample inputs as extra="
 )
 
 
