@@ -47,8 +47,9 @@ def evaluate(
     block of it is in memory at a time (on resuming, those that were begun, too), moved to the
     device of the model's first parameter or buffer. Or (x, y, *extra), a row a sample in each, for
     a model that takes more: model(x, *extra). batch_size: samples attacked at once; None is
-    that of `execution`, of the loader, or 128. checkpoint: a file that every block of 8 batches,
-    and every attack of an ensemble on it, is written to; called again with the same arguments
+    that of `execution`, of the loader, or 128, on a CPU what is fast (see `Execution`).
+    checkpoint: a file that every block of 8 batches, and every attack of an ensemble on it, is
+    written to; called again with the same arguments
     after an interruption, even kill -9, evaluation goes on from there to the same bits, also with
     another number of processes; the data are read again to see that they are the same, and the
     model is run on the first finished samples, to see that it still classifies them so; ops must

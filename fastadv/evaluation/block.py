@@ -20,6 +20,7 @@ from fastadv.ensemble.constructor import AutoAttack
 from fastadv.ensemble.versions import name_of, reserved_of
 from fastadv.evaluation.checkpoint import fingerprints
 from fastadv.evaluation.display import Status, Watch
+from fastadv.evaluation.held import unsized
 from fastadv.evaluation.question import Answers, Question
 from fastadv.evaluation.samples import Rows
 from fastadv.evaluation.share import Share
@@ -55,7 +56,8 @@ class SampleAttack(Protocol):
 class Task:
     """What is the same for every block of a process; device is None for a model that names none.
 
-    state: of this process, where results are entered. keep: called whenever it has changed, to
+    is_sized: whether the caller or the data say how many samples are attacked at once. state: of
+    this process, where results are entered. keep: called whenever it has changed, to
     write it. expected: samples of all processes, a guess or None.
     """
 
@@ -69,6 +71,7 @@ class Task:
     state: State
     keep: Callable[[], None]
     watch: Watch
+    is_sized: bool = True
 
     def __post_init__(self) -> None:
         rows = self.share.finished_of_this_process()
@@ -149,6 +152,8 @@ class Task:
         x, y = rows.x, rows.y
         if self.state.inset and execution.inset is None:
             execution = replace(execution, inset=self.state.inset)
+        if not self.is_sized:
+            execution = unsized(execution, attack, self.model, x)
         common: dict[str, Any] = dict(sample_ids=ids.to(x.device), execution=execution)
         if rows.extra:
             check_extra(attack, len(rows.extra))

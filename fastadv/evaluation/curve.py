@@ -234,7 +234,7 @@ def robustness_curve(
     judged = Question.of(attack).objective is not None
     samples = Samples(data, batch_size=size, judged=judged)
     how = replace(how, batch_size=samples.batch_size)
-    run = AtRadii(model, attacks, how, device_of(model))
+    run = AtRadii(model, attacks, how, device_of(model), is_sized=samples.is_sized)
     with generator_put_back(), shown(progress) as watch:
         for block in samples.blocks():
             run.attack_block(block, watch, samples.expected)

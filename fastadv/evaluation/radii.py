@@ -16,6 +16,7 @@ from fastadv.ensemble import checks
 from fastadv.ensemble.constructor import AutoAttack
 from fastadv.evaluation.block import check_extra, collected
 from fastadv.evaluation.display import Status, Watch
+from fastadv.evaluation.held import unsized
 from fastadv.evaluation.question import Question
 from fastadv.evaluation.samples import Rows
 from fastadv.evaluation.state import added_counts
@@ -41,7 +42,8 @@ def at_radius(attack: A, eps: float) -> A:
 
 
 class AtRadii:
-    """One block after another, at all radii; attacks: of ascending radii."""
+    """One block after another, at all radii; attacks: of ascending radii. is_sized: as of
+    `Task`."""
 
     def __init__(
         self,
@@ -49,12 +51,15 @@ class AtRadii:
         attacks: Sequence[Attack | AutoAttack],
         execution: Execution,
         device: torch.device | None,
+        *,
+        is_sized: bool,
     ) -> None:
         self.model = model
         self.attacks = attacks
         self.question: Question = Question.of(attacks[-1])
         self.execution = execution
         self.device = device
+        self.is_sized = is_sized
         self.done: int = 0
         self.clean_correct: list[torch.Tensor] = []
         self.robust: list[torch.Tensor] = []
@@ -110,7 +115,10 @@ class AtRadii:
 
     def _attack(self, k: int, block: Rows, rows: torch.Tensor) -> AttackResult:
         x, y, *extra = (column[rows] for column in block.columns[1:])
-        more: dict[str, Any] = dict(execution=self.execution)
+        execution = self.execution
+        if not self.is_sized:
+            execution = unsized(execution, self.attacks[k], self.model, x)
+        more: dict[str, Any] = dict(execution=execution)
         if extra:
             check_extra(self.attacks[k], len(extra))
             more["extra"] = extra

@@ -82,10 +82,10 @@ class Pending:
 class Samples:
     """Rows of (x, y) or (x, y, *extra) tensors, a DataLoader or a Dataset, in their order.
 
-    Holds one batch at most. batch_size: as given, else the loader's, else 128; block_size: 8 of
-    them. length: of all data, where it is certain before reading, so not for a loader. expected: a
-    guess of the rows, for progress bars. seen: samples so far, also those that were not asked for.
-    judged: by an objective, which takes y of any shape (B, ...). shared: every process reads them;
+    Holds one batch at most. batch_size: as given, else the loader's, else 128, where is_sized is
+    False; block_size: 8 of them. length: of all data, where it is certain before reading, so not
+    for a loader. expected: a guess of the rows, for progress bars. seen: samples so far, also those
+    that were not asked for. judged: by an objective, which takes y of any shape (B, ...). shared: every process reads them;
     `stream` is then the digest of all that a loader gives. Raises TypeError for other data,
     ValueError for batches without one label a sample, or without a row of each extra, and for a
     loader that would give every process other samples.
@@ -103,6 +103,7 @@ class Samples:
         self.expected: int | None = None
         self.device: torch.device = torch.device("cpu")  # of the last batch
         self.batch_size: int = _BATCH_SIZE if batch_size is None else batch_size
+        self.is_sized: bool = batch_size is not None
         self.stream: DataDigest = DataDigest()  # of several processes, which must read the same
         self.seen: int = 0
         self._data, self._shared, self._judged = data, shared, judged
@@ -113,7 +114,7 @@ class Samples:
                 _check_order(data)
             self.expected = _expected(data)
             if batch_size is None and data.batch_size is not None:
-                self.batch_size = data.batch_size
+                self.batch_size, self.is_sized = data.batch_size, True
         elif _is_map(data):
             self.length = self.expected = len(data)  # type: ignore[arg-type]
         else:

@@ -134,6 +134,7 @@ class _Work:
                 own,
                 keep,
                 watch,
+                samples.is_sized,
             )
 
             def check(rows: Rows, correct: torch.Tensor) -> None:
