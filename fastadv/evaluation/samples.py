@@ -85,10 +85,10 @@ class Samples:
     Holds one batch at most. batch_size: as given, else the loader's, else 128, where is_sized is
     False; block_size: 8 of them. length: of all data, where it is certain before reading, so not
     for a loader. expected: a guess of the rows, for progress bars. seen: samples so far, also those
-    that were not asked for. judged: by an objective, which takes y of any shape (B, ...). shared: every process reads them;
-    `stream` is then the digest of all that a loader gives. Raises TypeError for other data,
-    ValueError for batches without one label a sample, or without a row of each extra, and for a
-    loader that would give every process other samples.
+    that were not asked for. judged: by an objective, which takes y of any shape (B, ...). shared:
+    every process reads them; `stream` is then the digest of all that a loader gives. Raises
+    TypeError for other data, ValueError for batches without one label a sample, or without a row of
+    each extra, and for a loader that would give every process other samples.
     """
 
     def __init__(
