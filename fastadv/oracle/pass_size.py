@@ -7,6 +7,7 @@ takes the same passes everywhere.
 """
 
 import contextlib
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +23,7 @@ _FAST = 3 * 2**20  # bytes of the largest activation of a pass
 _FEW, _ROOMY = 32, 16 * 2**20  # rows below which a pass is slow a row, and bytes that are worth it
 _LEAST = 8  # rows: the weights are read once a pass
 _WIDENS = 2  # times its input a network is taken to make of a row, before anything is known
-_AT_MOST = 64  # times: what is small even so need not be looked at
+_AT_MOST = 48  # times: what is small even so need not be looked at
 
 
 def fast_rows(row_bytes: float) -> int:
@@ -72,6 +73,11 @@ def looked_at(
     return output, fast_rows(largest.row_bytes)
 
 
+@functools.cache  # torch makes the schema's parts anew each time
+def _is_view(operator: Any) -> bool:
+    return any(returned.alias_info for returned in operator._schema.returns)
+
+
 class _Largest(TorchDispatchMode):
     """Sees the largest tensor that an operator makes of a batch like x, in bytes a row."""
 
@@ -88,8 +94,8 @@ class _Largest(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
-        if any(returned.alias_info for returned in func._schema.returns):
-            return made  # a view, of weights perhaps
+        if _is_view(func):  # of weights perhaps
+            return made
         for one in made if isinstance(made, tuple | list) else (made,):
             if isinstance(one, torch.Tensor) and self._is_of_rows(one):
                 own = one.numel() * one.element_size() / self._rows
