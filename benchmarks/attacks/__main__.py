@@ -5,11 +5,14 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 import fastadv
 from benchmarks import reference
+from benchmarks.attacks import ratios
+from benchmarks.attacks.clocks import BARE, BothClocks, Shown
 from benchmarks.harness import (
     environment,
     harness,
@@ -27,8 +30,8 @@ from fastadv.execution import Batching
 
 SUITE = "attacks"
 _TIMED = (
-    "one call of the attack on n samples in memory, warm; for fastadv with keep='first_success', "
-    "foolbox and ART this includes the verification that they always do"
+    "{clock} time of one call of the attack on n samples in memory, warm; for fastadv with "
+    "keep='first_success', foolbox and ART this includes the verification that they always do"
 )
 _NOT_TIMED = "import, construction of the attack, training of the network, evaluation, first call"
 
@@ -36,18 +39,25 @@ _ULPS = 1e-6  # the forms of the projection differ by an ulp of 1.0 (6e-8) a ste
 _L2_DRIFT = 1e-4  # norms are summed in other orders, and 40 steps amplify the last bits
 # a gradient that is zero but for rounding may take either sign, and the sample then goes its way
 _OUTLIERS = 32  # one sample in so many; measured: 5 of 256 (mnist_net, PGD-40)
-_METRIC = "max |x_adv - reference| of all but 1 in 32 samples: rounding decides the sign of zeros"
+_METRIC = "max |x_adv - reference| of all but 1 in {} samples: rounding decides the sign of zeros"
+# of random weights and 40 steps in L2 the kinks of ReLUs amplify last bits: measured beyond 1e-4,
+# of fastadv, torchattacks and foolbox alike: up to 3 of 32 and 5 of 64
+_OUTLIERS_L2_RANDOM = 8
 
 
 @dataclass(frozen=True)
 class AttackCase:
-    """A comparison: what is asked, on which problem (a key of `problems`), of how many samples."""
+    """A comparison: what is asked, on which problem (a key of `problems`), of how many samples.
+
+    one_in: one sample in so many may be further off than the tolerance.
+    """
 
     name: str
     problem: str
     n: int
     settings: Settings
     most_rounds: int = 99
+    one_in: int = _OUTLIERS
 
 
 def _case(problem: str, n: int, name: str, kind: str, eps: float, **more) -> AttackCase:
@@ -55,6 +65,21 @@ def _case(problem: str, n: int, name: str, kind: str, eps: float, **more) -> Att
         kind=kind, eps=eps, **({"norm": "linf", "steps": 1, "step_size": eps} | more)
     )
     return AttackCase(f"{name} {problem}", problem, n, settings, 3 if settings.restarts > 1 else 99)
+
+
+def _batchnorm(n: int) -> list[AttackCase]:
+    eps, level = 8 / 255, 1 / 255
+    net = "BatchNormNet"
+    return [
+        _case(net, n, "FGSM", "fgsm", eps),
+        _case(net, n, "PGD-10", "pgd", eps, steps=10, step_size=2 * level),
+        _case(net, n, "PGD-40", "pgd", eps, steps=40, step_size=level),
+        replace(
+            _case(net, n, "PGD-L2-40", "pgd", 1.0, norm="l2", steps=40, step_size=0.1),
+            one_in=_OUTLIERS_L2_RANDOM,
+        ),
+        _case(net, n, "MI-FGSM-10", "mifgsm", eps, steps=10, step_size=0.8 * level),
+    ]
 
 
 # n are powers of two: torchattacks averages its loss, and 1/n then rounds no gradient
@@ -65,10 +90,13 @@ CASES = [
     _case("digits_net", 256, "PGD-L2-40", "pgd", 0.75, norm="l2", steps=40, step_size=0.075),
     _case("digits_net", 256, "MI-FGSM-10", "mifgsm", 0.15, steps=10, step_size=0.015),
     _case("digits_net", 64, "PGD-50-10", "pgd", 0.15, steps=50, step_size=0.04, restarts=10),
+    _case("mnist_net", 128, "FGSM", "fgsm", 0.15),
     _case("mnist_net", 128, "PGD-10", "pgd", 0.15, steps=10, step_size=0.04),
     _case("mnist_net", 128, "PGD-40", "pgd", 0.15, steps=40, step_size=0.015),
-    _case("BatchNormNet", 32, "PGD-10", "pgd", 8 / 255, steps=10, step_size=2 / 255),
-    _case("BatchNormNet", 64, "PGD-10", "pgd", 8 / 255, steps=10, step_size=2 / 255),
+    _case("mnist_net", 128, "PGD-L2-40", "pgd", 1.5, norm="l2", steps=40, step_size=0.15),
+    _case("mnist_net", 128, "MI-FGSM-10", "mifgsm", 0.15, steps=10, step_size=0.015),
+    *_batchnorm(32),
+    *_batchnorm(64),
 ]
 
 
@@ -143,6 +171,23 @@ def textbook(settings: Settings, problem: Problem) -> Attack:
     return run
 
 
+def bare_passes(settings: Settings, problem: Problem) -> Attack:
+    """The physical limit: as many forward and backward passes to the input as the attack makes, by
+    the same model with frozen weights; nothing is attacked."""
+    if settings.restarts > 1:
+        raise Unavailable("how many passes restarts make depends on what falls")
+    model, x = problem.model.requires_grad_(False), problem.x
+
+    def run() -> torch.Tensor:
+        leaf = x.clone().requires_grad_()
+        for _ in range(settings.steps):
+            logits = model(leaf)
+            torch.autograd.grad(logits, leaf, torch.ones_like(logits))
+        return x
+
+    return run
+
+
 _EARLY = "fastadv, first success"
 _DRIVERS: dict[str, peers.Driver] = {
     "fastadv, last iterate": last_iterate,
@@ -150,6 +195,7 @@ _DRIVERS: dict[str, peers.Driver] = {
     f"{_EARLY}, plain": _fastadv_first_success("plain"),
     "fastadv.compat.torchattacks": peers.fastadv_compat,
     "textbook": textbook,
+    BARE: bare_passes,
     **peers.DRIVERS,
 }
 
@@ -187,13 +233,15 @@ def equality_check(case: AttackCase, problem: Problem) -> harness.Check:
     tolerance = _ULPS if settings.norm == "linf" else _L2_DRIFT
 
     def check(name: str, x_adv: torch.Tensor) -> schema.Equality:
+        if name == BARE:
+            return schema.Equality(0.0, 0.0, "passes alone, which attack nothing", "none")
         is_early = name.startswith(_EARLY)
         wanted = early if is_early else expected
         label = "textbook, first success" if is_early else "textbook"
         same_accuracy = _equal_accuracy(problem, x_adv, expected if wanted is None else wanted)
         if wanted is None or settings.restarts > 1:
             return same_accuracy
-        return _equal_iterates(x_adv, wanted, tolerance, label)
+        return _equal_iterates(x_adv, wanted, tolerance, label, case.one_in)
 
     return check
 
@@ -207,13 +255,13 @@ def _equal_accuracy(
 
 
 def _equal_iterates(
-    x_adv: torch.Tensor, expected: torch.Tensor, tolerance: float, label: str
+    x_adv: torch.Tensor, expected: torch.Tensor, tolerance: float, label: str, one_in: int
 ) -> schema.Equality:
     samples = zip(x_adv, expected, strict=True)
     worst = sorted(harness.max_difference(own, other) for own, other in samples)
-    error = worst[len(worst) - 1 - len(worst) // _OUTLIERS]
+    error = worst[len(worst) - 1 - len(worst) // one_in]
     outliers = sum(value > tolerance for value in worst)
-    return schema.Equality(error, tolerance, _METRIC, label, outliers)
+    return schema.Equality(error, tolerance, _METRIC.format(one_in), label, outliers)
 
 
 def _robustness(case: AttackCase, problem: Problem) -> Callable[[torch.Tensor], schema.Robustness]:
@@ -236,31 +284,41 @@ def _robustness(case: AttackCase, problem: Problem) -> Callable[[torch.Tensor], 
 
 
 def run_case(
-    case: AttackCase, problem: Problem, where: schema.Environment, *, rounds: int
+    case: AttackCase,
+    problem: Problem,
+    where: schema.Environment,
+    *,
+    rounds: int,
+    clock: Shown = "wall",
 ) -> list[schema.Row]:
     """The rows of one case; the baseline is torchattacks, or the textbook loop without it.
 
-    The call that is compared with the reference is the warm-up.
+    The call that is compared with the reference is the warm-up. clock: the time that is shown, on a
+    CPU; on a GPU it is the device's own.
     """
     runs = build_providers(case, problem)
+    on_cpu = problem.x.device.type == "cpu"
+    clocks = BothClocks(clock) if on_cpu else None
     description = harness.Case(
         suite=SUITE,
         name=case.name,
         shape=tuple(problem.x.shape),
         dtype=str(problem.x.dtype).removeprefix("torch."),
         n=len(problem.x),
-        timed=_TIMED,
+        timed=_TIMED.format(clock=clock if on_cpu else "device"),
         not_timed=_NOT_TIMED,
         baseline="torchattacks" if "torchattacks" in runs else "textbook",
     )
-    return harness.measure(
+    rows = harness.measure(
         description,
         runs,
         equality_check(case, problem),
         where,
-        harness.Timing(rounds, warmup=0),
+        harness.Timing(rounds, warmup=0, clock=clocks),
         robustness=_robustness(case, problem),
     )
+    rows = [replace(row, robustness=None) if row.provider == BARE else row for row in rows]
+    return rows if clocks is None else clocks.rows(rows, runs)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -270,6 +328,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", help="folder of MNIST's idx files; random images without it")
     parser.add_argument("--samples", type=int, help="at most so many samples a case")
     parser.add_argument("--threads", type=int, help="CPU threads of torch; its own choice if none")
+    parser.add_argument(
+        "--clock",
+        choices=get_args(Shown),
+        default="process",
+        help="the time shown and compared on a CPU; rows hold the medians of both",
+    )
     output.add_option(parser)
     options = parser.parse_args(arguments)
     chosen = selection.matching(options.cases, (case.name for case in CASES), option="--cases")
@@ -287,10 +351,10 @@ def main(arguments: list[str] | None = None) -> None:
             built[key] = builders[case.problem](n, device)
         rounds = min(options.rounds, case.most_rounds)
         print(f"{case.name}, n={n}, {rounds} rounds", flush=True)
-        found = run_case(case, built[key], where, rounds=rounds)
+        found = run_case(case, built[key], where, rounds=rounds, clock=options.clock)
         harness.print_rows(found)
         rows += found
-    print(f"\n{tables.attacks_by_case(rows)}\n")
+    print(f"\n{tables.attacks_by_case(rows)}\n\n{ratios.table(rows)}\n")
     output.record(rows, options.results)
 
 

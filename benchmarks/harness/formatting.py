@@ -40,7 +40,8 @@ def attack_name(row: Row) -> str:
 
 def eps(eps: float) -> str:
     levels = eps * 255
-    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-9 else f"{eps:g}"
+    in_levels = levels < 255 and abs(levels - round(levels)) < 1e-9
+    return f"{round(levels)}/255" if in_levels else f"{eps:g}"
 
 
 def time(row: Row | None) -> str:
@@ -101,6 +102,6 @@ def percent(share: float) -> str:
 
 def accuracies(case: Sequence[Row]) -> str:
     """One number where all providers agree, else the lowest and highest."""
-    values = sorted(robustness(row).robust_accuracy for row in case)
+    values = sorted(row.robustness.robust_accuracy for row in case if row.robustness)
     low, high = percent(values[0]), percent(values[-1])
     return low if low == high else f"{low} to {high}"

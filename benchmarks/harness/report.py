@@ -4,9 +4,9 @@
     python -m benchmarks.harness.report --check    # write nothing, fail on a difference
 
 A block `<!-- benchmark:NAME -->` ... `<!-- /benchmark -->` is rewritten from the newest run of its
-suites. NAME: why-switch, attacks-by-case, attacks, attacks-chart, ops, step-cost, host, training,
-mnist, autoattack, autoattack-attacks, autoattack-ops, execution, tuning, tuning-attacks,
-tuning-autoattack, tasks, clamping, clamping-forms,
+suites. NAME: why-switch, attacks-by-case, attacks, attack-ratios, attacks-chart, ops, step-cost,
+host, training, mnist, autoattack, autoattack-attacks, autoattack-ops, execution, tuning,
+tuning-attacks, tuning-autoattack, tasks, clamping, clamping-forms,
 gpu-ops, gpu-ops-chart, gpu-attacks, gpu-attacks-chart, gpu-autoattack, gpu-training or gpu-steps,
 with @device for one device.
 """
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.attacks import ratios
 from benchmarks.autoattack import tables as autoattack_tables
 from benchmarks.clamping import tables as clamping_tables
 from benchmarks.execution import tables as execution_tables
@@ -53,6 +54,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
     "why-switch": (" ".join(overview.SUITES), overview.why_switch),
     "attacks-by-case": ("attacks", tables.attacks_by_case),
     "attacks": ("attacks", tables.attacks),
+    "attack-ratios": ("attacks", ratios.table),
     "ops": ("ops", tables.ops),
     "step-cost": ("counts", tables.step_cost),
     "host": ("host", tables.host),

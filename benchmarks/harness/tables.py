@@ -13,7 +13,7 @@ _FULL_TABLE_ONLY = ("fastadv, first success, plain", "fastadv.compat.torchattack
 
 def attacks_by_case(rows: Sequence[Row]) -> str:
     """One line a case: each provider's median and speed-up, worst error, robust accuracy."""
-    rows = [row for row in rows if row.provider not in _FULL_TABLE_ONLY]
+    rows = [row for row in rows if row.provider not in _FULL_TABLE_ONLY and row.robustness]
     providers = formatting.distinct(row.provider for row in rows)
     heads = ["attack", "model", "n", "eps", *providers, "largest error", "robust accuracy"]
     lines = []
@@ -51,7 +51,8 @@ def attacks_by_case(rows: Sequence[Row]) -> str:
 
 
 def attacks(rows: Sequence[Row]) -> str:
-    """One line a row, with quantiles and tolerances."""
+    """One line a row of an attack, with quantiles and tolerances."""
+    rows = [row for row in rows if row.robustness]  # passes alone have none
     heads = ["case", "provider", "shape", "q50 (q20 to q80)", "speed-up", "error (tolerance)"]
     heads += ["robust accuracy", "steps", "restarts", "eps", "step size"]
     lines = []
@@ -156,6 +157,7 @@ def host(rows: Sequence[Row]) -> str:
 
 def attacks_chart(rows: Sequence[Row]) -> str:
     """Horizontal bars of the speed-up over the baseline, a group a case, as an SVG document."""
+    rows = [row for row in rows if row.robustness]
     where = rows[0].environment
     title = f"Speed-up over {rows[0].baseline}, {where.device}, {where.date[:10]}, n in the table"
     groups = [
