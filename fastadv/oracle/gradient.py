@@ -13,6 +13,7 @@ from fastadv.engine.work import Extra
 from fastadv.isolation import Model
 from fastadv.kernels import slots as columns
 from fastadv.oracle import clamping, pass_size
+from fastadv.oracle.backward import input_gradient
 from fastadv.oracle.judge import Judge, Judged, Rules
 from fastadv.oracle.shadow.search_model import SearchModel
 from fastadv.wrappers import Normalized
@@ -302,9 +303,7 @@ class Oracle:
                 torch.full_like(output, scale) if grad_output is None else (grad_output * scale)
             )
         began = time.perf_counter()
-        (grad,) = torch.autograd.grad(
-            output, state.leaf, grad_output, retain_graph=keep_graph, allow_unused=True
-        )
+        grad = input_gradient(output, state.leaf, grad_output, retain_graph=keep_graph)
         self.seconds += time.perf_counter() - began
         self.backwards += len(state)
         self.own_backwards += len(state) if self.search is None else 0
