@@ -184,7 +184,9 @@ def test_the_watchdog_overlooks_warm_ups_and_recordings_but_no_replay(tapes, mon
 
     class Dog(stepping.Watchdog):
         def note(self, since, *, slots, steps=1):
-            noted.append(self.moment().compiled != since.compiled)
+            now = self.moment()
+            noted.append(now.compiled != since.compiled)
+            return now
 
     monkeypatch.setattr(stepping, "Watchdog", Dog)
     run(fastadv.pgd(threat_of("linf", 1e-4), steps=8), mixed_problem(8), batching="plain")
