@@ -18,6 +18,7 @@ from fastadv.demo.run import run_demo
 from fastadv.ops import backend
 from fastadv.version import installed_version
 
+_NOTHING = "nothing is kept, and this begins again:"
 # rich_markup_mode None: errors in one line each, not in boxes
 app: typer.Typer = typer.Typer(
     add_completion=False,
@@ -91,7 +92,8 @@ def info(
     for name, value in lines.items():
         print(f"{name:{width}}  {value}")
     if check:
-        self_check.run_and_print()
+        with said_in_one_line(kept=_NOTHING):
+            self_check.run_and_print()
 
 
 def _explained(device: torch.device) -> str:
@@ -112,5 +114,5 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of training, attacks and figures.")] = 0,
 ) -> None:
     """Train two small networks, attack both, and compare with the textbook loop: about a minute."""
-    with said_in_one_line(kept="nothing is kept, and this begins again:"):
+    with said_in_one_line(kept=_NOTHING):
         run_demo(out, seed=seed, console=Console())

@@ -7,6 +7,7 @@ import typer
 
 from fastadv.attacks.automatic import tuning_table
 from fastadv.cli import networks, options, sources
+from fastadv.cli.mistakes import said_in_one_line
 from fastadv.cli.user_error import UserError, said
 from fastadv.evaluation.clean import device_of
 
@@ -30,16 +31,17 @@ def tune(
 
     The last line is an Execution to paste; `fastadv evaluate --execution auto` measures by itself.
     """
-    x = _samples(data, shape, n, format, split)
-    net = networks.load_model(model)
-    device = device_of(net)
-    words: Any = tuple(precisions.split(","))  # from the shell: tune says which there are
-    try:
-        table = tuning_table(
-            net, x if device is None else x.to(device), seconds=seconds, precisions=words
-        )
-    except Exception as error:  # whatever the user's model raises on the user's data
-        raise UserError(said(error)) from error
+    with said_in_one_line(kept="nothing is kept, and this begins again:"):
+        x = _samples(data, shape, n, format, split)
+        net = networks.load_model(model)
+        device = device_of(net)
+        words: Any = tuple(precisions.split(","))  # from the shell: tune says which there are
+        try:
+            table = tuning_table(
+                net, x if device is None else x.to(device), seconds=seconds, precisions=words
+            )
+        except Exception as error:  # whatever the user's model raises on the user's data
+            raise UserError(said(error)) from error
     print(table.to_json() if json else table)
 
 

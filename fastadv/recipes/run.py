@@ -151,7 +151,7 @@ class _Run:
     on_epoch: OnEpoch | None
     scalars: Scalars | None = None
     raised: bool = False  # there are more epochs than there were
-    _kept: str = "nothing is kept yet"
+    _kept: str = "nothing is kept yet, and this begins again:"
 
     def go_on(self) -> None:
         """From where the position is to the end."""
@@ -167,7 +167,7 @@ class _Run:
             self._save_good()
             raise
         except KeyboardInterrupt as interrupt:
-            interrupt.add_note(f"interrupted: {self._kept}; this goes on from there:")
+            interrupt.add_note(f"interrupted: {self._kept}")
             raise
         finally:
             if self.scalars is not None:
@@ -204,7 +204,7 @@ class _Run:
         part = position.batches - position.epoch * batches
         self._kept = (
             f"{self.folder / 'last.pt'} has {position.epoch} of {position.epochs} epochs, and "
-            f"{part} of {batches} batches of the next"
+            f"{part} of {batches} batches of the next; this goes on from there:"
         )
 
     def _epoch(self) -> None:

@@ -61,12 +61,27 @@ def test_other_weights_of_a_run(trained, capsys):
     assert run(capsys, ["evaluate", "--run", str(trained), *options])[0] == 0
 
 
+def test_weights_of_a_file_in_a_network_of_ones_own(trained, capsys):
+    options = ["--data", "digits", "--n", "20", "--attack", "fgsm", "--eps", "0.1"]
+    own = ["--model", "fastadv.models:digits_net", "--weights", str(trained / "model.pt")]
+    code, out, _ = run(capsys, ["evaluate", *own, "--device", "cpu", *options])
+    assert code == 0
+    _, of_run, _ = run(capsys, ["evaluate", "--run", str(trained), *options])
+    accuracy = [line for line in of_run.splitlines() if "accuracy" in line]
+    assert accuracy == [line for line in out.splitlines() if "accuracy" in line]
+    (trained / "other.pt").write_bytes(b"")
+    own[-1] = str(trained / "other.pt")
+    code, _, err = run(capsys, ["evaluate", *own, *options])
+    assert code == 2 and err.startswith("fastadv: --weights: ") and "nothing of it was run" in err
+
+
 def test_what_a_run_lacks_is_said_by_its_option(trained, folder, capsys):
     for more, message in (
         (["--run", "."], "--run: . holds no run of fastadv train: no such file: log.jsonl"),
         ([], "which model: give --model module:function, or --run FOLDER of a training"),
         (["--run", str(trained), "--norm", "l2"], "--eps is needed with --norm l2"),
         (["--run", str(trained), "--weights", "no.pt"], "--run: no such file: no.pt"),
+        (["--run", str(trained), "--device", "abacus"], "--device abacus cannot be used here: "),
     ):
         arguments = ["evaluate", "--data", "digits", "--attack", "fgsm", *more]
         if not more:
