@@ -116,12 +116,14 @@ def _step(
 
 
 def l2_step_(*arguments: Any) -> Any:
-    """The op's arguments by position; NotImplemented as `loops_shared.takes` says, and with a model
-    input, whose gradient has other lengths."""
+    """The op's arguments by position; NotImplemented as `loops_shared.takes` says."""
     *shared, box, guard = arguments
     call = StepCall(*shared)
-    if call.model_input is not None or not loops_shared.takes(call):
+    is_plain = call.x_adv.is_contiguous()
+    if not loops_shared.takes(call) or (box is not None and not is_plain):
         return NotImplemented
+    given = loops_shared.of_pixels(call)
+    call = loops_shared.in_c_order(given)
     x_adv, rows, size = call.x_adv, *loops_shared.rows_of(call.x_adv)
     direction = call.grad
     if call.momentum is not None:
@@ -147,3 +149,8 @@ def l2_step_(*arguments: Any) -> Any:
         address(box),
         planes.planes(box),
     )
+    for one, copy in ((given.x_adv, x_adv), (given.momentum, call.momentum)):
+        if one is not None and one is not copy:
+            one.detach().copy_(copy)
+    if call.model_input is not None:
+        loops_shared.write_model_input(given)

@@ -78,15 +78,18 @@ def _step(
 
 
 def linf_step_(*arguments: Any) -> Any:
-    """The op's arguments by position; NotImplemented as `loops_shared.takes` says."""
+    """The op's arguments by position; NotImplemented as `loops_shared.takes` says, and for signs of
+    gradients in another layout, of which the reference has the same bits."""
     *shared, box = arguments
     call = StepCall(*shared)
-    if not loops_shared.takes(call):
+    across = call.momentum is None and loops_shared.is_across(call)
+    in_box = box is not None and call.momentum is not None and not call.x_adv.is_contiguous()
+    if across or in_box or not loops_shared.takes(call):
         return NotImplemented
     x_adv, rows, size = call.x_adv, *loops_shared.rows_of(call.x_adv)
     direction = call.grad
     if call.momentum is not None:
-        loops_shared.update_momentum(call, box, in_units=False)
+        loops_shared.update_momentum(loops_shared.of_pixels(call), box, in_units=False)
         direction = call.momentum
     if box is None and call.slots is None and call.step_rows is None and call.eps_rows is None:
         rows, size = 1, rows * size  # all elements are alike

@@ -11,24 +11,35 @@ from fastadv.kernels import slots as slot_columns
 from fastadv.ops import layout
 from fastadv.ops.loop_math import total_of
 from fastadv.ops.loops import Address, Count, Real, address, inner, loop, pointer
+from fastadv.ops.steps import reference as step_reference
 from fastadv.ops.steps.arguments import StepCall
 
 
 def takes(call: StepCall) -> bool:
-    """Not a momentum or a model input in another dtype, or the latter in another layout; nor a
-    momentum of its gradient, which is one of other units."""
-    x_adv, model_input, momentum = call.x_adv, call.model_input, call.momentum
-    if momentum is not None and momentum.dtype != x_adv.dtype:
-        return False
-    if model_input is None:
-        return True
-    return (
-        momentum is None
-        and model_input.dtype == x_adv.dtype == call.mean.dtype == call.std.dtype  # type: ignore[union-attr]
-        and call.mean.is_contiguous()  # type: ignore[union-attr]
-        and call.std.is_contiguous()  # type: ignore[union-attr]
-        and model_input.stride() == x_adv.stride()
-    )
+    """Not a momentum or a model input in another dtype than x_adv."""
+    dtype = call.x_adv.dtype
+    return all(one is None or one.dtype == dtype for one in (call.momentum, call.model_input))
+
+
+def is_across(call: StepCall) -> bool:
+    """Whether there is a model input in another layout, in which the gradient is then too."""
+    return call.model_input is not None and call.model_input.stride() != call.x_adv.stride()
+
+
+def of_pixels(call: StepCall) -> StepCall:
+    """`call` with the gradient to x_adv, in its layout, where it is that to the model's input."""
+    if call.model_input is None or call.std is None:
+        return call
+    grad = call.grad.detach() / layout.per_channel(call.std.detach(), call.x_adv)
+    memory_format = layout.dense_format(call.x_adv) or torch.contiguous_format
+    return call._replace(grad=layout.in_format(grad, memory_format))
+
+
+def in_c_order(call: StepCall) -> StepCall:
+    """`call`, or one of copies: sums over a sample run in the same order in every layout."""
+    images = ("x_adv", "grad", "x", "momentum")
+    given = {name: getattr(call, name) for name in images}
+    return call._replace(**{k: v if v is None else v.contiguous() for k, v in given.items()})
 
 
 def rows_of(x_adv: torch.Tensor) -> tuple[int, int]:
@@ -88,6 +99,7 @@ def _momentum(
 
 def update_momentum(call: StepCall, box: Any, *, in_units: bool) -> None:
     """m = decay * m + g / mean|g| of active rows, as the reference's."""
+    call, given = in_c_order(call), call
     momentum: Any = call.momentum
     rows, size = rows_of(momentum)
     scratch = torch.empty(2 * size, dtype=momentum.dtype)
@@ -103,6 +115,8 @@ def update_momentum(call: StepCall, box: Any, *, in_units: bool) -> None:
         planes.planes(box),
         in_units,
     )
+    if given.momentum is not momentum:
+        given.momentum.detach().copy_(momentum)  # type: ignore[union-attr]
 
 
 @loop
@@ -137,7 +151,11 @@ def _model_input(
 def write_model_input(call: StepCall) -> None:
     """(x_adv - mean) / std of active rows."""
     x_adv, model_input, mean, std = call.x_adv, call.model_input, call.mean, call.std
-    assert model_input is not None and mean is not None and std is not None, "`takes` has looked"
+    assert model_input is not None and mean is not None and std is not None, "checked before"
+    if is_across(call):
+        step_reference.store(call, x_adv)
+        return
+    mean, std = (one.detach().to(x_adv.dtype).contiguous() for one in (mean, std))
     rows, size = rows_of(x_adv)
     channels, inner_extent = x_adv.shape[1], math.prod(x_adv.shape[2:])
     if layout.dense_format(x_adv) is not torch.contiguous_format:
