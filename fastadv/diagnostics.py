@@ -68,8 +68,8 @@ _TEXTS = {
     "few_classes": "the model has too few classes for the DLR loss (3, targeted 4): the margin "
     "loss was used in its place",
     "square_gains": "the Square Attack, which uses no gradient, broke them behind the gradient "
-    "attacks: gradients are masked, and robust accuracy is likely overestimated; give Square more "
-    "queries and restarts, or write an adaptive attack",
+    "attacks, or came closer than they to breaking them: gradients are masked, and robust accuracy "
+    "is likely overestimated; give Square more queries and restarts, or write an adaptive attack",
     "probabilities": "the model returns probabilities (rows sum to 1): attacks need logits, "
     "remove the softmax, or gradients vanish where the model is confident; "
     'fastadv.Unsquashed(model, "softmax") undoes it',
@@ -91,6 +91,12 @@ _TEXTS = {
 }
 
 
+# where they say something else of an ensemble, whose losses are several
+_OF_ENSEMBLES = {
+    "zero_gradient": "the input gradient is exactly zero, so attacks with gradients cannot move "
+    "them: the model saturates or masks its gradients; give what is flat another backward pass by "
+    "fastadv.BPDA, or search without gradients, by fastadv.square with more queries and restarts",
+}
 _SILENT: ContextVar[frozenset[str]] = ContextVar("fastadv.diagnostics.silent", default=frozenset())
 
 
@@ -104,15 +110,16 @@ def without(*codes: str) -> Iterator[None]:
         _SILENT.reset(token)
 
 
-def warn(code: str, count: int, total: int) -> None:
+def warn(code: str, count: int, total: int, *, of_ensemble: bool = False) -> None:
     """Warn that `count` of `total` samples have the problem `code`; nothing if count is 0."""
     if count and code not in _SILENT.get():
-        emit(AttackWarning(code, count, words(code, count, total)))
+        emit(AttackWarning(code, count, words(code, count, total, of_ensemble=of_ensemble)))
 
 
-def words(code: str, count: int, total: int) -> str:
+def words(code: str, count: int, total: int, *, of_ensemble: bool = False) -> str:
     """What an `AttackWarning` says; a report of a later version may have codes of its own."""
-    text = _TEXTS.get(code, "a code that this version does not know")
+    texts = _TEXTS | _OF_ENSEMBLES if of_ensemble else _TEXTS
+    text = texts.get(code, "a code that this version does not know")
     return f"{code}: {count} of {total} samples: {text}"
 
 

@@ -15,14 +15,13 @@ from fastadv.attacks.call.verdict import Fallen, margin_of
 from fastadv.attacks.square_search.attack import SquareAttack
 from fastadv.engine import looks
 from fastadv.engine.looks import Listener, Look
-from fastadv.ensemble.versions import effort_of, fitted, name_of
+from fastadv.ensemble.versions import Doubt, effort_of, fitted, name_of
 from fastadv.execution import Execution
 from fastadv.isolation import Model
 from fastadv.ops import layout
 from fastadv.values import same_value
 
 _ROBUST, _WRONG = -1, -2  # in `broken_by`, which else holds the index of a stage
-_NEAR = 0.1  # of the clean margin, which is negative
 
 
 @dataclass
@@ -51,7 +50,7 @@ class Progress:
 
     @classmethod
     def of_clean(
-        cls, x: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor, *, reserved: int = 0
+        cls, x: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor, *, searches: bool = False
     ) -> "Progress":
         margin, prediction = margin_of(logits, labels)
         robust = prediction == labels
@@ -64,19 +63,24 @@ class Progress:
             by_gradient=margin.new_full((len(x),), -torch.inf),
             by_search=margin.new_full((len(x),), -torch.inf),
             x_adv=x.clone(memory_format=torch.preserve_format),
-            x_searched=torch.empty_like(x if reserved else x[:0]),
+            x_searched=torch.empty_like(x if searches else x[:0]),
         )
 
     @property
     def robust(self) -> torch.Tensor:
         return self.broken_by == _ROBUST
 
-    @property
-    def doubtful(self) -> torch.Tensor:
-        """Robust so far, but random search came closer to breaking them than any gradient, which
-        is then masked, or little is left of the clean margin."""
+    def doubtful(self, doubt: Doubt) -> torch.Tensor:
+        """(n,) bool: robust so far, and what `doubt` says."""
         nearest = torch.maximum(self.by_gradient, self.by_search)
-        return self.robust & ((self.by_search > self.by_gradient) | (nearest > _NEAR * self.margin))
+        is_ahead = self.by_search > self.by_gradient
+        is_near = nearest > doubt.left * self.margin  # the clean margin, which is negative
+        return self.robust & torch.where(is_ahead, doubt.ahead, is_near)
+
+    def attacked_by(self, index: int, count: int, reserved: tuple[Doubt, ...]) -> torch.Tensor:
+        """(n,) bool: whom the attack `index` of `count` is for, the last being `reserved`."""
+        place = index - (count - len(reserved))
+        return self.robust if place < 0 else self.doubtful(reserved[place])
 
 
 class Attacked(NamedTuple):
@@ -97,12 +101,12 @@ def run_cascade(
     attacked: Attacked,
     progress: Progress,
     *,
-    reserved: int,
+    reserved: tuple[Doubt, ...],
     execution: Execution,
     on_stage: Callable[[Progress], None] | None,
 ) -> None:
-    """Carry out the stages that `progress` does not have. The last `reserved` attacks are for the
-    doubtful samples; but for Square they start from the closest point that Square has found.
+    """Carry out the stages that `progress` does not have. The last attacks, as many as `reserved`
+    has, are for doubtful samples; APGD starts from the closest point that Square has found there.
 
     A success is confirmed by the model before it counts. on_stage is called after every stage, with
     all that is needed to go on from there.
@@ -111,8 +115,8 @@ def run_cascade(
     for index, attack in enumerate(attacks):
         if index < len(progress.stages):
             continue
-        is_reserved = index >= len(attacks) - reserved
-        alive = (progress.doubtful if is_reserved else progress.robust).nonzero()[:, 0]
+        is_reserved = index >= len(attacks) - len(reserved)
+        alive = progress.attacked_by(index, len(attacks), reserved).nonzero()[:, 0]
         if len(alive) == 0:
             stage = Stage(name_of(attack), repr(attack), 0, 0, 0.0, 0, 0, 0)
         else:
@@ -164,7 +168,7 @@ def _run_stage(
     if progress.inset:
         execution = replace(execution, inset=progress.inset)
     x_init = None
-    if is_reserved and not isinstance(attack, SquareAttack):
+    if is_reserved and isinstance(attack, AutoPGD):
         x_init = layout.gather_rows(progress.x_searched, alive)
     call = Call(
         _narrowed(suited, alive),

@@ -142,7 +142,7 @@ class AutoAttack:
         )
         reserved = reserved_of(self.version)
         if progress is None:
-            progress = Progress.of_clean(look.given.x, labels, logits, reserved=reserved)
+            progress = Progress.of_clean(look.given.x, labels, logits, searches=bool(reserved))
         run_cascade(
             attacks,
             Attacked(
@@ -159,12 +159,11 @@ class AutoAttack:
             execution=execution,
             on_stage=on_stage,
         )
-        warn_of_faults(progress.faults.cpu().numpy())
+        warn_of_faults(progress.faults.cpu().numpy(), of_ensemble=True)
         was_found = execution.inset is None and progress.inset > 0
         diagnostics.warn("clamped_input", len(labels) if was_found else 0, len(labels))
-        behind = progress.stages[1:]
-        broken = sum(stage.broken for stage in behind if stage.name == "SQUARE")
-        checks.warn_of_square(broken, len(labels))
+        gains = checks.gains_of_square(progress.stages, len(reserved))
+        checks.warn_of_square(gains, len(labels))
         return AttackResult(
             x_adv=progress.x_adv,
             success=~progress.robust,
@@ -227,14 +226,16 @@ def autoattack(
     "plus" is APGD-CE and APGD-DLR with five starts, FAB with five, Square, APGD-T, FAB-T; "rand",
     for random models, is APGD-CE and APGD-DLR averaged over 20 passes; "fast", which is not
     AutoAttack, is APGD-CE with 20 steps, APGD on z_t - z_y towards 9 targets with 30, Square with
-    1,000 queries; then, only for samples that Square came closer to breaking than the gradients, or
-    of whose margin a tenth is left, that APGD from where Square ended, and Square as in "standard";
-    "custom" is `attacks`, in their order; a name, as "apgd-ce", is that attack at its defaults.
-    Fewer classes are fewer targets, and where they leave the DLR loss undefined (3, targeted 4) the
-    margin loss is used, with a warning. keep: "first_success" stops a slot there; "authors" makes
-    all steps and returns what the authors' code does, which changes no verdict. seed: of all
-    randomness; None takes the time, as the authors' default. Raises ValueError for an unknown
-    version, or attacks that do not belong to it; TypeError for what is no attack.
+    1,000 queries; then, only for samples that Square came closer to breaking than the gradients,
+    that APGD from where Square ended, FAB-T towards 3 targets, and Square as in "standard" with
+    another seed; of the others, those with a tenth of their margin left get that APGD, those with a
+    quarter that FAB-T; "custom" is `attacks`, in their order; a name, as "apgd-ce", is that attack
+    at its defaults. Fewer classes are fewer targets, and where they leave the DLR loss undefined
+    (3, targeted 4) the margin loss is used, with a warning. keep: "first_success" stops a slot
+    there; "authors" makes all steps and returns what the authors' code does, which changes no
+    verdict. seed: of all randomness; None takes the time, as the authors' default. Raises
+    ValueError for an unknown version, or attacks that do not belong to it; TypeError for what is no
+    attack.
 
     Example: `fastadv.evaluate(net, (x, y), fastadv.autoattack(fastadv.Linf(8 / 255)))`.
     Source: Croce and Hein 2020, arXiv:2003.01690; L1: 2021, arXiv:2103.01208.

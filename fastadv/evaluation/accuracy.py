@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from fastadv.attacks.argument import check_attack
 from fastadv.attacks.call.result import Cost, Stage
 from fastadv.elements import of_elements
 from fastadv.ensemble import checks
-from fastadv.evaluation.block import SampleAttack, collected
+from fastadv.evaluation.block import SampleAttack, collected, gains_of_square
 from fastadv.evaluation.clean import describe_model, logits_of, without_wrapper
 from fastadv.evaluation.display import Watch
 from fastadv.evaluation.processes import exchange_of_processes, kept_in
@@ -116,11 +116,10 @@ def evaluate(
     return _report(named, attack, question, asked, columns, sums, ran, environment)
 
 
-def _judged_square(stages: list[dict[str, Any]], total: int) -> dict[str, int]:
-    """The count of "square_gains", judged on all samples: more than 0.2 % of them."""
-    behind = [stage["broken"] for stage in stages[1:] if stage["name"] == "SQUARE"]
+def _judged_square(attack: SampleAttack, stages: Sequence[Stage], total: int) -> dict[str, int]:
+    """The count of "square_gains", judged on all samples."""
     with collected() as counts:
-        checks.warn_of_square(sum(behind), total)
+        checks.warn_of_square(gains_of_square(attack, stages), total)
     return counts()
 
 
@@ -186,10 +185,10 @@ def _report(
     threat = getattr(attack, "threat", None)
     eps = getattr(threat, "eps", None)
     eps = None if eps is None or of_elements(eps) else float(eps)
-    stages = sums.pop("stages")
-    counts = added_counts(sums.pop("warnings"), _judged_square(stages, total))
+    stages = tuple(Stage(**stage) for stage in sums.pop("stages"))
+    counts = added_counts(sums.pop("warnings"), _judged_square(attack, stages, total))
     for code, count in counts.items():
-        diagnostics.warn(code, count, total)
+        diagnostics.warn(code, count, total, of_ensemble=bool(stages))
     shown = {name: columns[name] for name in ("clean_correct", "success", "step", "distance")}
     if question.has_score:
         shown.update(score=columns["score"], clean_score=columns["clean_score"])
@@ -212,6 +211,6 @@ def _report(
         warnings=counts,
         environment=environment,
         broken_by=columns["broken_by"] if stages else None,
-        stages=tuple(Stage(**stage) for stage in stages),
+        stages=stages,
         objective=question.described,
     )

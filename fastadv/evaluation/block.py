@@ -5,7 +5,7 @@ import functools
 import inspect
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -13,8 +13,9 @@ import torch
 
 from fastadv import diagnostics
 from fastadv.attacks.call import inputs
-from fastadv.attacks.call.result import AttackResult
+from fastadv.attacks.call.result import AttackResult, Stage
 from fastadv.engine import looks
+from fastadv.ensemble import checks
 from fastadv.ensemble.cascade import Progress
 from fastadv.ensemble.constructor import AutoAttack
 from fastadv.ensemble.versions import name_of, reserved_of
@@ -187,8 +188,7 @@ class Task:
         def show(progress: Progress) -> None:
             stage, count = len(progress.stages), len(attack.attacks)
             if stage < count:
-                is_reserved = stage >= count - reserved_of(attack.version)
-                rows = progress.doubtful if is_reserved else progress.robust
+                rows = progress.attacked_by(stage, count, reserved_of(attack.version))
                 name = name_of(attack.attacks[stage])
                 self._show(name, int(rows.sum()))
 
@@ -225,6 +225,12 @@ class Task:
         self._running = attack, attacked
         done = self._done, self.expected, self._robust
         self.watch(Status(*done, attack, attacked, self._under_way))
+
+
+def gains_of_square(attack: SampleAttack, stages: Sequence[Stage]) -> checks.Gains:
+    """Of the stages of `attack`, none if it is no ensemble."""
+    reserved = reserved_of(attack.version) if isinstance(attack, AutoAttack) and stages else ()
+    return checks.gains_of_square(stages, len(reserved))
 
 
 def check_extra(attack: SampleAttack, count: int) -> None:

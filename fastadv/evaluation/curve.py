@@ -242,7 +242,7 @@ def robustness_curve(
     if run.done == 0:
         raise ValueError("data is empty: there is nothing to evaluate")
     for code, count in run.all_warnings().items():
-        diagnostics.warn(code, count, run.done)
+        diagnostics.warn(code, count, run.done, of_ensemble=isinstance(attack, AutoAttack))
     device = run.device or samples.device
     return Curve(
         model=describe_model(model, digest_of_model(module_of(model))),

@@ -14,7 +14,7 @@ from fastadv.containment import contains
 from fastadv.engine import looks
 from fastadv.ensemble import checks
 from fastadv.ensemble.constructor import AutoAttack
-from fastadv.evaluation.block import check_extra, collected
+from fastadv.evaluation.block import check_extra, collected, gains_of_square
 from fastadv.evaluation.display import Status, Watch
 from fastadv.evaluation.held import unsized
 from fastadv.evaluation.question import Question
@@ -66,7 +66,7 @@ class AtRadii:
         self.attacked: list[int] = [0] * len(attacks)
         self.forwards: list[int] = [0] * len(attacks)
         self.backwards: list[int] = [0] * len(attacks)
-        self.by_square: list[int] = [0] * len(attacks)
+        self.gains: list[checks.Gains] = [checks.Gains()] * len(attacks)
         self.warnings: dict[str, int] = {}
         self.is_mended: bool = False  # gradients are taken inside the bounds
 
@@ -132,8 +132,7 @@ class AtRadii:
         self.attacked[k] += len(x)
         self.forwards[k] += result.forwards
         self.backwards[k] += result.backwards
-        for index, stage in enumerate(result.stages):
-            self.by_square[k] += stage.broken if stage.name == "SQUARE" and index else 0
+        self.gains[k] = self.gains[k].plus(gains_of_square(self.attacks[k], result.stages))
         return result
 
     def _clean_prediction(self, block: Rows, result: AttackResult) -> torch.Tensor:
@@ -152,7 +151,7 @@ class AtRadii:
     def all_warnings(self) -> dict[str, int]:
         """With those of all samples; "square_gains" of the radius where it is largest."""
         with collected() as counts:
-            checks.warn_of_square(max(self.by_square), self.done)
+            checks.warn_of_square(max(self.gains, key=lambda own: own.ahead), self.done)
         mended = {"clamped_input": self.done} if self.is_mended else {}
         return added_counts(self.warnings, counts() | mended)
 

@@ -121,7 +121,8 @@ class Report:
     def explanations(self) -> dict[str, str]:
         """What the warnings mean, in words, for each code."""
         return {
-            code: diagnostics.words(code, count, self.n) for code, count in self.warnings.items()
+            code: diagnostics.words(code, count, self.n, of_ensemble=bool(self.stages))
+            for code, count in self.warnings.items()
         }
 
     def summary(self) -> dict[str, Any]:

@@ -101,12 +101,13 @@ def loss_at(
     return value, prediction
 
 
-def warn_of_faults(faults: np.ndarray) -> None:
+def warn_of_faults(faults: np.ndarray, *, of_ensemble: bool = False) -> None:
     """Warn of what weakened an attack; faults: (n,) bits of `slots` and `squashing`."""
     seen = int(np.bitwise_or.reduce(faults, initial=0))
     for bit, code in _CODES.items():
         if seen & bit:
-            diagnostics.warn(code, int((faults & bit != 0).sum()), len(faults))
+            count = int((faults & bit != 0).sum())
+            diagnostics.warn(code, count, len(faults), of_ensemble=of_ensemble)
 
 
 def joined(chunks: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""Networks whose gradients are masked, and what AutoAttack's versions find on them."""
