@@ -75,7 +75,8 @@ def rows_of(
         run = _Run(problem, eps, version, seed, batch_size)
         seconds = process_clock(run)
         fallen[version] = run.result.success
-        extra = dict(seed=seed, passes=run.result.forwards + run.result.backwards, **run.warned)
+        passes = run.result.forwards + run.result.backwards
+        extra: dict[str, float] = {"seed": seed, "passes": passes, **run.warned}
         if version != _VERSIONS[0]:
             first = fallen[_VERSIONS[0]]
             extra["missed"] = int((first & ~run.result.success).sum())
