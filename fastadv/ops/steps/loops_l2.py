@@ -151,6 +151,6 @@ def l2_step_(*arguments: Any) -> Any:
     )
     for one, copy in ((given.x_adv, x_adv), (given.momentum, call.momentum)):
         if one is not None and one is not copy:
-            one.detach().copy_(copy)
+            one.detach().copy_(copy)  # type: ignore[arg-type]
     if call.model_input is not None:
         loops_shared.write_model_input(given)
