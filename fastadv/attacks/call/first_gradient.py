@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 
 from fastadv.engine.state import SlotState
@@ -64,7 +65,7 @@ def probe_bounds(state: SlotState, grad: torch.Tensor, oracle: Oracle) -> None:
 
 def _is_unmasked(grad: torch.Tensor) -> bool:
     """Whether it is clear at once that no row of a gradient on the CPU is zero or has NaN."""
-    if not math.isfinite(float(grad.sum())):
-        return False
     rows = grad.numpy().reshape(len(grad), -1)
-    return bool((rows != 0).any(axis=1).all())
+    with np.errstate(invalid="ignore", over="ignore"):
+        is_finite = math.isfinite(rows.sum())
+    return is_finite and bool((rows != 0).any(axis=1).all())

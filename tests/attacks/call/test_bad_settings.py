@@ -51,7 +51,7 @@ def test_settings_are_checked_where_they_are_given(more, message):
 def test_unknown_settings_are_refused():
     with pytest.raises(TypeError, match="alpha"):
         fastadv.pgd(fastadv.Linf(0.1), alpha=0.1)
-    with pytest.raises(TypeError, match="positional"):
+    with pytest.raises(TypeError, match="by position"):
         fastadv.pgd(fastadv.Linf(0.1), 10)
 
 

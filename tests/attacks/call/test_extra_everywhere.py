@@ -99,7 +99,7 @@ def test_what_the_model_does_not_take_is_said(problem, run):
         elif run == "evaluate":
             fastadv.evaluate(net, (x, y, *extra), ATTACKS["pgd"], progress=False)
         else:
-            fastadv.training.FastAT(THREAT).loss(net, x, y, extra=extra)
+            fastadv.training.FastAT(THREAT).loss(net.train(), x, y, extra=extra)
 
     with pytest.raises(TypeError, match=r"given x and 1 more.*leave out what it does not take"):
         call(plain, (mask,))
