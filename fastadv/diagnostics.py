@@ -68,7 +68,7 @@ _TEXTS = {
     "few_classes": "the model has too few classes for the DLR loss (3, targeted 4): the margin "
     "loss was used in its place",
     "square_gains": "the Square Attack, which uses no gradient, broke them behind the gradient "
-    "attacks, or came closer than they to breaking them: gradients are masked, and robust accuracy "
+    "attacks, or a gradient did from where it had ended: gradients are masked, and robust accuracy "
     "is likely overestimated; give Square more queries and restarts, or write an adaptive attack",
     "probabilities": "the model returns probabilities (rows sum to 1): attacks need logits, "
     "remove the softmax, or gradients vanish where the model is confident; "

@@ -14,7 +14,7 @@ from fastadv.ops import doubles
 _PASSES = 5  # as many answers to the same question must agree
 _SPREAD = 1e-4  # of logits scaled to length 1: what batching and rounding may explain
 _SQUARE_GAIN = 0.002  # of the accuracy: more than Square may find behind the gradient attacks
-_SQUARE_AHEAD = 0.01  # where gradients are honest, it came closer for 0 or 1 of 200 samples
+_SQUARE_LED = 0.01  # where gradients are honest, 0 or 1 of 200 samples fell from where it ended
 
 
 def examine(
@@ -53,32 +53,29 @@ def _answers(model: Model, x: torch.Tensor, extra: Sequence[torch.Tensor]) -> to
 
 
 class Gains(NamedTuple):
-    """What Square gained on the gradient attacks before it, in samples: it broke them, or at least
-    came closer to breaking them."""
+    """What Square gained on the gradient attacks before it, in samples. broken: by itself.
+    in_all: those, and what APGD broke from where it had come closer than they."""
 
     broken: int = 0
-    ahead: int = 0
+    in_all: int = 0
 
     def plus(self, more: "Gains") -> "Gains":
-        return Gains(self.broken + more.broken, self.ahead + more.ahead)
+        return Gains(self.broken + more.broken, self.in_all + more.in_all)
 
 
 def gains_of_square(stages: Sequence[Stage], reserved: int) -> Gains:
     """Of the stages of an ensemble, of which the last `reserved` are for doubtful samples: the
-    first of them, and Square there, for those alone that Square came closer to breaking."""
+    first of them for those alone that Square came closer to breaking."""
     broken = sum(stage.broken for stage in stages[1:] if stage.name == "SQUARE")
-    if not reserved:
-        return Gains(broken, broken)
-    first = len(stages) - reserved
-    at_once = sum(stage.broken for stage in stages[1:first] if stage.name == "SQUARE")
-    return Gains(broken, at_once + stages[first].attacked)
+    from_there = stages[len(stages) - reserved].broken if reserved else 0
+    return Gains(broken, broken + from_there)
 
 
 def warn_of_square(gains: Gains, total: int) -> None:
-    """Warn if Square broke more than 0.2 % of all samples behind the gradient attacks, or came
-    closer than they to breaking more than 1 %."""
-    gained = gains.broken > _SQUARE_GAIN * total or gains.ahead > _SQUARE_AHEAD * total
-    diagnostics.warn("square_gains", gains.ahead if gained else 0, total)
+    """Warn if Square broke more than 0.2 % of all samples behind the gradient attacks, or with APGD
+    from where it ended more than 1 %."""
+    gained = gains.broken > _SQUARE_GAIN * total or gains.in_all > _SQUARE_LED * total
+    diagnostics.warn("square_gains", gains.in_all if gained else 0, total)
 
 
 class _Watch(TorchFunctionMode):

@@ -151,7 +151,7 @@ class AtRadii:
     def all_warnings(self) -> dict[str, int]:
         """With those of all samples; "square_gains" of the radius where it is largest."""
         with collected() as counts:
-            checks.warn_of_square(max(self.gains, key=lambda own: own.ahead), self.done)
+            checks.warn_of_square(max(self.gains, key=lambda own: own.in_all), self.done)
         mended = {"clamped_input": self.done} if self.is_mended else {}
         return added_counts(self.warnings, counts() | mended)
 
