@@ -17,6 +17,7 @@ _ALLOWED = {
     ("fastadv/textbook.py", "pgd"): "a start, and a step after its gradient, both detached",
     ("fastadv/training/yopo.py", "input_gradient"): "before the leaf; outside it is masked",
     ("benchmarks/harness/networks.py", "_train"): "a step after its gradient, detached",
+    ("benchmarks/masked/networks.py", "forward"): "an activation that is to lose gradients",
     ("benchmarks/reference/loops.py", "mifgsm"): "a step after its gradient, detached",
     ("benchmarks/reference/training.py", "fast_step"): "of a detached delta",
     ("benchmarks/reference/training.py", "free_replays"): "a step after its gradient, into .data",

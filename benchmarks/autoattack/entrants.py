@@ -117,7 +117,7 @@ class Fastadv:
             self.ensemble.attacks[: index + 1],
             Attacked(self.model, self.x, self.y, self.logits, torch.arange(len(self.x))),
             self.progress,
-            reserved=0,
+            reserved=(),
             execution=self.execution,
             on_stage=None,
         )

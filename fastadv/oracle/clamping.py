@@ -4,17 +4,16 @@ Of `x.clamp(0, 1)` at x = 0 the gradient is 0 since PyTorch 2.14, and was 1 befo
 and `relu` it has always been 0. Many pixels lie there, and no attack would ever move them.
 """
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from fastadv.ops import doubles
+from fastadv.ops import bound_counts, doubles
+from fastadv.ops.bound_counts import Bounds, Counts, at_bounds
 
-Bounds = tuple[float, float]
 Gradient = Callable[[torch.Tensor], torch.Tensor]
-_Array = TypeVar("_Array", torch.Tensor, np.ndarray)
 
 # of the range of the bounds: what lies as near lies at a bound, also after the round trip through
 # a normalisation; nor is an entry moved further, where its dtype resolves as little
@@ -32,53 +31,41 @@ class Evidence(NamedTuple):
     inside have one.
     """
 
-    kept: torch.Tensor
-    lost: torch.Tensor
+    kept: Any
+    lost: Any
 
 
 def evidence(grad: torch.Tensor, x: torch.Tensor, bounds: Bounds) -> Evidence:
     """What `grad`, the input gradient at x, (B, ...), says of each sample; no synchronisation."""
-    has_gradient = (grad != 0).reshape(len(x), -1)
-    at_bound = torch.stack(_at_bounds(x, bounds, _MOST)).reshape(2, len(x), -1)
-    there, kept = at_bound.sum(2), (at_bound & has_gradient).sum(2)  # (2, B): lower and upper
-    inside = has_gradient.shape[1] - there.sum(0)
-    is_dense = _nearly_none(inside - has_gradient.sum(1) + kept.sum(0), inside)
+    counts = counted(grad, x, bounds, loops=False)
+    return judged(counts, math.prod(x.shape[1:]))
+
+
+def counted(grad: torch.Tensor, x: torch.Tensor, bounds: Bounds, *, loops: bool = True) -> Counts:
+    """What `judged` asks for; loops: as for `bound_counts.counted`."""
+    within = _MOST * (bounds[1] - bounds[0])
+    return bound_counts.counted(grad, x, bounds, within=within, loops=loops)
+
+
+def judged(counts: Counts, size: int) -> Evidence:
+    """The evidence of samples of `size` elements; arrays of numpy where the counts are."""
+    there, kept, moving, _ = counts
+    inside = size - there.sum(0)
+    is_dense = _nearly_none(inside - moving + kept.sum(0), inside)
     # of the whole batch: a model that crops a border loses all that some samples have there
-    is_lost = _nearly_none(kept.sum(1, keepdim=True), there.sum(1, keepdim=True))
+    is_lost = _nearly_none(kept.sum(1, keepdims=True), there.sum(1, keepdims=True))
     is_there = there > 0
     lost = is_there & is_lost & is_dense & _nearly_none(kept, there)
     return Evidence(is_there & ~is_lost, lost)
 
 
-def evidence_on_host(grad: torch.Tensor, x: torch.Tensor, bounds: Bounds) -> Evidence:
-    """`evidence` of plain tensors of the CPU: the same, and cheaper where the batch has its
-    gradient at each bound where it has entries."""
-    gradient, iterates = grad.numpy(), x.numpy()
-    has_gradient = gradient != 0
-    there = []
-    for at_bound in _at_bounds(iterates, bounds, _MOST):
-        count = np.count_nonzero(at_bound)
-        if count and np.count_nonzero(at_bound & has_gradient) * _NEARLY_ALL <= count:
-            return evidence(grad, x, bounds)
-        there.append(at_bound.reshape(len(x), -1).any(axis=1))
-    is_there = torch.from_numpy(np.stack(there))
-    return Evidence(is_there, torch.zeros_like(is_there))
-
-
-def is_inside(x: torch.Tensor, bounds: Bounds) -> bool:
-    """Whether nothing of x, on the host, lies at a bound: no entry has evidence."""
-    (low, high), within = bounds, _MOST * (bounds[1] - bounds[0])
-    values = x.numpy()
-    return bool(values.min(initial=high) > low + within and values.max(initial=low) < high - within)
-
-
-def _nearly_none(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+def _nearly_none(part: Any, whole: Any) -> Any:
     return part * _NEARLY_ALL <= whole
 
 
 def moved_inside(x: torch.Tensor, bounds: Bounds, amount: float) -> torch.Tensor:
     """x, (B, ...), with the entries that lie at a bound moved to where they are `amount` inside."""
-    at_low, at_high = _at_bounds(x, bounds, amount / (bounds[1] - bounds[0]))
+    at_low, at_high = at_bounds(x, bounds, amount)
     moved = x.masked_fill(at_low, bounds[0] + amount)
     return moved.masked_fill_(at_high, bounds[1] - amount)
 
@@ -104,7 +91,7 @@ def lost_at_bounds(gradient: Gradient, x: torch.Tensor, bounds: Bounds) -> float
     """
     before = gradient(x)
     rows = slice(None), *[None] * (x.ndim - 1)
-    at_low, at_high = _at_bounds(x, bounds, _MOST)
+    at_low, at_high = at_bounds(x, bounds, _MOST * (bounds[1] - bounds[0]))
     at_bound = at_low | at_high
     lost = at_bound & (before == 0) & evidence(before, x, bounds).lost.any(0)[rows]
     inside = before.abs().masked_fill(at_bound, 0).reshape(len(x), -1)
@@ -117,12 +104,6 @@ def lost_at_bounds(gradient: Gradient, x: torch.Tensor, bounds: Bounds) -> float
         if bool(_most(*counts).any()):
             return amount
     return 0.0
-
-
-def _at_bounds(x: _Array, bounds: Bounds, share: float) -> tuple[_Array, _Array]:
-    """Which entries lie at the lower and at the upper bound, within a share of the range."""
-    (low, high), within = bounds, share * (bounds[1] - bounds[0])
-    return (x >= low) & (x <= low + within), (x <= high) & (x >= high - within)
 
 
 def _most(found: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:

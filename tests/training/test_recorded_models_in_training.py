@@ -10,6 +10,8 @@ from toy_models import same_bits
 import fastadv
 from fastadv import training
 
+# a recorded module is in the mode that it was recorded in, and its twin in the same
+pytestmark = pytest.mark.filterwarnings("ignore:eval mode")
 THREAT = fastadv.Linf(0.1)
 METHODS = {
     "FastAT": lambda **more: training.FastAT(THREAT, **more),

@@ -117,7 +117,7 @@ class BoundarySlots:
             probe_bounds(common, grad, self.oracle)
         self._move(state, grad)
         if common.unprobed:
-            probe_masked(common, grad, self.oracle)
+            probe_masked(common, grad)
         self._look(state)
 
     def _look(self, state: BoundaryState) -> None:
