@@ -45,6 +45,7 @@ _LAZY = {
     "load_run": "fastadv.recipes",
     "release": "fastadv.attacks.call.preparation",
     "robustness_curve": "fastadv.evaluation",
+    "to_uint8": "fastadv.quantise",
     "tune": "fastadv.attacks.automatic",
     "evaluation": "fastadv",
     "objectives": "fastadv",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from fastadv.attacks.call.preparation import release
     from fastadv.ensemble import autoattack
     from fastadv.evaluation import Report, evaluate, robustness_curve
+    from fastadv.quantise import to_uint8
     from fastadv.recipes import load_run
 else:
 
@@ -129,6 +131,7 @@ __all__ = [
     "robustness_curve",
     "square",
     "start_point",
+    "to_uint8",
     "training",
     "tune",
 ]

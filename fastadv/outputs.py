@@ -75,6 +75,17 @@ def explain_arguments(error: Exception, extra: int) -> None:
     ) from error
 
 
+def explain_layout(error: Exception, x: torch.Tensor) -> None:
+    """Raise `error` again with more words where a model views what lies in channels_last."""
+    if type(error) is not RuntimeError or "view size is not compatible" not in str(error):
+        return
+    raise RuntimeError(
+        f"the model fails at x of strides {x.stride()}: {error} What it views lies in channels_last "
+        "here: write .reshape() or .flatten() in the model, or give "
+        "x.contiguous() and leave channels_last out of Execution"
+    ) from error
+
+
 def explain_rows(error: Exception, rows: int, whole: int) -> None:
     """Raise `error` again with more words where a model fails with `rows` samples that has answered
     `whole`, 0 if none yet."""

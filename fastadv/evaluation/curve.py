@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -259,7 +259,9 @@ def robustness_curve(
     )
 
 
-def _checked_radii(eps: Sequence[float]) -> list[float]:
+def _checked_radii(eps: object) -> list[float]:
+    if isinstance(eps, str) or not isinstance(eps, Iterable):
+        raise TypeError(f"eps must be a list of radii, as in eps=[2 / 255, 8 / 255]; got {eps!r}")
     radii = sorted(float(radius) for radius in eps)
     if not radii or len(set(radii)) != len(radii) or not radii[0] >= 0:
         raise ValueError(f"eps must be different radii >= 0, at least one; got {list(eps)}")

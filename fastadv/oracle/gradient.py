@@ -276,6 +276,7 @@ class Oracle:
             if isinstance(error, RuntimeError) and is_written:
                 raise ValueError(outputs.IN_PLACE) from error
             outputs.explain_arguments(error, len(extra))
+            outputs.explain_layout(error, x)
             outputs.explain_rows(error, len(x), self.whole)
             raise
         self.seconds += time.perf_counter() - began

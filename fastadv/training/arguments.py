@@ -199,6 +199,7 @@ def checking(
             raise
         except RuntimeError as error:
             if "in-place operation" not in str(error):
+                outputs.explain_layout(error, given)
                 raise
             raise ValueError(outputs.IN_PLACE) from error
         if given._version != version:

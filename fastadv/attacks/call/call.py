@@ -60,6 +60,8 @@ class Call:
     ) -> None:
         if not callable(model):
             raise TypeError(f"model must be callable; got {type(model).__name__}")
+        if isinstance(model, type):
+            raise TypeError(f"model must be a model; got the class {model.__qualname__}: call it")
         self.began: float = time.perf_counter()
         self.cost: Cost = Cost()
         self.attack = attack

@@ -27,15 +27,25 @@ def check_inside(x: object, threat: ThreatModel) -> torch.Tensor:
     return check_elements_inside(check_images(x, common_bounds(threat)), threat)
 
 
+def _remedy_for(x: torch.Tensor) -> str:
+    """What to do with numbers that are no floats."""
+    if x.dtype in (torch.int32, torch.int64) and x.ndim == 2:
+        return (
+            "If these are token ids: their embeddings are attacked, embed(ids), with a model that "
+            "begins behind them"
+        )
+    return "Convert 8-bit images with x.float() / 255"
+
+
 def check_images(x: object, bounds: tuple[float, float] | None) -> torch.Tensor:
     """`check_inside` of bounds that are the same for all elements."""
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"x must be a torch.Tensor of shape (B, ...); got {type(x).__name__}")
-    if not x.is_floating_point():
         raise TypeError(
-            f"x must be a floating-point tensor; got {x.dtype}. Convert 8-bit images with "
-            "x.float() / 255"
+            f"x must be a torch.Tensor of shape (B, ...); got {type(x).__name__}: give "
+            "torch.as_tensor(x)"
         )
+    if not x.is_floating_point():
+        raise TypeError(f"x must be a floating-point tensor; got {x.dtype}. {_remedy_for(x)}")
     if x.ndim == 0:
         raise ValueError("x must have a batch dimension, (B, ...); got a scalar")
     if x.numel() == 0:

@@ -71,6 +71,12 @@ class StandardRun:
         bs: int,
         state_path: str | os.PathLike[str] | None = None,
     ) -> None:
+        for name, value in (("x_orig", x_orig), ("y_orig", y_orig)):
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(
+                    f"{name} must be a torch.Tensor; got {type(value).__name__}: give "
+                    f"torch.as_tensor({name})"
+                )
         if len(x_orig) == 0:
             raise ValueError("x_orig must hold at least one sample; got none")
         self.settings = settings
