@@ -80,9 +80,9 @@ def explain_layout(error: Exception, x: torch.Tensor) -> None:
     if type(error) is not RuntimeError or "view size is not compatible" not in str(error):
         return
     raise RuntimeError(
-        f"the model fails at x of strides {x.stride()}: {error} What it views lies in channels_last "
-        "here: write .reshape() or .flatten() in the model, or give "
-        "x.contiguous() and leave channels_last out of Execution"
+        f"the model fails at x of strides {x.stride()}: {error} What it views lies in "
+        "channels_last here: write .reshape() or .flatten() in the model, or give x.contiguous() "
+        "and leave channels_last out of Execution"
     ) from error
 
 
