@@ -95,17 +95,18 @@ def run_network(
     n = len(problem.x)
     choices: dict[str, fastadv.Execution] = {}
     took: dict[str, float] = {}
+    held_to = replace(EXACT, batch_size=n)
     for number in range(tunings):
         began = time.perf_counter()
         table = tuning_table(problem.model, problem.x, seconds=seconds)
         name = f"fastadv.tune, {number + 1}"
         took[name] = round(time.perf_counter() - began, 2)
-        whole = table.choice.batch_size or n
-        choices[name] = replace(table.choice, batch_size=whole)
+        held_to = table.default
+        choices[name] = held_to if table.choice == fastadv.Execution() else table.choice
     with isolated(problem.model, device=problem.x.device, seed=0):
         sweep = Sweep(problem)
         best = sweep.fastest(sweep.candidates(), rounds=rounds)
-        default = replace(EXACT, batch_size=n)
+        default = held_to
         ways = {BEST: best, DEFAULT: default, **choices}
         looks = max(
             1, round(sweep.seconds(default, "gradient") / sweep.seconds(default, "forward"))
@@ -113,17 +114,17 @@ def run_network(
         with torch.no_grad():
             own = problem.model(problem.x[:64])
 
-        # all sizes divide it, where n is a power of two
         total = max(way.batch_size or n for way in ways.values())
 
         def timed(execution: fastadv.Execution) -> Callable[[], torch.Tensor]:
             size = execution.batch_size or n
 
             def run() -> torch.Tensor:
-                for _ in range(total // size):
-                    sweep.run(execution, "gradient")()
+                for done in range(0, total, size):
+                    part = replace(execution, batch_size=min(size, total - done))
+                    sweep.run(part, "gradient")()
                     for _ in range(looks):
-                        sweep.run(execution, "forward")()
+                        sweep.run(part, "forward")()
                 return problem.x
 
             return run

@@ -36,8 +36,8 @@ def tune(
     input, in equal parts: over batch sizes (powers of two up to 1024, on a GPU to 4096), for the
     model itself, in channels_last, with BatchNorm folded, in each of `precisions` beside "fp32",
     and, with a minute or more, by torch.compile. Only what answers as the model does is taken
-    (within the bounds that `Execution` has); the default, `Execution()` with all of x at once, is
-    kept where the best gains less than 5 %. seconds: of wall time, kept but for the last pass that
+    (within the bounds that `Execution` has); the default, `Execution()`, is kept
+    where the best gains less than 5 %. seconds: of wall time, kept but for the last pass that
     was begun, and for a compiler. The model, the random state and all flags are left as they were.
 
     Returns an `Execution` that can be pasted into a program, so that a clock decides nothing a
@@ -73,7 +73,7 @@ def tuning_table(
             tuple(part[:_MOST] for part in more),
             seconds=_checked_seconds(seconds),
             precisions=wanted,
-            rows=min(len(x), _MOST),
+            rows=_equal_parts(min(len(x), _MOST)),
         )
 
 
@@ -108,8 +108,9 @@ def resolved(
 ) -> Execution:
     """What a call is to run with; "auto" is measured once for a model and a shape, and kept.
 
-    attacks: those of the call, which say what is measured. rows: of a batch by default, all of x if
-    None. Raises TypeError for what is neither, and as `tune` does.
+    attacks: those of the call, which say what is measured. rows: of a batch by default, at
+    most; None: what a call takes that does not say. Raises TypeError for what is neither, and as
+    `tune` does.
     """
     if execution is None:
         return Execution()
@@ -136,6 +137,7 @@ def resolved(
         uses=uses_of(attacks),
         copies=all(attack.keep != "authors" for attack in attacks),
         rows=rows,
+        is_most=True,
         check=check,
     )
 
@@ -148,15 +150,18 @@ def automatic(
     uses: Sequence[Use] = USES,
     copies: bool = True,
     rows: int | None = None,
+    is_most: bool = False,
     fixed: bool = False,
     most: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Execution:
     """What is kept for the model and the shape of x, or measured now; see `measured`. most: samples
-    that there are, where x are the first of them. check: called before anything is measured."""
+    that there are, where x are the first of them. is_most: by default batches are smaller than
+    `rows` where smaller ones are fast, see `fastadv.oracle.pass_size`. check: called before
+    anything is measured."""
     n = min(len(x) if most is None else max(most, 1), _MOST)
     shapes = tuple((part.shape[1:], part.dtype) for part in (x, *extra))
-    key = (shapes, x.device, torch.get_num_threads(), tuple(uses), copies, rows, fixed)
+    key = (shapes, x.device, torch.get_num_threads(), tuple(uses), copies, rows, is_most, fixed)
 
     def find() -> Execution:
         check()
@@ -167,7 +172,7 @@ def automatic(
                 tuple(part[:_MOST] for part in extra),
                 seconds=AUTO_SECONDS,
                 precisions=("fp32",),
-                rows=n if rows is None else min(rows, n),
+                rows=_default_of(n, rows, is_most=is_most),
                 uses=uses,
                 copies=copies,
                 fixed=fixed,
@@ -175,6 +180,18 @@ def automatic(
             ).choice
 
     return kept(model, key, n, find)
+
+
+def _default_of(n: int, rows: int | None, *, is_most: bool) -> int | Callable[[int], int]:
+    if rows is None:
+        return _equal_parts(n)
+    most = min(rows, n)
+    return (lambda fast: min(most, fast)) if is_most else most
+
+
+def _equal_parts(n: int) -> Callable[[int], int]:
+    """Of the rows of a fast pass: the batch of a call on n samples, as `slots.held` has it."""
+    return lambda fast: -(-n // -(-n // fast))
 
 
 def uses_of(attacks: Sequence[Settings]) -> tuple[Use, ...]:

@@ -1,13 +1,15 @@
 """Which execution is the fastest for a model at hand: measured, within a time."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
 from fastadv.execution import Execution, Precision
 from fastadv.isolation import Model, isolated
+from fastadv.oracle import pass_size
+from fastadv.oracle.gradient import UNLIMITED
 from fastadv.tuning.candidates import EXACT, Shadows, folds, is_copyable, sizes_for
 from fastadv.tuning.contest import Contest, Entry
 from fastadv.tuning.passes import USES, Use
@@ -30,7 +32,7 @@ def measured(
     *,
     seconds: float,
     precisions: Sequence[Precision],
-    rows: int,
+    rows: int | Callable[[int], int],
     uses: Sequence[Use] = USES,
     copies: bool = True,
     fixed: bool = False,
@@ -38,15 +40,17 @@ def measured(
 ) -> Table:
     """The table of what was measured at x, with the choice; the model is left as it was.
 
-    rows: the batch of the default. copies: whether others than the model itself may be searched.
-    fixed: the batch is to stay `rows`. most: no larger batches than that. Raises what the model
-    raises at x.
+    rows: the batch of the default, or what it is of the rows that are fast by the rule for calls
+    without a batch size (`fastadv.oracle.pass_size`). copies: whether others than the model itself may
+    be searched. fixed: the batch is to stay `rows`. most: no larger batches than that. Raises what
+    the model raises at x.
     """
     began = time.perf_counter()
     with isolated(model, device=x.device, seed=0):
         x = x.detach()
         shadows = Shadows(model, x[:_CHECKED], tuple(part[:_CHECKED] for part in extra))
         contest = Contest(shadows, x, extra, uses, until=began + seconds)
+        rows = rows if isinstance(rows, int) else rows(_fast_rows(model, x, extra))
         sizes = [rows] if fixed else sizes_for(x, rows, most)
         smallest = contest.look(replace(EXACT, batch_size=sizes[0]))
         if smallest is None:  # a model that takes whole batches alone, or fails
@@ -64,6 +68,18 @@ def measured(
             _compiled(contest, sizes, seconds)
         contest.rounds(default)
     return _table(contest, default, time.perf_counter() - began, rows=rows)
+
+
+def _fast_rows(model: Model, x: torch.Tensor, extra: tuple[torch.Tensor, ...]) -> int:
+    """Rows of a fast pass by activation bytes, as a call without a batch size would find them."""
+    if not pass_size.may_split(model, x):
+        return UNLIMITED
+    first = pass_size.first_rows(x)
+    try:
+        with torch.no_grad():
+            return pass_size.looked_at(model, x[:first].clone(), [p[:first] for p in extra])[1]
+    except Exception:  # of a model that takes whole batches alone; else it will fail again
+        return UNLIMITED
 
 
 def _fitting(sizes: Sequence[int], rows: float) -> int:

@@ -10,6 +10,7 @@ from toy_models import differing_fields
 
 import fastadv
 from fastadv.attacks import automatic
+from fastadv.oracle import pass_size
 
 THREAT = fastadv.Linf(0.1)
 
@@ -127,3 +128,25 @@ def test_a_wrong_input_is_named_before_anything_is_measured(clock, measured):
     with pytest.raises(TypeError, match="model must be callable"):
         fastadv.fgsm(THREAT).run(3, samples(), execution="auto")
     assert measured == []
+
+
+def _splits_into(monkeypatch, rows):
+    monkeypatch.setattr(pass_size, "may_split", lambda model, x: True)
+    monkeypatch.setattr(pass_size, "looked_at", lambda model, x, extra: (model(x, *extra), rows))
+
+
+def test_the_default_is_that_of_a_call_that_does_not_say(clock, monkeypatch):
+    _splits_into(monkeypatch, 8)  # 20 samples in three parts
+    assert fastadv.tune(_model(clock, 7), samples()) == fastadv.Execution()
+    found = fastadv.fgsm(THREAT).run(_model(clock, 7), samples(), execution="auto")
+    assert found.execution.batch_size is None
+    # all at once is not the default, and is written out where it is the fastest
+    assert fastadv.tune(_model(clock, 20), samples()).batch_size in (16, 32)
+
+
+def test_an_ensemble_holds_as_many_slots_as_are_fast_by_default(clock, measured, monkeypatch):
+    _splits_into(monkeypatch, 6)
+    ensemble = fastadv.autoattack(THREAT, "custom", attacks=[fastadv.apgd_ce(THREAT, steps=2)])
+    result = ensemble.run(_model(clock, 6), samples(), execution="auto")
+    assert measured[0]["rows"](6) == 6 and measured[0]["rows"](500) == 20
+    assert result.execution.batch_size == 6
