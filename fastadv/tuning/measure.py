@@ -41,9 +41,9 @@ def measured(
     """The table of what was measured at x, with the choice; the model is left as it was.
 
     rows: the batch of the default, or what it is of the rows that are fast by the rule for calls
-    without a batch size (`fastadv.oracle.pass_size`). copies: whether others than the model itself may
-    be searched. fixed: the batch is to stay `rows`. most: no larger batches than that. Raises what
-    the model raises at x.
+    without a batch size (`fastadv.oracle.pass_size`). copies: whether others than the model itself
+    may be searched. fixed: the batch is to stay `rows`. most: no larger batches than that. Raises
+    what the model raises at x.
     """
     began = time.perf_counter()
     with isolated(model, device=x.device, seed=0):
