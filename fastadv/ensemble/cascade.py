@@ -15,6 +15,7 @@ from fastadv.attacks.call.verdict import Fallen, margin_of
 from fastadv.attacks.square_search.attack import SquareAttack
 from fastadv.engine import looks
 from fastadv.engine.looks import Listener, Look
+from fastadv.ensemble.linearity import rough
 from fastadv.ensemble.versions import Doubt, effort_of, fitted, name_of
 from fastadv.execution import Execution
 from fastadv.isolation import Model
@@ -116,7 +117,11 @@ def run_cascade(
         if index < len(progress.stages):
             continue
         is_reserved = index >= len(attacks) - len(reserved)
-        alive = progress.attacked_by(index, len(attacks), reserved).nonzero()[:, 0]
+        chosen = progress.attacked_by(index, len(attacks), reserved)
+        forwards = backwards = 0
+        if is_reserved and reserved[index - len(attacks)].rough:
+            forwards, backwards = _add_rough(chosen, attack, attacked, progress, execution)
+        alive = chosen.nonzero()[:, 0]
         if len(alive) == 0:
             stage = Stage(name_of(attack), repr(attack), 0, 0, 0.0, 0, 0, 0)
         else:
@@ -130,12 +135,43 @@ def run_cascade(
                     execution=execution,
                     is_reserved=is_reserved,
                 )
+        stage = stage._replace(
+            forwards=stage.forwards + forwards, backwards=stage.backwards + backwards
+        )
         progress.stages.append(stage)
         if not fell_back and len(alive) and fitted(attack, attacked.logits.shape[1]) is not attack:
             fell_back = True  # one warning a run, of the first attack's samples
             diagnostics.warn("few_classes", len(alive), len(attacked.x))
         if on_stage is not None:
             on_stage(progress)
+
+
+def _add_rough(
+    chosen: torch.Tensor,
+    attack: Attack,
+    attacked: Attacked,
+    progress: Progress,
+    execution: Execution,
+) -> tuple[int, int]:
+    """Add to `chosen` robust samples whose gradient says little; (forwards, backwards) of that."""
+    asked = (progress.robust & ~chosen).nonzero()[:, 0]
+    if len(asked) == 0:
+        return 0, 0
+    if progress.inset:
+        execution = replace(execution, inset=progress.inset)
+    found, call = rough(
+        _narrowed(attack, asked).threat,
+        attacked.model,
+        layout.gather_rows(attacked.x, asked),
+        attacked.labels[asked],
+        attacked.logits[asked],
+        sample_ids=attacked.sample_ids[asked],
+        extra=[layout.gather_rows(rows, asked) for rows in attacked.extra],
+        mask=_rows_of(attacked.mask, asked),
+        execution=execution,
+    )
+    chosen[asked[found]] = True
+    return call.oracle.forwards, call.oracle.backwards
 
 
 def _of_all_stages(attacks: tuple[Attack, ...], index: int, samples: int) -> Listener | None:

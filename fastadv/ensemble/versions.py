@@ -58,11 +58,13 @@ def attacks_of(
 @dataclass(frozen=True)
 class Doubt:
     """Which samples, robust so far, an attack in reserve is for. ahead: those that Square came
-    closer to breaking than the gradients, which are then masked; of the others those that have less
-    than `left` of their clean margin left."""
+    closer to breaking than the gradients, which may then be masked; of the others those that have
+    less than `left` of their clean margin left; rough: of all those whose gradient says little of
+    the loss within eps, see `fastadv.ensemble.linearity`."""
 
     ahead: bool = True
     left: float = 0.0
+    rough: bool = False
 
 
 def reserved_of(version: Version) -> tuple[Doubt, ...]:
@@ -70,7 +72,8 @@ def reserved_of(version: Version) -> tuple[Doubt, ...]:
     for those alone that Square came closer to breaking."""
     if version != "fast":
         return ()
-    return Doubt(), Doubt(ahead=False, left=_NEAREST), Doubt(left=_NEAR), Doubt()
+    near = Doubt(ahead=False, left=_NEAR, rough=True)
+    return Doubt(), Doubt(ahead=False, left=_NEAREST), near, Doubt()
 
 
 def fitted(attack: Attack, classes: int) -> Attack:

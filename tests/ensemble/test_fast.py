@@ -59,7 +59,7 @@ def test_doubted_are_those_that_search_came_closer_to_or_of_whose_margin_little_
     who = [
         progress.attacked_by(i, 7, reserved_of("fast")).nonzero()[:, 0].tolist() for i in range(7)
     ]
-    everyone, masked, nearest, near = [0, 1, 2, 3, 5], [0, 5], [2], [0, 2, 3, 5]
+    everyone, masked, nearest, near = [0, 1, 2, 3, 5], [0, 5], [2], [2, 3]
     assert who == [everyone] * 3 + [masked, nearest, near, masked]
 
 

@@ -182,6 +182,11 @@ class Call:
             self._report(faults)
             return self.given.as_given(iterates)
 
+    def outputs_at(self, x: torch.Tensor) -> torch.Tensor:
+        """What the model returns for other points of the samples, (n, ...) as x."""
+        with self._isolated():
+            return self._batched_outputs(x, self.given.extra)
+
     def _search(self, outputs: torch.Tensor | None) -> Search:
         """The search, with what it needs made ready; outputs: the model's at x, where known."""
         first = self.given.x[: self.batch_size]
