@@ -28,7 +28,7 @@ class AttackWarning(UserWarning):
     Codes: "zero_gradient", "nan_gradient", "nan_logits", "probabilities", "squashed",
     "unconfirmed", "clamped_input", "recorded_in_training", "target_is_label", "zero_radius",
     "small_radius", "rounded_input"; of ensembles also "randomised", "dynamic", "few_classes",
-    "square_gains".
+    "square_gains", "empty_gradient".
     """
 
     def __init__(self, code: str, count: int, message: str) -> None:
@@ -70,6 +70,10 @@ _TEXTS = {
     "square_gains": "the Square Attack, which uses no gradient, broke them behind the gradient "
     "attacks, or a gradient did from where it had ended: gradients are masked, and robust accuracy "
     "is likely overestimated; give Square more queries and restarts, or write an adaptive attack",
+    "empty_gradient": "they stood against the first attacks, and FGSM's step gains less than a "
+    "quarter of what the gradient foretells, or nothing: the loss is not what gradients see of it, "
+    "as where they are masked, and robust accuracy may be overestimated; use version='standard', "
+    "or write an adaptive attack",
     "probabilities": "the model returns probabilities (rows sum to 1): attacks need logits, "
     "remove the softmax, or gradients vanish where the model is confident; "
     'fastadv.Unsquashed(model, "softmax") undoes it',

@@ -11,7 +11,7 @@ from fastadv.attacks import Attack
 from fastadv.attacks.auto_pgd.attack import AutoPGD
 from fastadv.attacks.call.call import Call
 from fastadv.attacks.call.result import Stage
-from fastadv.attacks.call.verdict import Fallen, margin_of
+from fastadv.attacks.call.verdict import FAULT_EMPTY_GRADIENT, Fallen, margin_of
 from fastadv.attacks.square_search.attack import SquareAttack
 from fastadv.engine import looks
 from fastadv.engine.looks import Listener, Look
@@ -154,12 +154,12 @@ def _add_rough(
     execution: Execution,
 ) -> tuple[int, int]:
     """Add to `chosen` robust samples whose gradient says little; (forwards, backwards) of that."""
-    asked = (progress.robust & ~chosen).nonzero()[:, 0]
+    asked = progress.robust.nonzero()[:, 0]
     if len(asked) == 0:
         return 0, 0
     if progress.inset:
         execution = replace(execution, inset=progress.inset)
-    found, call = rough(
+    found, empty, call = rough(
         _narrowed(attack, asked).threat,
         attacked.model,
         layout.gather_rows(attacked.x, asked),
@@ -171,6 +171,7 @@ def _add_rough(
         execution=execution,
     )
     chosen[asked[found]] = True
+    progress.faults[asked[empty]] |= FAULT_EMPTY_GRADIENT
     return call.oracle.forwards, call.oracle.backwards
 
 

@@ -99,7 +99,7 @@ class AutoAttack:
         `broken_by` which attack broke a sample; its forwards leave out the few of the checks, after
         which come `AttackWarning`s for signs of masked gradients: "randomised", "dynamic",
         "probabilities", "squashed", "few_classes", "zero_gradient", "square_gains",
-        "clamped_input", "recorded_in_training".
+        "empty_gradient" (of "fast"), "clamped_input", "recorded_in_training".
 
         Example: `fastadv.autoattack(fastadv.Linf(8 / 255)).run(model, x, y).success`.
         """

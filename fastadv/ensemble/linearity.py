@@ -23,11 +23,16 @@ _SAID = (  # by what came before
 )
 
 
-def is_rough(short: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+def is_empty(short: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     """(n,) bool. short, whole: what the margin gains on 1/32 of FGSM's step, and on all of it: less
-    than a quarter, or more than twice, of what the slope at its beginning says, or no slope."""
+    than a quarter of what the slope at its beginning says, or no slope."""
     told = short / _SHORT
-    return (told <= 0) | (whole < _LEAST * told) | (whole > _MOST * told)
+    return (told <= 0) | (whole < _LEAST * told)
+
+
+def is_rough(short: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """(n,) bool: as `is_empty`, or more than twice of what the slope says."""
+    return is_empty(short, whole) | (whole > _MOST / _SHORT * short)
 
 
 def rough(
@@ -41,8 +46,9 @@ def rough(
     extra: list[torch.Tensor],
     mask: torch.Tensor | None,
     execution: Execution,
-) -> tuple[torch.Tensor, Call]:
-    """((n,) bool as `is_rough`, the call with its count of passes); logits: (n, C) at x."""
+) -> tuple[torch.Tensor, torch.Tensor, Call]:
+    """((n,) bool as `is_rough`, and as `is_empty`, the call with its count of passes); logits:
+    (n, C) at x."""
     call = Call(
         fgsm(threat, loss="margin", keep="last"),
         model,
@@ -62,4 +68,4 @@ def rough(
     for share in (_SHORT, 1.0):
         margin, _ = margin_of(call.outputs_at(torch.lerp(x, ahead, share)), labels)
         gains.append(margin - clean)
-    return is_rough(*gains), call
+    return is_rough(*gains), is_empty(*gains), call

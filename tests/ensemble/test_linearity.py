@@ -9,7 +9,7 @@ from members import member_problem
 from toy_models import NORMS, threat_of
 
 import fastadv
-from fastadv.ensemble.linearity import is_rough, rough
+from fastadv.ensemble.linearity import is_empty, is_rough, rough
 from fastadv.ensemble.versions import reserved_of
 
 _EPS = 0.1
@@ -25,7 +25,7 @@ def _told(function):
     x = torch.full((3, 1, 1, 1), 0.5)
     with torch.no_grad():
         logits = model(x)
-    found, call = rough(
+    found, empty, call = rough(
         fastadv.Linf(_EPS),
         model,
         x,
@@ -37,22 +37,22 @@ def _told(function):
         execution=fastadv.Execution(batch_size=2),
     )
     assert (call.oracle.forwards, call.oracle.backwards) == (9, 3)
-    return found.tolist()
+    return list(zip(found.tolist(), empty.tolist(), strict=True))
 
 
-def _behind_a_saddle(a):
+def _saturated(a):
     return torch.tanh(100 * (a - 0.48)) / 2
 
 
 @pytest.mark.parametrize(
     "function, expected",
     [
-        (lambda a: a, False),
-        (lambda a: a - a**2 / 2, False),  # a slope that loses a tenth on the way
-        (_behind_a_saddle, True),  # saturates on the way
-        (lambda a: -((a - 0.501) ** 2), True),  # ends lower than it began
-        (lambda a: 0.01 * a + torch.relu(a - 0.55), True),  # the slope comes later
-        (lambda a: 0 * a, True),  # says nothing
+        (lambda a: a, (False, False)),
+        (lambda a: a - a**2 / 2, (False, False)),  # a slope that loses a tenth on the way
+        (_saturated, (True, True)),  # saturates on the way
+        (lambda a: -((a - 0.501) ** 2), (True, True)),  # ends lower than it began
+        (lambda a: 0.01 * a + torch.relu(a - 0.55), (True, False)),  # the slope comes later
+        (lambda a: 0 * a, (True, True)),  # says nothing
     ],
 )
 def test_a_gradient_is_held_against_what_the_step_gains(function, expected):
@@ -63,6 +63,7 @@ def test_bounds_of_what_is_rough():
     short = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, -1.0]) / 32
     whole = torch.tensor([0.24, 0.26, 1.9, 2.1, 1.0, 1.0])
     assert is_rough(short, whole).tolist() == [True, False, False, True, True, True]
+    assert is_empty(short, whole).tolist() == [True, False, False, False, True, True]
 
 
 def _ensemble(norm="linf", scale=1.0):
@@ -86,7 +87,7 @@ def _saturating(p):
 def test_fab_attacks_those_whose_gradients_say_little(norm):
     """Behind a tanh of the logits, which saturates; the count of passes has the look's."""
     p, ensemble = member_problem(30), _ensemble(norm)
-    place = [doubt.rough for doubt in reserved_of("fast")].index(True) - len(reserved_of("fast"))
+    place = [d.rough for d in reserved_of("fast")].index(True) - len(reserved_of("fast"))
     counts = []
     for model in (p.model, _saturating(p)):
         seen = [0]

@@ -14,12 +14,15 @@ from fastadv.ops import layout
 from fastadv.ops.heads import loss_head as heads
 from fastadv.oracle.gradient import Oracle
 
+# of an ensemble, which holds the gradient at x against what a step gains; of no kernel
+FAULT_EMPTY_GRADIENT = 1 << 18
 _CODES = {
     columns.FAULT_ZERO_GRADIENT: "zero_gradient",
     columns.FAULT_NAN_GRADIENT: "nan_gradient",
     columns.FAULT_NAN_LOGITS: "nan_logits",
     squashing.FAULT_PROBABILITIES: "probabilities",
     squashing.FAULT_SQUASHED: "squashed",
+    FAULT_EMPTY_GRADIENT: "empty_gradient",
 }
 
 
