@@ -114,6 +114,11 @@ def test_the_look_itself_warns_of_nothing_twice():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = ensemble.run(flat, p.x, p.y)
-    codes = [w.message.code for w in caught if isinstance(w.message, fastadv.AttackWarning)]
-    assert codes.count("zero_gradient") == 1
-    assert result.stages[-2].attacked == int((~result.success).sum())  # all are rough
+        report = fastadv.evaluate(flat, (p.x, p.y), ensemble, batch_size=5, progress=False)
+    said = [w.message for w in caught if isinstance(w.message, fastadv.AttackWarning)]
+    counts = {warning.code: warning.count for warning in said[: len(said) // 2]}
+    left = int((~result.success).sum())
+    assert counts["empty_gradient"] == report.warnings["empty_gradient"] == left
+    codes = [warning.code for warning in said]
+    assert codes.count("zero_gradient") == 2  # once of the run, once of the evaluation
+    assert result.stages[-2].attacked == left  # all are rough
