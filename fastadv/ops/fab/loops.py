@@ -7,8 +7,9 @@ import torch
 
 from fastadv.kernels import slots as columns
 from fastadv.ops.fab import reference as fab_reference
-from fastadv.ops.fab.loops_hyperplane import KINDS, LANES, SIGNED, length, project, weigh
+from fastadv.ops.fab.loops_hyperplane import KINDS, SIGNED, length, project, weigh
 from fastadv.ops.loops import Address, Count, Real, address, inner, loop, pointer
+from fastadv.ops.loops_taken import LANES
 
 _LEAST_LENGTH = 1e-8  # the authors': keeps a1 / (a1 + a2) from 0 / 0
 _ROWS = 6  # of working memory, in bytes of float64 whatever the dtype

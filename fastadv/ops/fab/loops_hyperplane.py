@@ -8,10 +8,10 @@ row's length alone. There are few functions, as numba takes a fifth of a second 
 import math
 
 from fastadv.ops.loops import inner
+from fastadv.ops.loops_taken import LANES, last_taken
 
 LINF, L2, L1, SIGNED = 0, 1, 2, 3
 KINDS = {"linf": LINF, "l2": L2, "l1": L1}
-LANES = 64
 _LEAST_WEIGHT = 1e-8  # the authors': in L2 and L1, coordinates up to it do not move
 _TOP = 1e30  # the largest level: no bound is farther; finite, because 0 * inf is not 0
 _TURNS = 40  # as the reference's
@@ -121,61 +121,24 @@ def _level(weight, room, size, need, kind, slopes, works):
 
 
 @inner
-def _bracket(weight, gained, size, least, with_least, lanes, sums):
-    """(what weights above `least`, or equal, gain; the smallest of those; the largest other)."""
-    zero, infinite = type(least)(0), type(least)(math.inf)
-    for k in range(LANES):
-        lanes[k], lanes[LANES + k], sums[k] = infinite, zero, 0
-    for at in range(0, size, LANES):
-        for k in range(LANES):
-            w = weight[at + k]
-            above = (w > least) | ((w == least) & with_least)
-            sums[k] += gained[at + k] * 1.0 if above else 0.0
-            over, under = w if above else infinite, zero if above else w
-            lanes[k] = over if over < lanes[k] else lanes[k]
-            lanes[LANES + k] = under if under > lanes[LANES + k] else lanes[LANES + k]
-    width = LANES // 2
-    while width > 0:
-        for k in range(width):
-            sums[k] += sums[k + width]
-            over, under = lanes[k + width], lanes[LANES + k + width]
-            lanes[k] = over if over < lanes[k] else lanes[k]
-            lanes[LANES + k] = under if under > lanes[LANES + k] else lanes[LANES + k]
-        width //= 2
-    return sums[0], lanes[0], lanes[LANES]
-
-
-@inner
 def _fill(weight, size, need, room, lanes, gained, sums):
-    """Coordinates filled by descending weight, ties by position, until they add up to `need`: the
-    weight of the last by bisection between weights that are there."""
-    zero, infinite = type(need)(0), type(need)(math.inf)
+    """Coordinates filled by descending weight, ties by position, until they add up to `need`."""
+    zero = type(need)(0)
     for j in range(size):
         gained[j] = weight[j] * abs(room[j]) if weight[j] > 0 else zero
     for j in range(size, size + LANES):  # what is read of a row is a multiple of LANES
         weight[j] = gained[j] = 0
-    most, low, _ = _bracket(weight, gained, size, zero, False, lanes, sums)
+    last, above, most = last_taken(weight, gained, size, need, lanes, sums)
     if not most >= need:
         return
-    _, _, high = _bracket(weight, gained, size, infinite, False, lanes, sums)
-    while low < high:
-        middle = type(need)(math.sqrt(low) * math.sqrt(high))
-        if not low < middle or middle > high:
-            middle = high
-        enough, over, under = _bracket(weight, gained, size, middle, True, lanes, sums)
-        if enough >= need:
-            low = over
-        else:
-            high = under
-    heavier, _, _ = _bracket(weight, gained, size, low, False, lanes, sums)
-    rest = need - heavier
+    rest = need - above
     for j in range(size):
-        if weight[j] == low:
-            part, far = type(need)(rest / low if rest > 0 else 0.0), abs(room[j])
+        if weight[j] == last:
+            part, far = type(need)(rest / last if rest > 0 else 0.0), abs(room[j])
             part = part if part < far else far
             rest -= gained[j]
             room[j] = -part if room[j] < 0 else part
-        elif weight[j] < low:
+        elif weight[j] < last:
             room[j] = zero
 
 

@@ -56,6 +56,7 @@ _STEP_INPLACE = registry.register(
     f"l1_step_(Tensor(a!) x_adv, Tensor grad, Tensor x, {step_arguments.STEP_SCHEMA}, "
     "float sparsity, Tensor? sparsity_rows) -> ()",
     reference=_step_inplace_reference,
+    compiled="steps.loops_l1",
     launch=_launch_step_inplace,
     shared=("mean", "std"),
     tolerance=1e-6,

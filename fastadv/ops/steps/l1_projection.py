@@ -82,6 +82,7 @@ def _launch_project(x_adv, x, eps, eps_rows, lo, hi) -> torch.Tensor:
 _PROJECT = registry.register(
     "project_l1(Tensor x_adv, Tensor x, float eps, Tensor? eps_rows, float lo, float hi) -> Tensor",
     reference=_project_reference,
+    compiled="steps.loops_l1",
     launch=_launch_project,
     fake=lambda x_adv, *args: torch.empty_like(x_adv),
     tolerance=1e-6,
