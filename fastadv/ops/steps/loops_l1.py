@@ -11,7 +11,7 @@ from fastadv.ops.loops import Address, Count, Real, address, inner, loop, pointe
 from fastadv.ops.loops_taken import LANES, last_taken
 
 _TURNS = 200  # bisection alone takes 60 or so
-_SAME = 1e-15  # of the largest magnitude: the rounding of a threshold in float64
+_SAME = 1e-15  # of the largest magnitude and of radius / slope: the rounding of a threshold
 _GAP = 2 * LANES + 24  # numbers behind a row: padding, lanes, and another line of the cache
 
 
@@ -61,10 +61,12 @@ def _threshold(magnitude, room, size, radius, sums):
     top = 0.0
     for j in range(size):
         top = magnitude[j] if magnitude[j] > top else top
-    low, high, t, halve = 0.0, top, 0.0, False
+    low, high, t, halve, same = 0.0, top, 0.0, False, _SAME * top
     for _ in range(_TURNS):
         step = t + (found - radius) / slope if slope > 0 else math.inf
-        if slope > 0 and abs(step - t) <= _SAME * top:
+        if slope > 0:
+            same = _SAME * (top + radius / slope)
+        if slope > 0 and abs(step - t) <= same:
             t = step
             break
         before, t = t, step
@@ -79,11 +81,12 @@ def _threshold(magnitude, room, size, radius, sums):
         else:
             high = t
         halve = high - low > 0.5 * width
-    for j in range(size):  # what is at its bound, or back at x, is so exactly
+    most = t + same
+    for j in range(size):  # what comes back to x, or leaves its bound, within rounding does so
         kink = magnitude[j]
-        t = kink if abs(kink - t) <= _SAME * top else t
+        t = kink if (kink > t) & (kink <= most) else t
         kink -= room[j]
-        t = kink if abs(kink - t) <= _SAME * top else t
+        t = kink if (kink > t) & (kink <= most) else t
     return t
 
 
