@@ -134,7 +134,7 @@ def _move(
         least = zero
         if grad_at != 0:
             share = shares[row] if sparsity_rows != 0 else sparsity
-            dropped = math.floor((one - share) * type(eps)(size))
+            dropped = int((one - share) * type(eps)(size))
             dropped = min(max(dropped, 0), size - 1)
             least = _least_kept(grad, at, size, size - dropped, absolute, ones, lanes, sums)
             count = 0
