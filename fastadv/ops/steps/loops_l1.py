@@ -197,9 +197,10 @@ def l1_step_(
     rows = len(x_adv)
     size = x_adv.numel() // rows
     memory = _memory(size)
+    moved, grad, x = (one.detach().contiguous() for one in (x_adv, grad, x))  # sums in C order
     _move[x_adv.dtype](
-        x_adv.data_ptr(),
-        x_adv.data_ptr(),
+        moved.data_ptr(),
+        moved.data_ptr(),
         grad.data_ptr(),
         x.data_ptr(),
         rows,
@@ -215,6 +216,8 @@ def l1_step_(
         address(sparsity_rows),
         memory.data_ptr(),
     )
+    if moved.data_ptr() != x_adv.data_ptr():
+        x_adv.detach().copy_(moved)
     return None
 
 
@@ -233,9 +236,11 @@ def project_l1(
     rows = len(x_adv)
     size = x_adv.numel() // rows
     memory = _memory(size)
+    moved, x = x_adv.detach().contiguous(), x.detach().contiguous()  # sums in C order
+    found = out if out.is_contiguous() else torch.empty_like(moved)
     _move[x_adv.dtype](
-        out.data_ptr(),
-        x_adv.data_ptr(),
+        found.data_ptr(),
+        moved.data_ptr(),
         0,
         x.data_ptr(),
         rows,
@@ -251,4 +256,4 @@ def project_l1(
         0,
         memory.data_ptr(),
     )
-    return out
+    return out if found is out else out.copy_(found)
