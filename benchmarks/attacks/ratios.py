@@ -39,8 +39,9 @@ def table(rows: Sequence[Row]) -> str:
     lines.append(["geometric mean", "", "", *means, "", ""])
     lines.append(["smallest", "", "", *(_smallest(values) for values in columns), "", ""])
     both = [ratio for values in columns[1:] for ratio in values]
+    rounds = sorted({row.rounds for row in rows})
     note = (
-        f"Medians of the ratios of {rows[0].rounds} interleaved rounds at most. Timed: "
+        f"Medians of the ratios of {' or '.join(map(str, rounds))} interleaved rounds. Timed: "
         f"{rows[0].timed}. Bare passes: as many forward and backward passes to the input by the "
         "same model with frozen weights, nothing else."
     )

@@ -37,7 +37,7 @@ def totals(rows: Sequence[Row]) -> str:
             ]
         )
     note = (
-        f"{_note(chosen[0])} Missed / beyond: points that {chosen[0].baseline} broke in this run "
+        f"{_note(chosen)} Missed / beyond: points that {chosen[0].baseline} broke in this run "
         "and this library missed, and points broken beyond it. Of the stored verdict: the same "
         "against the cascade that the authors' code left beside the model, on its first points. "
         "Refused: claimed successes that are not confirmed by the model and, in float64, within "
@@ -69,9 +69,7 @@ def attacks(rows: Sequence[Row]) -> str:
                 formatting.percent(found.robust_accuracy),
             ]
         )
-    return (
-        f"{formatting.table(heads, lines)}\n\n{_note(chosen[0])}\n\n{formatting.provenance(rows)}"
-    )
+    return f"{formatting.table(heads, lines)}\n\n{_note(chosen)}\n\n{formatting.provenance(rows)}"
 
 
 def ops(rows: Sequence[Row]) -> str:
@@ -117,9 +115,11 @@ def _stored(row: Row) -> str:
     return f"{missed:g} / {beyond:g} of {points:g}"
 
 
-def _note(row: Row) -> str:
+def _note(rows: Sequence[Row]) -> str:
+    row = rows[0]
+    rounds = " or ".join(map(str, sorted({row.rounds for row in rows})))
     return (
-        f"Seconds of process time, {row.rounds} interleaved runs, medians; in brackets the "
+        f"Seconds of process time, {rounds} interleaved runs, medians; in brackets the "
         f"speed-up over {row.baseline}. Timed: {row.timed}. Not timed: {row.not_timed}. Model "
         "alone: the same passes at the same batch sizes, repeated without an attack, backward to "
         "the input only; beside the model: the difference."

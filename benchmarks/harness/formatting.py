@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 
-from benchmarks.harness.schema import Robustness, Row
+from benchmarks.harness.schema import Environment, Robustness, Row
 
 EMPTY = "–"
 
 
 def provenance(rows: Sequence[Row]) -> str:
-    """Where the rows come from: device, versions, commit, date and the command that made them."""
-    where = rows[0].environment
+    """Where the rows come from: device, versions, commit, date and the command that made them; one
+    paragraph a run."""
+    runs = {row.environment.date: row.environment for row in rows}
+    return "\n\n".join(_run(where) for where in runs.values())
+
+
+def _run(where: Environment) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in where.versions.items())
     return (
         f"{where.device}, torch threads: {where.threads}, load average {where.load:g} before the "

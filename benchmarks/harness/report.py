@@ -82,7 +82,11 @@ CHARTS: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
     "gpu-attacks-chart": ("gpu_attacks", gpu_tables.attacks_chart),
 }
 # suites of which a table shows several runs; of the others the newest
-_CHOSEN = {"clamping": clamping_tables.newest}
+_CHOSEN = {
+    "clamping": clamping_tables.newest,
+    "attacks": schema.newest_of_each_case,
+    "autoattack": schema.newest_of_each_case,
+}
 # suites whose command is not called like them
 _MODULES = {"counts": "attacks.counts", "mnist": "training.mnist"}
 

@@ -215,6 +215,19 @@ def read_rows(suite: str, results: Path = RESULTS, device: str | None = None) ->
     return rows
 
 
+def newest_of_each_case(rows: list[Row]) -> list[Row]:
+    """Of each case the rows of its newest run, on the device of the newest of all: for suites whose
+    cases take hours together, and are measured apart."""
+    if not rows:
+        return []
+    _, device = max((row.environment.date, row.environment.device) for row in rows)
+    there = [row for row in rows if row.environment.device == device]
+    latest: dict[str, str] = {}
+    for row in there:
+        latest[row.case] = max(latest.get(row.case, ""), row.environment.date)
+    return [row for row in there if row.environment.date == latest[row.case]]
+
+
 def newest_run(rows: list[Row]) -> list[Row]:
     """The rows of the run with the latest date; a run's rows share date and device."""
     if not rows:

@@ -88,6 +88,18 @@ def test_a_line_that_lacks_a_part_is_named(row, tmp_path, part):
         schema.read_rows("attacks", tmp_path)
 
 
+def test_of_each_case_the_newest_run_on_the_newest_device(row, with_changes, environment):
+    def run(day, device=environment.device, **changes):
+        date = f"2026-01-{day}T00:00:00+00:00"
+        at = dataclasses.replace(environment, date=date, device=device)
+        return with_changes(environment=at, **changes)
+
+    newest = [run("05", case="a"), run("06", case="b"), run("06", case="b", provider="other")]
+    older = [run("04", case="a"), run("05", case="b"), run("03", device="other-cpu", case="c")]
+    assert schema.newest_of_each_case([*older, *newest]) == newest
+    assert schema.newest_of_each_case([]) == []
+
+
 def test_the_newest_run_is_whole_and_alone(row, with_changes, environment):
     later = dataclasses.replace(environment, date="2026-01-02T00:00:00+00:00")
     newer = [with_changes(environment=later), with_changes(environment=later, provider="other")]
