@@ -9,6 +9,8 @@ import torch
 from fastadv.kernels import slots as slot_columns
 from fastadv.ops.loops import Address, Count, Real, address, inner, loop, pointer
 from fastadv.ops.loops_taken import LANES, last_taken
+from fastadv.ops.steps import loops_shared
+from fastadv.ops.steps.arguments import StepCall
 
 _TURNS = 200  # bisection alone takes 60 or so
 _SAME = 1e-15  # of the largest magnitude and of radius / slope: the rounding of a threshold
@@ -170,54 +172,41 @@ def _memory(size: int) -> torch.Tensor:
     return torch.empty(2 * LANES + 6 * (size + _GAP), dtype=torch.float64)
 
 
-def l1_step_(
-    x_adv: torch.Tensor,
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    step_size: float,
-    step_rows: torch.Tensor | None,
-    eps: float,
-    eps_rows: torch.Tensor | None,
-    lo: float,
-    hi: float,
-    slots: torch.Tensor | None,
-    momentum: torch.Tensor | None,
-    decay: float,
-    model_input: torch.Tensor | None,
-    mean: torch.Tensor | None,
-    std: torch.Tensor | None,
-    sparsity: float,
-    sparsity_rows: torch.Tensor | None,
-) -> Any:
-    """The op's arguments by position; NotImplemented with a momentum or a model input."""
-    if momentum is not None or model_input is not None:
+def l1_step_(*arguments: Any) -> Any:
+    """The op's arguments by position; NotImplemented with a momentum, and as `loops_shared.takes`
+    says."""
+    *shared, sparsity, sparsity_rows = arguments
+    given = StepCall(*shared)
+    if given.momentum is not None or not loops_shared.takes(given):
         return NotImplemented
-    if x_adv.numel() == 0:
+    if given.x_adv.numel() == 0:
         return None
-    rows = len(x_adv)
-    size = x_adv.numel() // rows
+    given = loops_shared.of_pixels(given)
+    call = loops_shared.in_c_order(given)
+    x_adv, rows, size = call.x_adv, *loops_shared.rows_of(call.x_adv)
     memory = _memory(size)
-    moved, grad, x = (one.detach().contiguous() for one in (x_adv, grad, x))  # sums in C order
     _move[x_adv.dtype](
-        moved.data_ptr(),
-        moved.data_ptr(),
-        grad.data_ptr(),
-        x.data_ptr(),
+        x_adv.data_ptr(),
+        x_adv.data_ptr(),
+        call.grad.data_ptr(),
+        call.x.data_ptr(),
         rows,
         size,
-        step_size,
-        address(step_rows),
-        eps,
-        address(eps_rows),
-        lo,
-        hi,
-        address(slots),
+        call.step_size,
+        address(call.step_rows),
+        call.eps,
+        address(call.eps_rows),
+        call.lo,
+        call.hi,
+        address(call.slots),
         sparsity,
         address(sparsity_rows),
         memory.data_ptr(),
     )
-    if moved.data_ptr() != x_adv.data_ptr():
-        x_adv.detach().copy_(moved)
+    if x_adv is not given.x_adv:
+        given.x_adv.detach().copy_(x_adv)
+    if given.model_input is not None:
+        loops_shared.write_model_input(given)
     return None
 
 
