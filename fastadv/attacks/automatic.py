@@ -35,7 +35,7 @@ def tune(
     Square and the looks at clean samples and successes make, and a step with its way back to the
     input, in equal parts: over batch sizes (powers of two up to 1024, on a GPU to 4096), for the
     model itself, in channels_last, with BatchNorm folded, in each of `precisions` beside "fp32",
-    and, with a minute or more, by torch.compile. Only what answers as the model does is taken
+    and, with half a minute left, by torch.compile. Only what answers as the model does is taken
     (within the bounds that `Execution` has); the default, `Execution()`, is kept
     where the best gains less than 5 %. seconds: of wall time, kept but for the last pass that
     was begun, and for a compiler. The model, the random state and all flags are left as they were.

@@ -18,7 +18,7 @@ _hidden = 0
 @functools.cache
 def why_not() -> str:
     """Why no loops run in this process, "" where they do: one has been run."""
-    switch = os.environ.get(_SWITCH, "1")
+    switch = os.environ.get(_SWITCH) or "1"
     if switch not in ("0", "1"):
         raise ValueError(f'{_SWITCH} must be "0" or "1"; got {switch!r}')
     if switch == "0":

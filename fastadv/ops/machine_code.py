@@ -28,6 +28,7 @@ _C_TYPES = {"int64": ctypes.c_int64, "float32": ctypes.c_float, "float64": ctype
 # numba gives each function a place for its result, and one for an exception that it never raises
 _UNREAD = ctypes.create_string_buffer(64)
 _LOCK = threading.Lock()
+os.register_at_fork(after_in_child=lambda: globals().update(_LOCK=threading.Lock()))
 _ENGINES: list[Any] = []  # which own the code that is in memory
 
 

@@ -88,7 +88,8 @@ class Shadows:
             return
         with torch.no_grad():
             logits = search.forward(x.clone(), *extra)
-        self.off[variant] = float((logits.float() - own.float()).abs().max())
+        apart = (logits.float() - own.float()).abs()
+        self.off[variant] = float(apart.masked_fill(logits == own, 0.0).max())  # infinite ones too
         self._made[variant] = search.forward
 
 

@@ -71,6 +71,7 @@ class Contest:
         self.until = until
         self._x, self._extra, self._uses = x, extra, tuple(uses)
         self._clock, self.clock_name = clock_of(x.device)
+        self._is_warm = False
         self._too_large: dict[Execution, int] = {}  # of a variant, where memory ran out
         began = time.perf_counter()
         self._survey_ends = began + _SURVEYED * (until - began)
@@ -121,6 +122,10 @@ class Contest:
         try:
             x, extra = self._batch(rows, channels_last=variant.channels_last)
             entry = Entry(execution, {u: pass_of(u, model, x, extra) for u in self._uses})
+            if not self._is_warm:  # the first passes of a process load and compile
+                self._is_warm = True
+                for run in entry.runs.values():
+                    run()
             for use in self._uses:
                 entry.first[use] = self._timed(entry.runs[use]) / rows
                 if entry.first[use] * rows < _LONG:

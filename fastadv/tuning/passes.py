@@ -10,6 +10,7 @@ import torch
 from fastadv import ops
 from fastadv.graphs.cuda import backend_for
 from fastadv.isolation import Model
+from fastadv.oracle.backward import input_gradient
 
 Use = Literal["forward", "gradient"]
 USES: tuple[Use, ...] = ("forward", "gradient")
@@ -48,8 +49,7 @@ def _step(model: Model, x: torch.Tensor, extra: tuple[torch.Tensor, ...]) -> Cal
             logits = model(at, *extra)
         if not logits.requires_grad:
             return
-        ones = torch.ones_like(logits)
-        (grad,) = torch.autograd.grad(logits, at, ones, allow_unused=True)
+        grad = input_gradient(logits, at, torch.ones_like(logits))
         if grad is not None:
             ops.linf_step(leaf, grad, x, step_size=_SIZE, eps=_SIZE, bounds=None)
 

@@ -140,3 +140,12 @@ def test_hidden_loops_do_not_run():
     with compiled.hidden():
         assert not compiled.is_on()
     assert compiled.is_on()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_does_not_wait_for_what_another_thread_was_compiling():
+    with machine_code._LOCK:
+        child = os.fork()
+        if child == 0:
+            os._exit(int(machine_code._LOCK.locked()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
