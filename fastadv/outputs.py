@@ -59,6 +59,14 @@ def _remedy(output: object) -> str:
     return "" if key is None else f": lambda x: model(x)[{key!r}]"
 
 
+def explain(error: Exception, x: torch.Tensor, extra: int, whole: int) -> None:
+    """Raise `error`, of a model at x and `extra` tensors, again with more words where there are
+    any; whole: rows that the model has answered, 0 if none yet."""
+    explain_arguments(error, extra)
+    explain_layout(error, x)
+    explain_rows(error, len(x), whole)
+
+
 def explain_arguments(error: Exception, extra: int) -> None:
     """Raise `error` again with more words where a model does not take x and `extra` tensors."""
     if type(error) is not TypeError or "positional argument" not in str(error):

@@ -58,8 +58,7 @@ def tuning_table(
     extra: Sequence[torch.Tensor] = (),
 ) -> Table:
     """What `tune` measures, with its choice; arguments as there."""
-    if not callable(model):
-        raise TypeError(f"model must be callable; got {type(model).__name__}")
+    inputs.check_model(model)
     x = inputs.check_images(x, None)
     if len(x) == 0:
         raise ValueError("x must hold at least one sample; got none")
@@ -118,8 +117,7 @@ def resolved(
         return execution
     if execution != "auto":
         raise TypeError(f"execution must be a fastadv.Execution, 'auto' or None; got {execution!r}")
-    if not callable(model):
-        raise TypeError(f"model must be callable; got {type(model).__name__}")
+    inputs.check_model(model)
     known = isinstance(extra, Sequence) and all(isinstance(p, torch.Tensor) for p in (x, *extra))
     if not known or x.ndim == 0 or len(x) == 0:
         return Execution()  # the call itself will say what is wrong

@@ -275,9 +275,7 @@ class Oracle:
             is_written = x._version != version or "in-place operation" in str(error)
             if isinstance(error, RuntimeError) and is_written:
                 raise ValueError(outputs.IN_PLACE) from error
-            outputs.explain_arguments(error, len(extra))
-            outputs.explain_layout(error, x)
-            outputs.explain_rows(error, len(x), self.whole)
+            outputs.explain(error, x, len(extra), self.whole)
             raise
         self.seconds += time.perf_counter() - began
         self.forwards += len(x)

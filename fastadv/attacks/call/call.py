@@ -58,10 +58,7 @@ class Call:
         mask: torch.Tensor | None = None,
         clean_logits: torch.Tensor | None = None,
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"model must be callable; got {type(model).__name__}")
-        if isinstance(model, type):
-            raise TypeError(f"model must be a model; got the class {model.__qualname__}: call it")
+        inputs.check_model(model)
         self.began: float = time.perf_counter()
         self.cost: Cost = Cost()
         self.attack = attack

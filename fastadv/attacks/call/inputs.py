@@ -21,6 +21,14 @@ _ONE_IMAGE = "If x is one sample without a batch axis, give x[None]"
 ROUNDING = 1e-6
 
 
+def check_model(model: object) -> None:
+    """Raises TypeError for what cannot be called on samples."""
+    if not callable(model):
+        raise TypeError(f"model must be callable; got {type(model).__name__}")
+    if isinstance(model, type):
+        raise TypeError(f"model must be a model; got the class {model.__qualname__}: call it")
+
+
 def check_inside(x: object, threat: ThreatModel) -> torch.Tensor:
     """x as (B, ...) floats inside the bounds of `threat`; clamped, with a warning, if rounding
     alone took it out. Synchronises once, twice where elements have bounds of their own."""
