@@ -35,11 +35,13 @@ def tune(
         x = _samples(data, shape, n, format, split)
         net = networks.load_model(model)
         device = device_of(net)
+        x = x if device is None else x.to(device)
+        networks.try_out(net, x[:1])
         words: Any = tuple(precisions.split(","))  # from the shell: tune says which there are
         try:
-            table = tuning_table(
-                net, x if device is None else x.to(device), seconds=seconds, precisions=words
-            )
+            table = tuning_table(net, x, seconds=seconds, precisions=words)
+        except (ValueError, TypeError) as error:  # these name the option that is wrong
+            raise UserError(str(error)) from error
         except Exception as error:  # whatever the user's model raises on the user's data
             raise UserError(said(error)) from error
     print(table.to_json() if json else table)

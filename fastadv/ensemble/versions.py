@@ -13,6 +13,7 @@ VERSIONS: tuple[Version, ...] = get_args(Version)
 # shares of the clean margin: where APGD left up to 0.34 on masked gradients, FAB broke most, but a
 # quarter is what unmasked models can be given for what they cost
 _NEAREST, _NEAR = 0.1, 0.25
+_OTHER_WINDOWS = 2**31  # beyond what one tries as seeds: runs at seeds 0 and 1 share no search
 _DLR_CLASSES = {"apgd_dlr": 3, "apgd_t": 4}  # fewer leave the loss undefined
 
 
@@ -45,7 +46,7 @@ def attacks_of(
             apgd_t(threat, steps=30, loss="difference", **common),
             apgd_t(threat, steps=30, loss="difference", **common),
             fab_t(threat, n_target_classes=3, **common),
-            square(threat, seed=seed + 1),  # of other windows than those that failed
+            square(threat, seed=seed + _OTHER_WINDOWS),  # than those that failed
         )
     return (
         apgd_ce(threat, restarts=5 if is_l1 else 1, large_radii=is_l1, **common),

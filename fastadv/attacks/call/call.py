@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fastadv import diagnostics
-from fastadv.attacks.call import inputs, radius, slots
+from fastadv.attacks.call import capacity, inputs, radius
 from fastadv.attacks.call.accounting import cost_of
 from fastadv.attacks.call.given import Given
 from fastadv.attacks.call.preparation import prepared
@@ -97,12 +97,12 @@ class Call:
         )
         self.oracle.judge.largest_label = self.given.largest_class
         if execution.batch_size is None and clean_logits is None:
-            self.oracle.is_sizing = slots.may_pay(attack, model, self.given.x)
+            self.oracle.is_sizing = capacity.may_pay(attack, model, self.given.x)
 
     @property
     def batch_size(self) -> int:
         """Slots, and rows of a look: until the first pass has been made a guess."""
-        return self.execution.batch_size or slots.held(self.oracle, self.given.x)
+        return self.execution.batch_size or capacity.held(self.oracle, self.given.x)
 
     def result(self) -> AttackResult:
         with self._isolated():
