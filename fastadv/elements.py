@@ -1,5 +1,6 @@
 """Radii and bounds of elements: what a threat model holds that is not alike in all of a sample."""
 
+import math
 from typing import ClassVar, Protocol, cast
 
 import torch
@@ -30,6 +31,21 @@ def of_elements(value: object) -> bool:
 def has_elements(threat: Radii) -> bool:
     """Whether a threat model has radii or bounds of elements."""
     return of_elements(threat.eps) or any(map(of_elements, threat.bounds or ()))
+
+
+def has_radius(threat: Radii) -> bool:
+    """Whether a threat model limits how far samples may move; `fastadv.L2()` does not."""
+    return isinstance(threat.eps, torch.Tensor) or threat.eps != math.inf
+
+
+def check_radius(threat: Radii, needed_by: str) -> None:
+    """Raises ValueError for a threat model without a radius. needed_by: what is to use it."""
+    if not has_radius(threat):
+        raise ValueError(
+            f"{needed_by} needs a radius, which {threat!r} has not: give one in input units, such "
+            "as fastadv.Linf(8 / 255). fastadv.fab and fab_t look for the nearest adversarial "
+            "example and need none"
+        )
 
 
 def radius_of(threat: Radii) -> Value:

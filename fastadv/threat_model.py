@@ -10,13 +10,15 @@ import torch
 from fastadv.elements import (
     Bounds,
     check_elements_fit,
+    check_radius,
     check_sides,
     common_bounds,
     has_elements,
+    has_radius,
     in_units,
     of_elements,
 )
-from fastadv.ops import doubles, reduction
+from fastadv.ops import doubles, layout, reduction
 from fastadv.ops.noise import start
 from fastadv.ops.steps import arguments as step_arguments
 from fastadv.ops.steps import l1, l1_box, l1_projection, l2, linf
@@ -37,8 +39,8 @@ class ThreatModel(Protocol):
     """What an attack asks of a norm; `Linf`, `L2` and `L1` are the three that exist.
 
     eps: float or (B,) tensor, in input units, or a tensor with a batch axis, (1, F) or (1, C, 1, 1)
-    say, of radii of elements. bounds: (lo, hi), floats or tensors of elements, or None. Tensors are
-    (B, ...).
+    say, of radii of elements; inf is no limit. bounds: (lo, hi), floats or tensors of elements, or
+    None. Tensors are (B, ...).
     """
 
     norm: ClassVar[str]
@@ -51,14 +53,18 @@ class ThreatModel(Protocol):
         if isinstance(eps, bool) or not isinstance(eps, (int, float, torch.Tensor)):
             raise TypeError(f"{name} eps must be a float or a (B,) tensor; got {eps!r}")
         radius = torch.as_tensor(eps)
-        if not bool((radius.isfinite() & (radius >= 0)).all()):
-            raise ValueError(f"{name} eps must be a finite float or (B,) tensor >= 0; got {eps}")
+        if has_radius(self) and not bool((radius.isfinite() & (radius >= 0)).all()):
+            raise ValueError(
+                f"{name} eps must be a finite float or (B,) tensor >= 0, or math.inf for no limit; "
+                f"got {eps}"
+            )
         check_sides(name, bounds)
 
     def __repr__(self) -> str:
-        bounds = f", bounds={pasteable_value(self.bounds)}"
-        bounds = "" if same_value(self.bounds, (0.0, 1.0)) else bounds
-        return f"fastadv.{type(self).__name__}({pasteable_value(self.eps)}{bounds})"
+        given = [pasteable_value(self.eps)] if has_radius(self) else []
+        if not same_value(self.bounds, (0.0, 1.0)):
+            given.append(f"bounds={pasteable_value(self.bounds)}")
+        return f"fastadv.{type(self).__name__}({', '.join(given)})"
 
     def __eq__(self, other: object) -> bool:
         return same_settings(self, other)
@@ -88,7 +94,8 @@ class ThreatModel(Protocol):
         )
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """x_adv projected onto the eps-ball around x and bounds (L2: ball, then box)."""
+        """x_adv projected onto the eps-ball around x and bounds (L2: ball, then box); into bounds
+        alone where there is no radius."""
         ...
 
     def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -117,7 +124,8 @@ def start_point(
 
     Philox-keyed by (seed, sample_id, draw): the same bits in any batch, where a sample keeps its
     id; sample_ids: (B,) integers, 0..B-1 if None. clamp_start=False leaves the point outside bounds
-    where the draw lands there. region: where elements may go, if not that of `threat`.
+    where the draw lands there. region: where elements may go, if not that of `threat`. Raises
+    ValueError for a threat model without a radius.
     Example: `fastadv.start_point(fastadv.L2(0.5), x, seed=0)`.
     """
     region = region or region_of(threat, x)
@@ -126,7 +134,9 @@ def start_point(
             "a 'gaussian' start in L1 takes no mask= and no radii or bounds of elements: use "
             "'uniform'"
         )
-    eps = threat.eps if eps is None else eps
+    if eps is None:
+        check_radius(threat, "a random start")
+        eps = threat.eps
     return start.random_start(
         x,
         eps=1.0 if of_elements(eps) else eps,
@@ -141,7 +151,9 @@ def start_point(
 
 def check_fits(threat: ThreatModel, x: torch.Tensor) -> None:
     """Raises ValueError if the ball is wider than the box: eps was meant in other units. The whole
-    box is taken, also where its diameter was rounded up."""
+    box is taken, also where its diameter was rounded up; no radius fits every box."""
+    if not has_radius(threat):
+        return
     if has_elements(threat):
         check_elements_fit(threat, x)
         return
@@ -170,7 +182,12 @@ def _difference(threat: ThreatModel, x_adv: torch.Tensor, x: torch.Tensor) -> to
 
 
 def _projected(threat: ThreatModel, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """x_adv after a step of no length."""
+    """x_adv after a step of no length; in bounds, where that is all there is."""
+    if not has_radius(threat):
+        inside = x_adv.to(layout.compute_dtype(x_adv))
+        for side, nearer in zip(threat.bounds or (), (torch.maximum, torch.minimum), strict=False):
+            inside = nearer(inside, torch.as_tensor(side, dtype=inside.dtype, device=inside.device))
+        return inside.to(x_adv.dtype, copy=True)
     moved = step_arguments.dense_copy(x_adv)
     region, eps = region_of(threat, x), threat.eps
     box = None if region is None else region.box(x, eps, like=moved)
@@ -194,12 +211,13 @@ class Linf(ThreatModel):
 
     eps: radius in input units (8/255 for images in [0, 1]), float or (B,) tensor, or one for each
     element, a tensor with a batch axis, (1, F), (1, C, 1, 1) or (B, ...). bounds: (lo, hi), floats
-    or tensors of elements, or None for no clamp. Raises ValueError for a negative radius or one
-    wider than bounds.
+    or tensors of elements, or None for no clamp. Without a radius, `fastadv.Linf()` or math.inf, it
+    says how a distance is measured, for attacks that look for the nearest adversarial example.
+    Raises ValueError for a negative radius or one wider than bounds.
     Example: `fastadv.Linf(8 / 255)`. Source: Madry et al. 2018, arXiv:1706.06083.
     """
 
-    eps: float | torch.Tensor
+    eps: float | torch.Tensor = math.inf
     bounds: Bounds = (0.0, 1.0)
     norm: ClassVar[str] = "linf"
 
@@ -229,7 +247,7 @@ class L2(ThreatModel):
     Example: `fastadv.L2(0.5)`. Source: Madry et al. 2018, arXiv:1706.06083.
     """
 
-    eps: float | torch.Tensor
+    eps: float | torch.Tensor = math.inf
     bounds: Bounds = (0.0, 1.0)
     norm: ClassVar[str] = "l2"
 
@@ -255,7 +273,7 @@ class L1(ThreatModel):
     Example: `fastadv.L1(12.0)`. Source: Croce and Hein 2021, arXiv:2103.01208.
     """
 
-    eps: float | torch.Tensor
+    eps: float | torch.Tensor = math.inf
     bounds: Bounds = (0.0, 1.0)
     norm: ClassVar[str] = "l1"
 
@@ -286,7 +304,7 @@ class L1(ThreatModel):
         )
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        if has_elements(self):
+        if has_elements(self) or not has_radius(self):
             return _projected(self, x_adv, x)
         return l1_projection.project_l1(x_adv, x, eps=self.eps, bounds=common_bounds(self))
 

@@ -20,6 +20,7 @@ from fastadv.attacks.call.verdict import warn_of_faults
 from fastadv.attacks.square_search.attack import SquareAttack
 from fastadv.attacks.streaming import StreamingAttack
 from fastadv.called_here import answered
+from fastadv.elements import check_radius
 from fastadv.ensemble import checks
 from fastadv.ensemble.cascade import Attacked, Progress, run_cascade
 from fastadv.ensemble.versions import VERSIONS, Keep, Version, attacks_of, reserved_of
@@ -241,6 +242,7 @@ def autoattack(
     Source: Croce and Hein 2020, arXiv:2003.01690; L1: 2021, arXiv:2103.01208.
     """
     check_threat(threat)
+    check_radius(threat, "autoattack")
     if version not in VERSIONS:
         raise ValueError(f"version must be one of {VERSIONS}; got {version!r}")
     if keep not in get_args(Keep):

@@ -11,7 +11,7 @@ import torch
 from fastadv import diagnostics
 from fastadv.attacks.argument import check_attack
 from fastadv.attacks.call.result import Cost, Stage
-from fastadv.elements import of_elements
+from fastadv.elements import has_radius, of_elements
 from fastadv.ensemble import checks
 from fastadv.evaluation.block import SampleAttack, collected, gains_of_square
 from fastadv.evaluation.clean import describe_model, logits_of, without_wrapper
@@ -87,6 +87,7 @@ def evaluate(
     Example: `fastadv.evaluate(net, (x, y), fastadv.autoattack(fastadv.Linf(8 / 255)))`.
     """
     check_one_size(attack)
+    _check_radius(attack)
     question = Question.of(attack)
     model = without_wrapper(model)
     path = None if checkpoint is None else Path(checkpoint)
@@ -139,6 +140,16 @@ def check_one_size(attack: SampleAttack) -> None:
                     f"evaluate takes one {name} for all samples; got a tensor of shape "
                     f"{tuple(value.shape)}. One for each element carries the batch axis, (1, ...)"
                 )
+
+
+def _check_radius(attack: SampleAttack) -> None:
+    threat = getattr(attack, "threat", None)
+    if threat is not None and not has_radius(threat):
+        raise ValueError(
+            f"evaluate counts what is robust within a radius, which {threat!r} has not: give one, "
+            "or several to fastadv.robustness_curve; distances are in attack.run(model, x, "
+            "y).distance"
+        )
 
 
 def _check_repeatable(attack: SampleAttack) -> None:

@@ -1,6 +1,7 @@
 """Robust accuracy at several radii, for little more than the dearest of them."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -263,6 +264,8 @@ def _checked_radii(eps: object) -> list[float]:
     if isinstance(eps, str) or not isinstance(eps, Iterable):
         raise TypeError(f"eps must be a list of radii, as in eps=[2 / 255, 8 / 255]; got {eps!r}")
     radii = sorted(float(radius) for radius in eps)
-    if not radii or len(set(radii)) != len(radii) or not radii[0] >= 0:
-        raise ValueError(f"eps must be different radii >= 0, at least one; got {list(eps)}")
+    if not radii or len(set(radii)) != len(radii) or not 0 <= radii[0] <= radii[-1] < math.inf:
+        raise ValueError(
+            f"eps must be different radii >= 0, at least one and none infinite; got {list(eps)}"
+        )
     return radii

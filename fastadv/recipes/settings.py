@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from fastadv import models
+from fastadv.elements import check_radius
 from fastadv.models.registry import ModelName
 from fastadv.ops.augment.batch import Flip
 from fastadv.threat_model import L1, L2, Linf, ThreatModel
@@ -83,7 +84,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_choice("norm", self.norm, get_args(Norm))
-        _ = self.threat  # raises for a radius in other units
+        check_radius(self.threat, "a Recipe")  # the threat model refuses one in other units
         _check_choice("method", self.method, METHODS)
         if not self.is_own_model:
             _check_choice("model", self.model, (*models.names(), "module:function"))

@@ -12,7 +12,7 @@ from fastadv import losses, outputs
 from fastadv.attacks.call import inputs
 from fastadv.attacks.call.radius import question_small
 from fastadv.attacks.call.squashing import warn_of_outputs
-from fastadv.elements import has_elements
+from fastadv.elements import check_radius, has_elements
 from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.objective import Objective, uncalled
@@ -27,6 +27,7 @@ from fastadv.values import same_value
 def check_settings(step: Any) -> None:
     """Raises for settings that no method takes: threat, eps_warmup, bn, precision, seed, ..."""
     check_threat(step.threat)
+    check_radius(step.threat, type(step).__name__)
     regions.check_radii(step.threat)
     for name, lowest in (("steps", 1), ("replays", 1), ("outer", 1), ("inner", 1)):
         check_count(step, name, lowest)

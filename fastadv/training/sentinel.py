@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastadv.diagnostics import emit
+from fastadv.elements import check_radius
 from fastadv.ops import doubles
 from fastadv.threat_model import ThreatModel, check_threat
 from fastadv.training import arguments, snapshot
@@ -80,6 +81,7 @@ class Sentinel:
 
     def __post_init__(self) -> None:
         check_threat(self.threat)
+        check_radius(self.threat, "a Sentinel")
         if self.on_collapse == "rollback":
             quarter(self.threat)
         self.x = arguments.check_batch(self.threat, None, self.x, self.y)

@@ -122,7 +122,7 @@ class Call:
                 assert logits is not None, "every attack that can stop looks at the clean samples"
                 clean_prediction = logits.argmax(1)
                 ledger, wrong = self._found(search, work, clean_prediction)
-            result = self._verified(work, ledger, wrong, clean_prediction)
+            result = self._verified(work, ledger, wrong, clean_prediction, outputs)
             self._account(search)
             clean_score = None if outputs is None else self._scores(outputs, work)
             return replace(
@@ -265,21 +265,29 @@ class Call:
         return torch.cat(outputs)
 
     def _verified(
-        self, work: Work, ledger: Ledger, wrong: np.ndarray, clean_prediction: torch.Tensor | None
+        self,
+        work: Work,
+        ledger: Ledger,
+        wrong: np.ndarray,
+        clean_prediction: torch.Tensor | None,
+        clean_outputs: torch.Tensor | None,
     ) -> AttackResult:
         """Success as the user's own model sees it, on exactly the tensor that is returned."""
-        x_adv, loss_kind = self.given.as_given(ledger.x_adv), self.attack.reported_loss
+        x_adv = self.given.as_given(ledger.x_adv)
         if self.attack.discards_outside:
             outside = ~contains(self.attack.threat, x_adv, work.x, work.eps, work.region)
             x_adv[outside] = work.x[outside]
         outputs = self._batched_outputs(x_adv, work.extra)
-        loss, prediction = loss_at(
-            self.oracle, outputs, work, loss_kind, targeted=self.given.target is not None
-        )
-        logits = self.oracle.judge.readable(outputs, work.y)
-        success = self.given.hits(prediction, work) & ~logits.isnan().any(1)
+        unreadable = self.oracle.judge.readable(outputs, work.y).isnan().any(1)
+        ledger.faults[unreadable.cpu().numpy()] |= columns.FAULT_NAN_LOGITS
+        loss, prediction, hits = self._judged(outputs, work)
+        success = hits & ~unreadable
         success &= contains(self.attack.threat, x_adv, work.x, work.eps, work.region)
-        ledger.faults[logits.isnan().any(1).cpu().numpy()] |= columns.FAULT_NAN_LOGITS
+        distance = self.attack.threat.distance(x_adv, work.x)
+        if self.attack.seeks_nearest and clean_outputs is not None:
+            distance[~success] = torch.inf
+            x_adv[~success], outputs[~success] = work.x[~success], clean_outputs[~success]
+            loss, prediction, _ = self._judged(outputs, work)
         step = torch.as_tensor(ledger.step, device=x_adv.device).long()
         keep = self.attack.keep
         if keep == "first_success" or (self.execution.is_exact and keep != "best"):
@@ -293,7 +301,7 @@ class Call:
             x_adv=x_adv,
             success=success,
             loss=loss,
-            distance=self.attack.threat.distance(x_adv, work.x),
+            distance=distance,
             step=torch.where(success, step, -1),
             prediction=prediction,
             clean_prediction=clean_prediction,
@@ -302,6 +310,14 @@ class Call:
             inset=self.oracle.inset,
             score=self._scores(outputs, work),
         )
+
+    def _judged(
+        self, outputs: torch.Tensor, work: Work
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(loss, prediction, whether that is wanted) of what the model returns."""
+        kind, targeted = self.attack.reported_loss, self.given.target is not None
+        loss, prediction = loss_at(self.oracle, outputs, work, kind, targeted=targeted)
+        return loss, prediction, self.given.hits(prediction, work)
 
     def _report(self, faults: np.ndarray) -> None:
         """Raise for labels out of range, warn of what weakened the attack."""

@@ -83,7 +83,8 @@ class AttackResult:
     x_adv: (B, ...), dtype, device and memory format of x. success: the user's model, as it is,
     misclassifies (or hits the target) on exactly x_adv, which lies in bounds and within eps. loss:
     the objective ascended, at x_adv. distance: ||x_adv - x|| in the threat model's norm, float64
-    (float32 on devices that have none).
+    (float32 on devices that have none); inf where the threat model has no radius and nothing was
+    found, x_adv being x.
     step: of the first success, 0 for a clean x that is already wrong or a start that succeeds, -1
     if none. prediction: the model's at x_adv. clean_prediction: at x, None where the attack never
     looked. forwards, backwards: samples times passes. cost: time, and what was attacked again.

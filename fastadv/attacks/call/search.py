@@ -78,7 +78,8 @@ class Search:
     ) -> Ledger:
         self.attacked = len(pending)
         self._watch.extra = work.extra
-        ledger = Ledger(work.x, settles=self.attack.keep != "best")
+        settles = self.attack.keep != "best" and not self.attack.seeks_nearest
+        ledger = Ledger(work.x, settles=settles)
         for first_step, samples in groups:
             own = np.intersect1d(samples, pending)
             parts = 1 + (self.execution.final_pass and not self.is_exact)
@@ -168,8 +169,8 @@ class Search:
 
     def _confirm(self, work: Work) -> Confirm | None:
         """Asks the user's model about a success of the search, where that asks another one."""
-        if self.is_exact or self.attack.keep != "first_success":
-            return None
+        if self.is_exact or self.attack.keep != "first_success" or self.attack.seeks_nearest:
+            return None  # the nearest of all steps is judged once, at the end
 
         def confirm(samples: np.ndarray, iterates: torch.Tensor) -> np.ndarray:
             rows = torch.as_tensor(samples, device=work.x.device)

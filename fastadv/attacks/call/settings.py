@@ -5,7 +5,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from fastadv import losses
-from fastadv.elements import has_elements
+from fastadv.elements import check_radius, has_elements, has_radius
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel, check_threat
@@ -84,6 +84,17 @@ class Settings(Protocol):
         return False
 
     @property
+    def needs_radius(self) -> bool:
+        """Whether the threat model has to say how far samples may move."""
+        return True
+
+    @property
+    def seeks_nearest(self) -> bool:
+        """Whether the nearest adversarial example is what is wanted, and any distance a success:
+        no radius says what is near enough."""
+        return not has_radius(self.threat)
+
+    @property
     def attacks_wrong(self) -> bool:
         """Whether samples that the model gets wrong are attacked all the same."""
         return self.keep == "best"
@@ -122,6 +133,8 @@ def check_takes_regions(attack: Settings, what: str) -> None:
 def check_settings(attack: Any, *counts: str, keep: tuple[str, ...]) -> None:
     """What all attacks check: the threat model, the settings that are `counts`, `keep` and seed."""
     check_threat(attack.threat)
+    if attack.needs_radius:
+        check_radius(attack.threat, attack.constructor)
     if has_elements(attack.threat):
         check_takes_regions(attack, "radii and bounds of elements")
     check_counts(attack, *counts)

@@ -7,6 +7,7 @@ from fastadv import losses
 from fastadv.attacks.attack import Attack, constructor
 from fastadv.attacks.call.settings import check_counts, check_settings
 from fastadv.attacks.hyperplane.slots import BoundarySlots, Moves
+from fastadv.elements import has_radius
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel
@@ -33,6 +34,11 @@ class FastAdaptiveBoundary(Attack):
         check_settings(self, "steps", "restarts", keep=get_args(Keep))
         if self.constructor == "fab_t":
             check_counts(self, "n_target_classes")
+        if self.restarts > 1 and not has_radius(self.threat):
+            raise ValueError(
+                f"restarts={self.restarts} begin within eps / 2, but {self.threat!r} has no "
+                "radius: use restarts=1"
+            )
         for name in ("alpha_max", "beta"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1]; got {getattr(self, name)}")
@@ -54,6 +60,10 @@ class FastAdaptiveBoundary(Attack):
     @property
     def most_targets(self) -> int:
         return self.n_target_classes
+
+    @property
+    def needs_radius(self) -> bool:
+        return False
 
     @property
     def attacks_wrong(self) -> bool:
@@ -102,7 +112,9 @@ def fab(
     and again: x_adv <- clip((x_adv + eta d1) (1 - alpha) + (x + eta d2) alpha), d1 and d2 being
     the projections of x_adv and x; an adversarial point is pulled back to x + beta (x_adv - x).
 
-    threat: `Linf`, `L2` or `L1`; eps only decides what is a success. alpha = min(||d1|| /
+    threat: `Linf`, `L2` or `L1`; eps only decides what is a success, and without a radius, as in
+    `fastadv.L2()`, any distance is one: all steps are made for the nearest adversarial point, and a
+    sample for which there is none has the distance inf. alpha = min(||d1|| /
     (||d1|| + ||d2||), alpha_max). restarts: the first starts at x, the others at random within
     eps / 2. Every step takes a backward pass for each class: with many classes use `fab_t`. keep:
     "first_success" (a slot stops at the first adversarial point within eps), "authors" (all steps
@@ -110,7 +122,7 @@ def fab(
     adversarial point of all, at any distance: `success` says whether it is within eps). Where
     nothing within eps is found the result is x, but for "best".
 
-    Example: `fastadv.fab(fastadv.L2(0.5), keep="best").run(model, x, y).distance`.
+    Example: `fastadv.fab(fastadv.L2()).run(model, x, y).distance`.
     Source: Croce and Hein 2020, arXiv:1907.02044.
     """
     return FastAdaptiveBoundary(

@@ -8,7 +8,7 @@ import torch
 
 from fastadv.attacks.call.first_gradient import probe_bounds, probe_masked
 from fastadv.attacks.call.settings import Keep
-from fastadv.elements import common_bounds
+from fastadv.elements import common_bounds, has_radius
 from fastadv.engine.state import ExtendedState, SlotState, put_rows
 from fastadv.engine.work import Work
 from fastadv.ops.fab import step as fab
@@ -144,7 +144,7 @@ class BoundarySlots:
             bounds=common_bounds(self.threat),
             norm=self.threat.norm,
             steps=self.steps,
-            stop_early=self.keep == "first_success",
+            stop_early=self.keep == "first_success" and has_radius(self.threat),
             **self.moves._asdict(),
         )
 

@@ -42,7 +42,14 @@ def test_a_radius_wider_than_the_box_is_refused_once_the_size_is_known(make, eps
 @pytest.mark.parametrize("make", [fastadv.Linf, fastadv.L2, fastadv.L1])
 @pytest.mark.parametrize(
     "eps",
-    [-0.1, math.nan, math.inf, torch.tensor([0.1, -0.1]), torch.tensor([math.nan])],
+    [
+        -0.1,
+        math.nan,
+        -math.inf,
+        torch.tensor([0.1, -0.1]),
+        torch.tensor([math.nan]),
+        torch.tensor([0.1, math.inf]),
+    ],
     ids=str,
 )
 def test_a_radius_must_be_finite_and_not_negative(make, eps):
