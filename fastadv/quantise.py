@@ -5,7 +5,7 @@ import torch
 from fastadv.data.images import to_unit_interval
 from fastadv.elements import common_bounds, has_elements
 from fastadv.ops import doubles
-from fastadv.threat_model import ThreatModel
+from fastadv.threat_model import ThreatModel, check_threat
 
 _LEVELS = 255
 _ROUNDOFF = 2.0**-24  # of the float32 that the bytes are decoded to, as in contract C3
@@ -22,6 +22,10 @@ def to_uint8(x_adv: torch.Tensor, x: torch.Tensor, threat: ThreatModel) -> torch
 
     Example: `to_uint8(attack(model, x, y), x, fastadv.Linf(8 / 255))`.
     """
+    for name, value in (("x_adv", x_adv), ("x", x)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
+    check_threat(threat)
     if common_bounds(threat) != (0.0, 1.0):
         raise ValueError(f"threat must have bounds (0, 1) for 8-bit images; got {threat.bounds}")
     if has_elements(threat):
@@ -45,12 +49,9 @@ def to_uint8(x_adv: torch.Tensor, x: torch.Tensor, threat: ThreatModel) -> torch
         levels = _shrink_elements(levels, clean, limit)
     else:
         levels = _shrink_sum(levels, wanted, clean, limit, power=1 if threat.norm == "l1" else 2)
-    if not bool((_distance(levels, clean, threat.norm) <= limit).all()):
-        outside = _distance(levels, clean, threat.norm) > limit
-        raise ValueError(
-            f"no 8-bit image lies within eps of x for {int(outside.sum())} of {len(x)} samples: x "
-            f"is not 8-bit itself and eps={float(radius[outside][0]):g} is too small; save floats"
-        )
+    outside = _distance(_decoded(levels), clean, threat.norm) > limit
+    if bool(outside.any()):
+        raise ValueError(_why_outside(outside, wanted, clean, radius, threat.norm))
     return doubles.returned(levels.to(torch.uint8), x).reshape(x.shape)
 
 
@@ -98,8 +99,30 @@ def _decoded(levels: torch.Tensor) -> torch.Tensor:
     return to_unit_interval(levels.to(torch.uint8)).double()
 
 
-def _distance(levels: torch.Tensor, clean: torch.Tensor, norm: str) -> torch.Tensor:
-    rows = (_decoded(levels) - clean).abs()
+def _why_outside(
+    outside: torch.Tensor,
+    wanted: torch.Tensor,
+    clean: torch.Tensor,
+    radius: torch.Tensor,
+    norm: str,
+) -> str:
+    """What the error says of samples whose levels lie outside of the ball."""
+    distance = _distance(wanted, clean, norm)
+    strays = distance > radius + 1 / _LEVELS  # more than what rounding can be blamed for
+    if bool(strays.any()):
+        return (
+            f"x_adv lies outside of eps for {int(strays.sum())} of {len(clean)} samples, one at "
+            f"{float(distance[strays][0]):g} from x with eps={float(radius[strays][0]):g}: give "
+            "what an attack with this threat model returned, and the x that it was given"
+        )
+    return (
+        f"no 8-bit image lies within eps of x for {int(outside.sum())} of {len(clean)} samples: x "
+        f"is not 8-bit itself and eps={float(radius[outside][0]):g} is too small; save floats"
+    )
+
+
+def _distance(images: torch.Tensor, clean: torch.Tensor, norm: str) -> torch.Tensor:
+    rows = (images - clean).abs()
     if norm == "linf":
         return rows.amax(1)
     return rows.sum(1) if norm == "l1" else rows.square().sum(1).sqrt()

@@ -30,10 +30,12 @@ class Normalized(nn.Module):
 
     def __init__(self, model: Model, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        if not callable(model):
+            raise TypeError(f"model must be callable; got {type(model).__name__}")
         behind = _adopt(self, model)
         device = next((p.device for m in behind[:1] for p in m.parameters()), None)
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32, device=device))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32, device=device))
+        self.register_buffer("mean", _a_channel(mean, name="mean", device=device))
+        self.register_buffer("std", _a_channel(std, name="std", device=device))
         if self.mean.shape != self.std.shape or self.mean.ndim != 1 or not (self.std > 0).all():
             raise ValueError(
                 f"mean and std must be one float a channel, std > 0; got mean={mean}, std={std}"
@@ -59,6 +61,16 @@ class Normalized(nn.Module):
             )
         shape = (1, -1, *[1] * (x.ndim - 2))
         return (x - self.mean.to(x).view(shape)) / self.std.to(x).view(shape)
+
+
+def _a_channel(values: Sequence[float], *, name: str, device: torch.device | None) -> torch.Tensor:
+    """A float32 copy. Raises TypeError for what are no numbers."""
+    try:
+        return torch.as_tensor(values, dtype=torch.float32, device=device).detach().clone()
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} must be one float a channel; got {type(values).__name__}"
+        ) from None
 
 
 Kind = Literal["sigmoid", "tanh", "softmax"]

@@ -108,6 +108,25 @@ def test_a_ball_without_an_eight_bit_image_is_refused(threat):
         to_uint8(x, x, threat)
 
 
+def test_examples_of_another_ball_are_named_as_such():
+    x = torch.zeros(3, 4)
+    x_adv = torch.tensor([0.5, 0.1, 0.7])[:, None].expand(3, 4)
+    with pytest.raises(
+        ValueError, match=r"x_adv lies outside of eps for 2 of 3 samples, one at 0.5"
+    ):
+        to_uint8(x_adv, x, fastadv.Linf(0.1))
+
+
+def test_what_is_no_tensor_and_no_threat_model_is_refused_in_words():
+    x = torch.zeros(1, 2)
+    with pytest.raises(TypeError, match=r"threat must be fastadv.Linf, L2 or L1 with a radius"):
+        to_uint8(x, x, 0.1)
+    with pytest.raises(TypeError, match="x_adv must be a torch.Tensor; got ndarray"):
+        to_uint8(x.numpy(), x, fastadv.Linf(0.1))
+    with pytest.raises(TypeError, match="x must be a torch.Tensor; got Linf"):
+        to_uint8(x, fastadv.Linf(0.1), x)
+
+
 def test_other_bounds_are_refused():
     x = torch.zeros(1, 2)
     with pytest.raises(ValueError, match=r"bounds \(0, 1\) for 8-bit images; got \(-1.0, 1.0\)"):

@@ -1,30 +1,27 @@
 """README and the pages of docs/ run as written, twice in a row, and print what they say."""
 
-import contextlib
-import io
 import re
 from pathlib import Path
 
+import pages
 import pytest
+from pages import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-_PYTHON = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
 _PERCENT = re.compile(r"\d+\.\d+(?=%)")
-_PAGES = [page for page in sorted(ROOT.glob("docs/*.md")) if "```python" in page.read_text()]
+_RECIPES = ROOT / "docs" / "recipes.md"  # run recipe by recipe in test_recipes.py
+_PAGES = [
+    page
+    for page in sorted(ROOT.glob("docs/*.md"))
+    if pages.blocks(page.read_text()) and page != _RECIPES
+]
 
 
 def _run_twice(page: Path) -> list[str]:
     """What the blocks print, all of them one after another in one session, and again, in the
     folder of the first time."""
     names: dict[str, object] = {}
-    printed = []
-    for _ in range(2):
-        for block in _PYTHON.findall(page.read_text()):
-            with contextlib.redirect_stdout(io.StringIO()) as out:
-                exec(compile(block, page.name, "exec"), names)
-            printed.append(out.getvalue())
-    return printed
+    return [*pages.run(page.read_text(), names), *pages.run(page.read_text(), names)]
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
@@ -38,7 +35,7 @@ def test_the_readme_runs_twice_and_its_first_example_prints_what_stands_beside_i
 ):
     monkeypatch.chdir(tmp_path)
     printed, *_ = _run_twice(README)  # once for both claims: most of it is AutoAttack
-    shown = re.findall(r"^```text\n(.*?)^```", README.read_text(), re.M | re.S)[0]
+    shown = pages.shown(README.read_text())[0]
     assert _PERCENT.sub("", printed) == _PERCENT.sub("", shown)
     # two of 360 samples: another CPU may round the logits of one to the other side
     for got, wanted in zip(_PERCENT.findall(printed), _PERCENT.findall(shown), strict=True):

@@ -148,6 +148,20 @@ def test_mean_and_std_must_be_one_float_a_channel(mean, std):
         fastadv.Normalized(nn.Identity(), mean=mean, std=std)
 
 
+def test_mean_and_std_may_be_tensors_and_are_copied(recwarn):
+    mean = torch.full((3,), 0.5)
+    model = fastadv.Normalized(nn.Identity(), mean=mean, std=torch.ones(3))
+    mean.zero_()
+    assert model.mean.tolist() == [0.5] * 3 and not recwarn.list
+
+
+def test_normalized_of_no_model_or_no_numbers_is_refused_in_words():
+    with pytest.raises(TypeError, match="model must be callable; got list"):
+        fastadv.Normalized([0.5], [0.5], nn.Identity())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="std must be one float a channel; got Identity"):
+        fastadv.Normalized(nn.Identity(), [0.5], nn.Identity())  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("keep", KEEPS)
 def test_normalisation_of_other_channels_is_refused(keep):
     problem = mixed_problem(6)
