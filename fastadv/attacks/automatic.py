@@ -188,7 +188,7 @@ def _default_of(n: int, rows: int | None, *, is_most: bool) -> int | Callable[[i
 
 
 def _equal_parts(n: int) -> Callable[[int], int]:
-    """Of the rows of a fast pass: the batch of a call on n samples, as `slots.held` has it."""
+    """Of the rows of a fast pass: the batch of a call on n samples, as `capacity.held` has it."""
     return lambda fast: -(-n // -(-n // fast))
 
 
