@@ -49,7 +49,7 @@ DEFAULT = [name for name, case in CASES.items() if case.is_default]
 
 def load(case: EnsembleCase, folder: Path, samples: int) -> Problem:
     """The model of a case, its parameters requiring grad as users have them, and its samples."""
-    loader = _module(folder / "load_models.py")
+    loader = loader_of(folder)
     model, x, y = loader.load(case.model, n=samples)
     data = f"{loader.info(case.model)['dataset']}, first test points"
     return Problem(case.model, data, model.requires_grad_(True), x, y)
@@ -65,10 +65,12 @@ def reference(case: EnsembleCase, folder: Path) -> str | None:
     return stored["autoattack"]["robust"]
 
 
-def _module(path: Path) -> ModuleType:
+def loader_of(folder: Path) -> ModuleType:
+    """Its load_models.py, imported."""
+    path = folder / "load_models.py"
     spec = importlib.util.spec_from_file_location("load_models", path)
     if spec is None or spec.loader is None or not path.exists():
-        raise ValueError(f"--models must be a folder with load_models.py; got {path.parent.name!r}")
+        raise ValueError(f"--models must be a folder with load_models.py; got {folder.name!r}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,0 +1,91 @@
+"""The least distances that are known of every point: a file, made once and then kept as it is."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness.networks import Problem
+from benchmarks.minimum_norm import points
+from benchmarks.minimum_norm.entrants import ALGORITHMS, OURS, Algorithm, Entrant
+from benchmarks.minimum_norm.optimality import tightened
+from benchmarks.minimum_norm.runs import Found
+from fastadv.files import write_atomically
+
+FILE = Path(__file__).with_name("least.json")
+_PASSES = 2000
+
+
+def read(network: str, norm: str, which: points.Which) -> torch.Tensor:
+    """(n,) float64; ValueError where the file has none."""
+    stored = json.loads(FILE.read_text()) if FILE.exists() else {}
+    try:
+        return torch.tensor(stored[which][network][norm], dtype=torch.float64)
+    except KeyError:
+        raise ValueError(
+            f"{FILE.name} knows no distances of {network} in {norm}, points to {which}: run "
+            "`python -m benchmarks.minimum_norm least` first"
+        ) from None
+
+
+def write(
+    models: Path, out: Path, networks: Sequence[str], norms: Sequence[str], which: points.Which
+) -> None:
+    """Find what is not in `out` yet, and enter the least of everything in the file."""
+    stored = json.loads(FILE.read_text()) if FILE.exists() else {}
+    for network in networks:
+        problem = points.load(models, network, which)
+        entry = stored.setdefault(which, {}).setdefault(network, {})
+        found = {norm: _least(models, out, problem, norm, which) for norm in norms}
+        before = {norm: torch.tensor(values) for norm, values in entry.items() if norm not in found}
+        for norm, values in tightened(found | before).items():
+            entry[norm] = values.tolist()
+        write_atomically(FILE, (json.dumps(stored, sort_keys=True) + "\n").encode())
+
+
+def _least(
+    models: Path, out: Path, problem: Problem, norm: str, which: points.Which
+) -> torch.Tensor:
+    values = [_kept(out, problem, norm, which, a, e) for a, e in _members(norm)]
+    before = points.stored_least(models, problem.name, norm) if which == "report" else None
+    if before is not None:
+        values.append(before)
+    if not values:
+        raise ValueError(f"nothing looks for the least distance in {norm}, and none is stored")
+    return torch.stack(values).min(0).values
+
+
+def _members(norm: str) -> list[tuple[Algorithm, Entrant]]:
+    """Of fastadv, each once."""
+    found: dict[str, tuple[Algorithm, Entrant]] = {}
+    for algorithm in ALGORITHMS:
+        for entrant in algorithm.entrants:
+            if entrant.library == OURS and norm in algorithm.norms:
+                found.setdefault(algorithm.name, (algorithm, entrant))
+    return list(found.values())
+
+
+def _kept(
+    out: Path,
+    problem: Problem,
+    norm: str,
+    which: points.Which,
+    algorithm: Algorithm,
+    entrant: Entrant,
+) -> torch.Tensor:
+    """With about 2,000 passes a sample, from the file of an earlier run where there is one."""
+    path = out / f"{which}__{problem.name}__{norm}__{algorithm.name}.json"
+    if not path.exists():
+        print(path.stem, flush=True)
+        steps = _steps_for(problem, norm, algorithm, entrant)
+        nearest = Found(entrant.make(norm, steps), problem, norm).nearest.tolist()
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({"steps": steps, "nearest": nearest}).encode())
+    return torch.tensor(json.loads(path.read_text())["nearest"], dtype=torch.float64)
+
+
+def _steps_for(problem: Problem, norm: str, algorithm: Algorithm, entrant: Entrant) -> int:
+    few = Problem(problem.name, problem.data, problem.model, problem.x[:4], problem.y[:4])
+    counted = Found(entrant.make(norm, algorithm.steps), few, norm).counted
+    return round(_PASSES * algorithm.steps / (counted.forwards + counted.backwards))
