@@ -33,6 +33,7 @@ class Counted(nn.Module):
         self._done = 0
         self._flat = x.flatten(1)
         self._squares = self._flat.square().sum(1)
+        self.train(model.training)  # foolbox warns of what is in training mode
 
     @property
     def forwards(self) -> float:
