@@ -1,9 +1,11 @@
-"""Settings that may hold tensors: compared, and written so that they can be pasted back."""
+"""Settings that may hold tensors: compared, written to be pasted back, and radii to be read."""
 
 from dataclasses import fields
 from typing import Any
 
 import torch
+
+_ROUNDING_OF_PIXELS = 1e-4  # in 1/255: float32 pixels of about 1, and far less than 0.0314
 
 
 def same_value(a: object, b: object) -> bool:
@@ -31,3 +33,14 @@ def pasteable_value(value: object) -> str:
     if value.ndim == 0:
         return repr(value.item())
     return f"torch.tensor({value.tolist()}, dtype={value.dtype})"
+
+
+def in_255ths(radius: float, *, digits: int = 6) -> str:
+    """For readers: "8/255" within what rounding of pixels leaves, else a decimal.
+
+    0.2 and its multiples, which are 51/255 and so on, stay what everyone writes.
+    """
+    count = round(radius * 255)
+    if count >= 1 and count % 51 and abs(radius * 255 - count) < _ROUNDING_OF_PIXELS:
+        return f"{count}/255"
+    return f"{radius:.{digits}g}"

@@ -103,7 +103,7 @@ def test_an_editable_install_works(tmp_path):
 
 _HINTS = {
     "fastadv/cli/entry.py": "cli",
-    "fastadv/plots.py": "plot",
+    "fastadv/plots/style.py": "plot",
     "fastadv/ops/compiled.py": "cpu",
     "fastadv/recipes/run_log.py": "train",
     "examples/accelerate_training.py": "accelerate",

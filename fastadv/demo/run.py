@@ -26,6 +26,7 @@ from fastadv.demo.figures import draw_accuracies, draw_examples, draw_restarts
 from fastadv.demo.networks import EPS, train_fast, train_standard
 from fastadv.evaluation import Report, evaluate
 from fastadv.evaluation.proportions import wilson_interval
+from fastadv.plots.style import check_installed
 from fastadv.threat_model import Linf, start_point
 
 
@@ -89,7 +90,7 @@ def run_demo(
 
     repeats: how often each attack is timed, fastadv and textbook taking turns.
     """
-    plots.check_installed()
+    check_installed()
     console = console or Console()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -197,7 +198,7 @@ def _accuracy(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def _save(figure, path: Path) -> Path:
-    figure.savefig(path)
+    plots.save(figure, path)
     return path
 
 

@@ -78,7 +78,9 @@ def test_every_restart_is_a_line_and_a_count_in_the_histogram():
     assert list(lines.lines[3].get_ydata()) == runs[3].double().tolist()
     assert sum(bar.get_width() for bar in histogram.patches) == 5
     assert "0.37 to 2.00" in histogram.get_title(loc="left")
-    assert lines.get_xlabel() == "PGD step" and "nats" in lines.get_ylabel()
+    assert figure.axes[2].get_xlabel() == "PGD step" and "nats" in lines.get_ylabel()
+    assert [axes.get_ylim() for axes in figure.axes] == [(0.0, pytest.approx(4.2))] * 4
+    assert lines.get_shared_y_axes().joined(*figure.axes[1:3])
 
 
 def test_constant_losses_are_drawn():
@@ -98,6 +100,6 @@ def test_pyplot_is_not_imported_nor_the_backend_chosen():
 
 
 def test_a_missing_matplotlib_is_named(monkeypatch):
-    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match='pip install "matplotlib>=3.8"'):
         plots.accuracy_against_eps([0.0], {"a": [1.0]}, title="t")
