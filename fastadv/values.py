@@ -1,5 +1,6 @@
 """Settings that may hold tensors: compared, written to be pasted back, and radii to be read."""
 
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -40,7 +41,7 @@ def in_255ths(radius: float, *, digits: int = 6) -> str:
 
     0.2 and its multiples, which are 51/255 and so on, stay what everyone writes.
     """
-    count = round(radius * 255)
+    count = round(radius * 255) if math.isfinite(radius) else 0
     if count >= 1 and count % 51 and abs(radius * 255 - count) < _ROUNDING_OF_PIXELS:
         return f"{count}/255"
     return f"{radius:.{digits}g}"

@@ -1,38 +1,35 @@
-"""Robust accuracy at several radii, for little more than the dearest of them."""
+"""What was found at several radii, as a table, a page and a figure."""
 
 import json
-import math
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from fastadv import diagnostics
-from fastadv.attacks import Attack
-from fastadv.ensemble.constructor import AutoAttack
-from fastadv.evaluation import saved_curve, tables
-from fastadv.evaluation.accuracy import check_one_size, generator_put_back
-from fastadv.evaluation.checkpoint import digest_of_model
-from fastadv.evaluation.clean import describe_model, device_of, without_wrapper
-from fastadv.evaluation.display import Watch, shown
-from fastadv.evaluation.environment import describe_environment
-from fastadv.evaluation.page import Page
-from fastadv.evaluation.processes import exchange_of_processes
+from fastadv import plots
+from fastadv.evaluation import saved_curve, tables, wording
+from fastadv.evaluation.findings import UNKNOWN_EXECUTION
+from fastadv.evaluation.page import Bar, Page
 from fastadv.evaluation.proportions import percent, wilson_interval
-from fastadv.evaluation.question import Question
-from fastadv.evaluation.radii import AtRadii, at_radius
-from fastadv.evaluation.report import UNKNOWN_EXECUTION
-from fastadv.evaluation.samples import Data, Samples
-from fastadv.evaluation.tuned import execution_for
-from fastadv.execution import Auto, Execution
 from fastadv.files import write_atomically
-from fastadv.isolation import Model, module_of
-from fastadv.tuning.table import in_words
-from fastadv.values import same_value
+from fastadv.plots.files import check_path
+from fastadv.values import in_255ths, same_value
 
-_COLUMNS = ("eps", "robust accuracy", "95 %", "attacked", "forwards", "backwards")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLUMNS = (
+    "eps",
+    "robust accuracy",
+    "95 % interval",
+    "samples attacked",
+    "forward passes",
+    "backward passes",
+)
+_NAME = "model"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,7 +40,8 @@ class Curve:
     at every smaller one. attack: its repr at the largest radius. attacked, forwards, backwards:
     (K,) how many samples each radius still had to attack, and samples times passes, here: where
     slots wait for work they count. warnings: samples for each code of `AttackWarning`, of all
-    radii together, where a sample may count once for each. execution: how attacks ran.
+    radii together, where a sample may count once for each. execution: how attacks ran. norm: of
+    the attack, "" of curves that were saved before it was kept.
     """
 
     model: str
@@ -57,6 +55,7 @@ class Curve:
     warnings: dict[str, int]
     environment: dict[str, str]
     execution: str = UNKNOWN_EXECUTION
+    norm: str = ""
 
     @property
     def n(self) -> int:
@@ -69,6 +68,11 @@ class Curve:
     @property
     def robust_accuracy(self) -> tuple[float, ...]:
         return tuple(count / self.n for count in self.robust.sum(0).tolist())
+
+    @property
+    def clean_interval(self) -> tuple[float, float]:
+        """95 % Wilson score interval of the clean accuracy."""
+        return wilson_interval(int(self.clean_correct.sum()), self.n)
 
     @property
     def confidence_intervals(self) -> tuple[tuple[float, float], ...]:
@@ -101,36 +105,86 @@ class Curve:
     def to_markdown(self) -> str:
         """A table of the radii, and one of what defines them."""
         return tables.markdown(
-            headline=f"**Robust accuracy at {len(self.eps)} radii**",
+            headline=f"**Robust accuracy at {_radii(len(self.eps))}**",
             facts=self._facts(),
             columns=_COLUMNS,
-            rows=self._rows(),
+            rows=self._rows_from_clean(),
             notes=[],
         )
 
     def to_html(self) -> str:
         """The same as one file without external resources, for light and dark screens."""
+        clean, rows = self.clean_accuracy, self._rows_from_clean()
+        robust = self.robust_accuracy
+        ball = f", in {wording.NORMS[self.norm]}" if self.norm in wording.NORMS else ""
         return Page(
-            title=f"Robust accuracy at {len(self.eps)} radii",
-            lead=f"{percent(self.clean_accuracy)} clean, {self.n:,} samples",
+            title=f"Robust accuracy at {_radii(len(self.eps))}",
+            lead=f"Of {wording.counted(self.n, 'sample')} the model gets {percent(clean)} right as "
+            f"they are, and {percent(robust[-1])} also under attack within "
+            f"{in_255ths(self.eps[-1])}{ball}, the largest radius.",
+            bars=[Bar("without an attack (clean)", clean, percent(clean), self.clean_interval)],
             facts=self._facts(),
             columns=_COLUMNS,
-            rows=self._rows(),
-            shares=self.robust_accuracy,
+            rows=rows,
+            shares=[clean, *robust][-len(rows) :],
             notes=[],
+            words=wording.words(),
             bar=1,
+            of_rows="Radius by radius",
         ).html()
 
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        name: str = "",
+        beside: Mapping[str, "Curve"] | None = None,
+        title: str | None = None,
+        mark: float | None = None,
+    ) -> "Figure":
+        """Accuracy against eps with 95 % intervals, from clean accuracy at eps = 0 on.
+
+        path: a .png, .svg or .pdf file to write it to. name: of this model in the legend. beside:
+        curves of other models by name, in the same norm. mark: a radius to point out. Needs
+        matplotlib; raises ModuleNotFoundError without it, ValueError for other files and for curves
+        of another norm. Example: `standard.plot("curve.pdf", name="standard", beside={"Fast-AT":
+        fast})`.
+        """
+        check_path(path)
+        curves = {name or (_NAME if beside else ""): self, **(beside or {})}
+        if len({curve.norm for curve in curves.values()}) > 1:
+            raise ValueError(f"curves of one norm go into one figure; got {_norms(curves)}")
+        points = {name: curve._points() for name, curve in curves.items()}
+        norm = {"norm": wording.NORMS[self.norm]} if self.norm in wording.NORMS else {"norm": "eps"}
+        figure = plots.accuracy_against_eps(
+            {name: [eps for eps, _, _ in found] for name, found in points.items()},
+            {name: [share for _, share, _ in found] for name, found in points.items()},
+            intervals={name: [span for _, _, span in found] for name, found in points.items()},
+            title=title or f"{tables.shortened(wording.at_eps(self.attack))}, n = {self.n:,}",
+            mark=mark,
+            **norm,
+        )
+        if path is not None:
+            plots.save(figure, path)
+        return figure
+
+    def _points(self) -> list[tuple[float, float, tuple[float, float]]]:
+        """(eps, accuracy, interval), from eps = 0 on."""
+        clean = [] if self.eps[0] == 0 else [(0.0, self.clean_accuracy, self.clean_interval)]
+        return clean + [
+            *zip(self.eps, self.robust_accuracy, self.confidence_intervals, strict=True)
+        ]
+
     def _facts(self) -> dict[str, str]:
-        warned = [f"{code} ({count:,} samples)" for code, count in self.warnings.items()]
         return {
             "model": self.model,
-            "attack": f"`{self.attack}`, and with the other radii",
+            "attack": wording.settings(self.attack),
+            "other radii": ", ".join(map(in_255ths, self.eps[:-1])) or "none",
             "samples": f"{self.n:,}",
             "clean accuracy": percent(self.clean_accuracy),
-            "passes": f"{self.relative_cost:.2f} times those of the dearest radius",
-            "execution": f"`{self.execution}`",
-            "warnings": ", ".join(warned) or "none",
+            "passes": f"{self.relative_cost:.2f} times those of the costliest radius",
+            "run settings": f"`{self.execution}`",
+            "warnings": wording.warned(self.warnings),
             **self.environment,
         }
 
@@ -160,7 +214,7 @@ class Curve:
 
     def __repr__(self) -> str:
         shown = [
-            f"{percent(accuracy)} at {eps:.4g}"
+            f"{percent(accuracy)} at {in_255ths(eps, digits=4)}"
             for eps, accuracy in zip(self.eps, self.robust_accuracy, strict=True)
         ]
         if len(shown) > 4:
@@ -173,15 +227,19 @@ class Curve:
     def __str__(self) -> str:
         lines = [f"eps {row[0]:>10}  {row[1]:>8} robust  ({row[2]})" for row in self._rows()]
         clean = f"clean accuracy  {percent(self.clean_accuracy)}"
-        cost = (
-            f"{self.n:,} samples, {self.relative_cost:.2f} times the passes of the dearest radius"
-        )
-        return "\n".join([self.model, self.attack, clean, *lines, cost])
+        passes = f"{self.relative_cost:.2f} times the passes of the costliest radius"
+        return "\n".join([self.model, self.attack, clean, *lines, f"{self.n:,} samples, {passes}"])
+
+    def _rows_from_clean(self) -> list[list[str]]:
+        low, high = self.clean_interval
+        row = ["0 (clean)", percent(self.clean_accuracy), f"{100 * low:.1f} to {100 * high:.1f}"]
+        clean = [] if self.eps[0] == 0 else [[*row, "-", "-", "-"]]
+        return clean + self._rows()
 
     def _rows(self) -> list[list[str]]:
         return [
             [
-                f"{eps:.6g}",
+                in_255ths(eps),
                 percent(accuracy),
                 f"{100 * low:.1f} to {100 * high:.1f}",
                 f"{attacked:,}",
@@ -200,72 +258,9 @@ class Curve:
         ]
 
 
-def robustness_curve(
-    model: Model,
-    data: Data,
-    attack: Attack | AutoAttack,
-    eps: Sequence[float],
-    *,
-    batch_size: int | None = None,
-    execution: Execution | Auto | None = None,
-    progress: bool | Watch = True,
-) -> Curve:
-    """Clean accuracy, and robust accuracy at every radius in `eps`, in one pass over the data.
-
-    The radii are attacked from the largest down. A sample that survives one counts as robust at
-    every smaller one, whose ball lies inside; one whose adversarial example lies within a smaller
-    radius is broken there as well; only the others are attacked again. attack: an attack or an
-    ensemble, whose own radius is replaced: see `fastadv.evaluation.at_radius`. eps: in any order.
-    Other arguments as in `evaluate`; under torchrun every process attacks everything. Unlike
-    separate evaluations, a sample that a weak attack breaks at a small radius only counts as
-    robust there, so the curve may lie above them where the attack is far from its best. Raises
-    ValueError for radii that are no different numbers >= 0; at 0 it is the clean accuracy.
-
-    Example: `fastadv.robustness_curve(net, (x, y), attack, eps=[k / 255 for k in (1, 2, 4, 8)])`.
-    """
-    radii = _checked_radii(eps)
-    check_one_size(attack)
-    attacks = [at_radius(attack, radius) for radius in radii]
-    model = without_wrapper(model)
-    with generator_put_back(), exchange_of_processes(None) as exchange:
-        how = execution_for(
-            execution, model, data, attacks[-1], batch_size=batch_size, path=None, exchange=exchange
-        )
-    size = how.batch_size if batch_size is None else batch_size
-    judged = Question.of(attack).objective is not None
-    samples = Samples(data, batch_size=size, judged=judged)
-    how = replace(how, batch_size=samples.batch_size)
-    run = AtRadii(model, attacks, how, device_of(model), is_sized=samples.is_sized)
-    with generator_put_back(), shown(progress) as watch:
-        for block in samples.blocks():
-            run.attack_block(block, watch, samples.expected)
-        run.finish(watch, samples.expected)
-    if run.done == 0:
-        raise ValueError("data is empty: there is nothing to evaluate")
-    for code, count in run.all_warnings().items():
-        diagnostics.warn(code, count, run.done, of_ensemble=isinstance(attack, AutoAttack))
-    device = run.device or samples.device
-    return Curve(
-        model=describe_model(model, digest_of_model(module_of(model))),
-        attack=repr(attacks[-1]),
-        eps=tuple(radii),
-        clean_correct=torch.cat(run.clean_correct),
-        robust=torch.cat(run.robust),
-        attacked=tuple(run.attacked),
-        forwards=tuple(run.forwards),
-        backwards=tuple(run.backwards),
-        warnings=run.all_warnings(),
-        environment=describe_environment(device),
-        execution=in_words(how),
-    )
+def _radii(count: int) -> str:
+    return "1 radius" if count == 1 else f"{count} radii"
 
 
-def _checked_radii(eps: object) -> list[float]:
-    if isinstance(eps, str) or not isinstance(eps, Iterable):
-        raise TypeError(f"eps must be a list of radii, as in eps=[2 / 255, 8 / 255]; got {eps!r}")
-    radii = sorted(float(radius) for radius in eps)
-    if not radii or len(set(radii)) != len(radii) or not 0 <= radii[0] <= radii[-1] < math.inf:
-        raise ValueError(
-            f"eps must be different radii >= 0, at least one and none infinite; got {list(eps)}"
-        )
-    return radii
+def _norms(curves: Mapping[str, Curve]) -> str:
+    return ", ".join(f"{name}: {curve.norm or 'unknown'}" for name, curve in curves.items())

@@ -1,43 +1,42 @@
-"""A report as one HTML file: no external resources, readable on light and dark screens."""
+"""A report as one HTML file: no external resources, readable on any screen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8886; --bar: #3b82c4; --warn: #b45309; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-  color: CanvasText; background: Canvas; }
-h1 { margin-bottom: 0; }
-table { border-collapse: collapse; margin: 1.5rem 0; width: 100%; }
-th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: left;
-  vertical-align: top; overflow-wrap: anywhere; }
-thead th { overflow-wrap: normal; }
-.numbers td:not(:first-child), .numbers th:not(:first-child) { text-align: right;
-  font-variant-numeric: tabular-nums; }
-.numbers td:first-child { white-space: nowrap; }
-.bar { display: block; height: .3rem; background: var(--bar); margin-left: auto; }
-.note { border-left: .3rem solid var(--warn); padding-left: .8rem; }
-@media (prefers-color-scheme: dark) { :root { --bar: #7ab8f5; --warn: #fbbf24; } }
-"""
+from fastadv.evaluation.page_style import STYLE
+
+
+class Bar(NamedTuple):
+    """A share in [0, 1], drawn on a track of 100 % from left to right, and what is said of it;
+    interval: (low, high), a line across its end."""
+
+    name: str
+    share: float
+    said: str
+    interval: tuple[float, float] | None = None
 
 
 class Page(NamedTuple):
-    """What a page shows: a title, notes, a table of rows if there are any, and a table of facts.
+    """What a page shows: a title, a sentence, bars, notes, a table of rows if there are any, a
+    table of facts, and what words mean.
 
-    shares: a number in [0, 1] for each row, drawn as a bar under its robust accuracy, which is the
-    column `bar`.
-    All text is escaped; `code` in backticks is set as code.
+    shares: a number in [0, 1] for each row, drawn as a bar under its accuracy, which is the column
+    `bar`. All text is escaped; `code` in backticks is set as code.
     """
 
     title: str
     lead: str
-    facts: dict[str, str]
+    bars: Sequence[Bar]
+    facts: Mapping[str, str]
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     shares: Sequence[float]
     notes: Sequence[str]
+    words: Mapping[str, str]
     bar: int = 3
+    of_rows: str = "Attack by attack"
+    date: str = ""
 
     def html(self) -> str:
         """A file of its own."""
@@ -45,9 +44,10 @@ class Page(NamedTuple):
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-            f"<h1>{title}</h1>\n{self._found()}{_table_of_facts(self.facts)}"
-            "</body>\n</html>\n"
+            f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+            f"<h1>{title}</h1>\n{self._found()}"
+            f"<h2>What defines these numbers</h2>\n{_table_of_facts(self.facts)}"
+            f"<h2>What the words mean</h2>\n{_list_of_words(self.words)}</body>\n</html>\n"
         )
 
     def fragment(self) -> str:
@@ -59,20 +59,46 @@ class Page(NamedTuple):
         )
 
     def _found(self) -> str:
+        date = f'<p class="soft">Begun {escape(self.date)}</p>\n' if self.date else ""
+        bars = "".join(map(_measure, self.bars))
         table = _table(self.columns, self.rows, self.shares, self.bar)
-        return f"<p>{escape(self.lead)}</p>\n{_noted(self.notes)}{table}"
+        if table:
+            table = f"<h2>{escape(self.of_rows)}</h2>\n{table}"
+        return f"<p>{escape(self.lead)}</p>\n{date}{bars}{_noted(self.notes)}{table}"
+
+
+def _measure(bar: Bar) -> str:
+    return (
+        f'<div class="measure"><span>{escape(bar.name)}</span> <strong>{escape(bar.said)}</strong>'
+        f"{_track(bar.share, bar.interval)}</div>\n"
+    )
+
+
+def _track(share: float, interval: tuple[float, float] | None = None) -> str:
+    line = ""
+    if interval is not None:
+        low, high = interval
+        place = f"left: {100 * low:.2f}%; width: {100 * (high - low):.2f}%"
+        line = f'<span class="interval" style="{place}"></span>'
+    bar = f'<span class="bar" style="width: {100 * share:.2f}%"></span>'
+    return f'<span class="track">{bar}{line}</span>'
 
 
 def _noted(notes: Sequence[str]) -> str:
     return "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes)
 
 
-def _table_of_facts(facts: dict[str, str]) -> str:
+def _table_of_facts(facts: Mapping[str, str]) -> str:
     pairs = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{_marked(value)}</td></tr>\n'
         for name, value in facts.items()
     )
-    return f"<table>\n<tbody>\n{pairs}</tbody>\n</table>\n"
+    return f'<table class="facts">\n<tbody>\n{pairs}</tbody>\n</table>\n'
+
+
+def _list_of_words(words: Mapping[str, str]) -> str:
+    pairs = (f"<dt>{escape(word)}</dt>\n<dd>{escape(said)}</dd>\n" for word, said in words.items())
+    return f"<dl>\n{''.join(pairs)}</dl>\n"
 
 
 def _table(
@@ -83,9 +109,10 @@ def _table(
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     body = ""
     for row, share in zip(rows, shares, strict=True):
-        cells = [f"<td>{escape(cell)}</td>" for cell in row]
-        bar = f'<span class="bar" style="width: {100 * share:.2f}%"></span>'
-        cells[at] = f"<td>{escape(row[at])}{bar}</td>"
+        cells = [
+            f'<td data-name="{escape(name)}">{escape(cell)}{_track(share) if k == at else ""}</td>'
+            for k, (name, cell) in enumerate(zip(columns, row, strict=True))
+        ]
         body += f"<tr>{''.join(cells)}</tr>\n"
     return (
         f'<table class="numbers">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n'

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 
-_TEXTS = ("model", "attack", "execution")
+_TEXTS = ("model", "attack", "execution", "norm")
 _COUNTS = ("attacked", "forwards", "backwards")
 
 

@@ -36,7 +36,3 @@ def shortened(text: str, most: int = 88) -> str:
     """The text in one line of at most `most` characters."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def or_dash(value: object) -> str:
-    return "-" if value is None else str(value)

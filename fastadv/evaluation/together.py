@@ -12,11 +12,11 @@ from fastadv.evaluation.checkpoint import digest_of_model, without_addresses
 from fastadv.evaluation.clean import device_of
 from fastadv.evaluation.display import Watch, shown
 from fastadv.evaluation.environment import describe_environment
+from fastadv.evaluation.findings import DEFAULT_SEARCH
 from fastadv.evaluation.in_use import Fallen, backend_ahead, in_words
 from fastadv.evaluation.intake import Intake
 from fastadv.evaluation.processes import Exchange, Place, files_of, path_of
 from fastadv.evaluation.question import Question
-from fastadv.evaluation.report import DEFAULT_SEARCH
 from fastadv.evaluation.samples import Data, Rows, Samples
 from fastadv.evaluation.share import Found, Share, disjoint, found_in, mine_of
 from fastadv.evaluation.state import Block, State, Unfinished

@@ -66,7 +66,9 @@ def test_markdown_states_all_that_defines_the_number(report):
     assert text.startswith("**25.00 % robust accuracy**")
     for part in (
         "| samples | 4 |",
-        "| steps, restarts, seed | 3, 2, 7 |",
+        "| steps | 3 |",
+        "| restarts | 2 |",
+        "| seed | 7 |",
         "| torch | ",
         "Linear (4 parameters, sha256 ",
         report.attack,
@@ -257,7 +259,11 @@ def test_html_escapes_what_models_and_attacks_are_called():
 def test_attributes_stay_inside_quotes(staged):
     page = Page(staged.to_html())
     widths = [value for name, value in page.attributes if name == "style"]
-    assert widths == ["width: 50.00%", "width: 40.00%", "width: 39.00%"]
+    assert widths == [
+        *("width: 90.00%", "left: 82.56%; width: 11.91%"),  # as they are, and Wilson's interval
+        *("width: 39.00%", "left: 30.02%; width: 18.78%"),
+        *("width: 50.00%", "width: 40.00%", "width: 39.00%"),
+    ]
 
 
 def test_what_the_time_went_into_is_told_where_it_was_measured():
@@ -272,13 +278,14 @@ def test_what_the_time_went_into_is_told_where_it_was_measured():
         final_seconds=0.5,
     )
     told = (
-        "model 3.00 s, beside it 1.00 s; 50.00 % of the limit of bare passes; 1,200 successes "
-        "denied by the model; final pass over 50 samples broke 2 with 9,000 passes in 0.50 s"
+        "3.00 s in the model, 1.00 s in the attack; the model's passes alone would take 50.00 % of "
+        "it; 1,200 finds of the faster search not confirmed by the model; a last attack by the "
+        "model itself on 50 samples broke 2 with 9,000 passes in 0.50 s"
     )
     full = replace(_minimal(), cost=cost, search="precision='bf16'")
     for text in (str(full), full.to_markdown()):
         assert f"0.50 s ({told})" in text
-    assert "| search | precision='bf16' |" in full.to_markdown()
+    assert "| search settings | precision='bf16' |" in full.to_markdown()
     written = json.loads(full.to_json())["cost"]
     assert written == {**cost._asdict(), "share_of_limit": 0.5}
     assert "0.50 s, warnings: none" in str(_minimal())
