@@ -42,6 +42,8 @@ _ATTACKS = {
     "APGDT": ("apgd_t", ""),
     "FAB": ("fab", ""),
     "Square": ("square", ""),
+    **dict.fromkeys(("DDN", "DDNAttack"), ("ddn", "")),
+    **dict.fromkeys(("FMN", "L1FMNAttack", "L2FMNAttack", "LInfFMNAttack"), ("fmn", "")),
     "AutoAttack": ("autoattack", "autoattack.AutoAttack"),
 }
 

@@ -8,6 +8,7 @@ SUCCESS_STEP = 1  # STEP of the first iterate that fooled the model, -1 while no
 ACTIVE = 2  # 1: the next step moves this slot; 0: finished, its iterate stays as it is
 FAULT = 3  # bits, see below
 IMPROVED = 4  # 1: the last evaluated iterate has the highest loss so far
+NEAREST_STEP = 4  # the same, of searches for the nearest point: STEP of the nearest so far
 WIDTH = 5
 
 FAULT_NAN_LOGITS = 1

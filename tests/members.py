@@ -1,6 +1,7 @@
 """The attacks that are put through the contracts, AutoAttack's among them, and small ensembles."""
 
 import dataclasses
+import inspect
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from toy_models import Problem, mixed_problem, threat_of
 
 import fastadv
 from fastadv.attacks import Attack
+from fastadv.attacks.attack import norms_of
 from fastadv.ensemble.constructor import AutoAttack
 
 _SCALES = {"linf": 0.6, "l2": 0.6, "l1": 0.8}
@@ -46,6 +48,19 @@ ATTACKS = {
         takes_target=False,
         in_l1=dict(large_radii=True),
     ),
+    "fmn": Member(
+        dict(steps=8),
+        passes=(1, 1),
+        ops=2,
+        takes_target=True,
+        scales={"linf": 0.6, "l2": 0.6, "l1": 0.5},
+    ),
+    "ddn": Member(
+        dict(steps=12, gamma=0.3),
+        passes=(1, 1),
+        ops=2,
+        takes_target=True,
+    ),
     "fab": Member(  # a backward for each class
         dict(steps=4, restarts=2),
         passes=(2, 5),
@@ -62,7 +77,13 @@ ATTACKS = {
     ),
 }
 MEMBERS = tuple(ATTACKS)
+WITH_RESTARTS = tuple(
+    name for name in ATTACKS if "restarts" in inspect.signature(getattr(fastadv, name)).parameters
+)
 GRADIENT_MEMBERS = tuple(name for name, one in ATTACKS.items() if one.passes[1])
+# which look for the nearest adversarial point: they draw nothing for their first start, and with
+# keep="best" return one at any distance
+OF_THE_NEAREST = ("ddn", "fmn", "fab", "fab_t")
 # of one family, whose contracts are tested in tests/attacks/call and beside the members'
 WITH_FIXED_STEPS = ("fgsm", "rfgsm", "bim", "pgd", "mifgsm")
 # which make the attacks above: tests/attacks/auto_pgd/test_any_loss.py
@@ -70,8 +91,11 @@ OTHER_NAMES = ("apgd",)
 
 
 def member(name: str, norm: str, *, scale: float = 1.0, threat=None, **more: object) -> Attack:
-    """The attack `name` with a small budget, whose radius suits `member_problem`."""
+    """The attack `name` with a small budget, whose radius suits `member_problem`; of one that has
+    not this norm in one that it has."""
     one = ATTACKS[name]
+    norms = norms_of(name)
+    norm = norm if norm in norms else norms[0]
     threat = threat or threat_of(norm, scale * one.scales[norm])
     in_norm = one.in_l1 if norm == "l1" else {}
     return getattr(fastadv, name)(threat, **(one.budget | in_norm | more))
@@ -85,7 +109,8 @@ def of_steps(name: str, steps: int) -> dict[str, int]:
 def of_one_target(name: str) -> dict[str, int]:
     """A single restart and, for what aims at several classes in turn, a single class."""
     aimed = "n_target_classes" in ATTACKS[name].budget
-    return dict(restarts=1) | (dict(n_target_classes=1) if aimed else {})
+    one_restart = dict(restarts=1) if name in WITH_RESTARTS else {}
+    return one_restart | (dict(n_target_classes=1) if aimed else {})
 
 
 def takes(name: str, **settings: object) -> bool:

@@ -5,6 +5,7 @@ from fastadv.attacks.auto_pgd.attack import apgd, apgd_ce, apgd_dlr, apgd_t
 from fastadv.attacks.call.result import AttackResult
 from fastadv.attacks.gradient.named import bim, fgsm, mifgsm, pgd, rfgsm
 from fastadv.attacks.hyperplane.attack import fab, fab_t
+from fastadv.attacks.nearest.attack import ddn, fmn
 from fastadv.attacks.square_search.attack import square
 
 __all__ = [
@@ -15,9 +16,11 @@ __all__ = [
     "apgd_dlr",
     "apgd_t",
     "bim",
+    "ddn",
     "fab",
     "fab_t",
     "fgsm",
+    "fmn",
     "mifgsm",
     "pgd",
     "rfgsm",

@@ -18,6 +18,7 @@ from fastadv.isolation import Model
 from fastadv.values import pasteable_value, same_settings, same_value
 
 Constructor = TypeVar("Constructor", bound="Callable[..., Attack]")
+_NORMS = ("linf", "l2", "l1")
 _CONSTRUCTORS: dict[str, "Callable[..., Attack]"] = {}
 
 
@@ -139,6 +140,21 @@ def constructor(function: Constructor) -> Constructor:
     made = answered(function)
     _CONSTRUCTORS[function.__name__] = made
     return made
+
+
+def in_norms(*norms: str) -> "Callable[[Constructor], Constructor]":
+    """Decorates a constructor of attacks for threat models of these norms alone."""
+
+    def decorate(function: Constructor) -> Constructor:
+        function.norms = norms  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def norms_of(name: str) -> tuple[str, ...]:
+    """The norms of the threat models that an attack takes; name: its constructor's."""
+    return getattr(_CONSTRUCTORS[name], "norms", _NORMS)
 
 
 def constructors() -> "dict[str, Callable[..., Attack]]":

@@ -24,6 +24,8 @@ class Ledger:
         self._fooled_by = np.full(n, _NO_ITEM, dtype=np.int32)
         # the highest that an item without success reached
         self.loss: np.ndarray = np.full(n, -np.inf)
+        # of searches for the nearest point: the step of x_adv
+        self.nearest_step: np.ndarray = np.full(n, -1, dtype=np.int32)
         self._item = np.full(n, _NO_ITEM, dtype=np.int32)
         self._is_entered = np.zeros((n, 1), dtype=bool)  # by sample and item
         self.entered = np.zeros(n, dtype=np.int32)  # items of each sample
@@ -91,6 +93,7 @@ class Ledger:
         self._item[samples[ranks]] = items[ranks]
         won = settles | ranks
         self.step[samples[won]] = steps[won]
+        self.nearest_step[samples[won]] = flags[won, columns.NEAREST_STEP]
         return won
 
     def _widen(self, items: np.ndarray | int) -> None:

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastadv import ops
 from fastadv.attacks import Attack, apgd_ce, pgd
-from fastadv.attacks.attack import constructors
+from fastadv.attacks.attack import constructors, norms_of
 from fastadv.execution import Execution
 from fastadv.ops.fab.projection import NORMS, hyperplane_projection
 from fastadv.threat_model import L1, L2, Linf
@@ -88,8 +88,9 @@ def _attacks() -> Iterator[Attack]:
     for threat in _THREATS:
         yield pgd(threat, steps=3, keep="last")
         yield pgd(threat, steps=3, keep="best")
-        others = (one for one in constructors().values() if one.__module__ != pgd.__module__)
-        yield from (_small(make, threat) for make in others)
+        for name, make in constructors().items():
+            if make.__module__ != pgd.__module__ and threat.norm in norms_of(name):
+                yield _small(make, threat)
 
 
 def _attacks_in_boxes(x: torch.Tensor) -> Iterator[Attack]:

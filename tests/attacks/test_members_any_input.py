@@ -24,7 +24,7 @@ def _found(name, norm):
 
 
 def _few(name):
-    return of_steps(name, 6 if name == "square" else 4) | dict(restarts=1)
+    return of_steps(name, 6 if name == "square" else 4) | of_one_target(name)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -177,8 +177,8 @@ def test_every_number_of_classes(name, classes):
     def model(z):
         return z.flatten(1) @ weight.t()
 
-    few = of_steps(name, 6 if name == "square" else 2 if classes > 4 else 4)
-    attack = member(name, "linf", scale=4.0, **few, restarts=1)
+    few = of_steps(name, 6 if name in ("square", "ddn") else 2 if classes > 4 else 4)
+    attack = member(name, "linf", scale=4.0, **(few | of_one_target(name)))
     refused = classes < _DLR_CLASSES.get(name, 0)
     says = pytest.raises(ValueError, match="use loss='margin'")
     with says if refused else contextlib.nullcontext():

@@ -10,6 +10,7 @@ from members import (
     MEMBERS,
     OTHER_NAMES,
     WITH_FIXED_STEPS,
+    WITH_RESTARTS,
     member,
     member_problem,
     of_steps,
@@ -160,7 +161,7 @@ def test_targets_are_the_likeliest_wrong_classes_in_turn(name, norm, classes, ba
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("name", WITH_RESTARTS)
 def test_the_first_restart_that_succeeds_counts(name, norm):
     p = member_problem(40)
     few = of_steps(name, 12) if name == "square" else {}

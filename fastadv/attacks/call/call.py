@@ -309,7 +309,17 @@ class Call:
             backwards=self.oracle.backwards,
             inset=self.oracle.inset,
             score=self._scores(outputs, work),
+            best_at=self._best_at(ledger, hits, wrong) if self.attack.notes_nearest else None,
         )
+
+    def _best_at(self, ledger: Ledger, hits: torch.Tensor, wrong: np.ndarray) -> torch.Tensor:
+        """(n,) the passes that had been made when x_adv was found: one at x, at each point before
+        forwards and a backward, and those forwards at x_adv itself."""
+        forwards = 1 + (self.oracle.search is not None) + (self.oracle.inset > 0)
+        passes = 1 + ledger.nearest_step.astype(np.int64) * (forwards + 1) + forwards
+        passes = np.where(hits.cpu().numpy(), passes, -1)
+        passes[wrong] = 0
+        return torch.as_tensor(passes, device=hits.device)
 
     def _judged(
         self, outputs: torch.Tensor, work: Work

@@ -87,7 +87,10 @@ class AttackResult:
     found, x_adv being x.
     step: of the first success, 0 for a clean x that is already wrong or a start that succeeds, -1
     if none. prediction: the model's at x_adv. clean_prediction: at x, None where the attack never
-    looked. forwards, backwards: samples times passes. cost: time, and what was attacked again.
+    looked. best_at: of searches for the nearest adversarial example, how many forward and backward
+    passes a sample had taken when x_adv was found, 0 where x is wrong as it is, -1 where nothing
+    was found; else None. forwards, backwards: samples times passes. cost: time, and what was
+    attacked again.
     inset: by how much entries at a bound were moved inside to be differentiated, 0.0 unless the
     model clamps its input: see `Execution`. With an `Objective` as loss, success is what it says
     and prediction 1 where it is one, else 0; score, clean_score: its scores at x_adv and at x, None
@@ -112,6 +115,7 @@ class AttackResult:
     stages: tuple[Stage, ...] = ()
     score: torch.Tensor | None = None
     clean_score: torch.Tensor | None = None
+    best_at: torch.Tensor | None = None
     execution: Execution = Execution()
 
     def __repr__(self) -> str:

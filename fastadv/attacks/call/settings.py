@@ -95,6 +95,13 @@ class Settings(Protocol):
         return not has_radius(self.threat)
 
     @property
+    def notes_nearest(self) -> bool:
+        """Whether its slots note at which step the nearest point was found, as
+        `fastadv.kernels.slots.NEAREST_STEP`: the number of points evaluated before it, each with a
+        forward and a backward pass."""
+        return False
+
+    @property
     def attacks_wrong(self) -> bool:
         """Whether samples that the model gets wrong are attacked all the same."""
         return self.keep == "best"

@@ -47,7 +47,7 @@ _NEAREST = registry.register(
 )
 
 
-def _dense_as(first: torch.Tensor, name: str, **others: torch.Tensor) -> torch.memory_format:
+def dense_as(first: torch.Tensor, name: str, **others: torch.Tensor) -> torch.memory_format:
     """The dense layout that `first` and all others, which are written, have in common."""
     memory_format = layout.dense_format(first)
     if memory_format is None:
@@ -71,7 +71,7 @@ def _refuse_layout(name: str, tensor: torch.Tensor, like: str) -> NoReturn:
     )
 
 
-def _check_rows(x_adv: torch.Tensor, **rows: tuple[torch.Tensor, tuple[torch.dtype, ...]]) -> None:
+def check_rows(x_adv: torch.Tensor, **rows: tuple[torch.Tensor, tuple[torch.dtype, ...]]) -> None:
     shape, device = x_adv.shape[:1], x_adv.device
     for name, (value, dtypes) in rows.items():
         if value.shape != shape or value.device != device or value.dtype not in dtypes:
@@ -141,8 +141,8 @@ def fab_step_(
     check_norm(norm)
     lo, hi = step_arguments.check_bounds(bounds)
     step_arguments.check_step_tensors(x_adv, x if grad is None else grad, x)
-    memory_format = _dense_as(x_adv, "x_adv", closest=closest)
-    _check_rows(
+    memory_format = dense_as(x_adv, "x_adv", closest=closest)
+    check_rows(
         x_adv,
         difference=(difference, _FLOATS),
         prediction=(prediction, _INTEGERS),
@@ -207,7 +207,7 @@ def fab_nearest_(
     Source: Croce and Hein 2020, arXiv:1907.02044, equation 7.
     """
     check_norm(norm)
-    memory_format = _dense_as(grad_nearest, "grad_nearest")
+    memory_format = dense_as(grad_nearest, "grad_nearest")
     if (grad.shape, grad.dtype, grad.device) != (
         grad_nearest.shape,
         grad_nearest.dtype,
@@ -217,7 +217,7 @@ def fab_nearest_(
             f"grad must match grad_nearest: {tuple(grad_nearest.shape)} {grad_nearest.dtype} on "
             f"{grad_nearest.device}; got {tuple(grad.shape)} {grad.dtype} on {grad.device}"
         )
-    _check_rows(
+    check_rows(
         grad,
         difference_nearest=(difference_nearest, (difference.dtype,)),
         ratio=(ratio, (layout.compute_dtype(grad),)),

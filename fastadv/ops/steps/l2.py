@@ -15,7 +15,7 @@ _BITS = {
 }
 
 
-def _unit_scale(largest: torch.Tensor) -> torch.Tensor:
+def unit_scale(largest: torch.Tensor) -> torch.Tensor:
     """The power of two that brings `largest` into [1, 4): scaling by it rounds nothing."""
     integer, exponent, top, least = _BITS[largest.dtype]
     return (top - (largest.view(integer) & exponent)).clamp(min=least).view(largest.dtype)
@@ -41,7 +41,7 @@ def _moved(
     step = layout.column(call.step_size, call.step_rows, x)
     radius = layout.column(call.eps, call.eps_rows, x)
     largest = d.abs().amax(1, keepdim=True)
-    scale = _unit_scale(largest)
+    scale = unit_scale(largest)
     d = torch.where(largest.isfinite(), d * scale, 0.0)
     length = _norm(d) + x.new_full((), guard) * scale
     move = d * torch.where(length > 0, step / length, 0.0)

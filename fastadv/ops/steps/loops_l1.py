@@ -52,7 +52,7 @@ def _mass(magnitude, room, size, t, sums):
 
 
 @inner
-def _threshold(magnitude, room, size, radius, sums):
+def threshold_of(magnitude, room, size, radius, sums):
     """t with sum(clamp(magnitude - t, 0, room)) = radius; negative where it is no more at 0.
 
     Newton's steps within a bracket, which is halved where they do not: exact on the line of a t.
@@ -156,7 +156,7 @@ def _move(
             absolute[j] = u
         for j in range(size, size + LANES):
             magnitude[j] = room[j] = 0
-        t = _threshold(magnitude, room, size, radius * 1.0, sums)
+        t = threshold_of(magnitude, room, size, radius * 1.0, sums)
         for j in range(size):
             value = moved[j]
             if t >= 0:

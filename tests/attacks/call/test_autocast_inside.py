@@ -7,6 +7,7 @@ from torch import nn
 
 import fastadv
 from fastadv import training
+from fastadv.attacks.attack import norms_of
 
 
 class Mixed(nn.Module):
@@ -34,7 +35,8 @@ class Mixed(nn.Module):
 def test_every_step_sees_another_iterate(name, batching):
     p = member_problem(8)
     model = Mixed(p.x.shape[1:])
-    attack = getattr(fastadv, name)(fastadv.Linf(0.02), steps=6, keep="best")
+    threat = fastadv.Linf(0.02) if "linf" in norms_of(name) else fastadv.L2(0.1)
+    attack = getattr(fastadv, name)(threat, steps=6, keep="best")
     with torch.no_grad():
         y = model(p.x).argmax(1)
     attack.run(model, p.x, y, execution=fastadv.Execution(batching=batching))

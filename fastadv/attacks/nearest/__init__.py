@@ -1,0 +1,1 @@
+"""Searches for the nearest adversarial point: DDN and FMN."""

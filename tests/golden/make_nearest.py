@@ -1,0 +1,77 @@
+"""Runs the attacks of adversarial-library on the stored tiny model and writes what they do.
+
+    PYTHONPATH=<checkout of jeromerony/adversarial-library> python make_nearest.py <folder>
+
+See README.md for what is in the files.
+"""
+
+import importlib
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import torch
+from tiny_model import TinyModel
+
+FOLDER = Path(__file__).parent
+STEPS = 40
+SHOWN = (0, 7)  # samples whose points are stored
+AT = (1, 5, 20, 39)  # and at which steps
+INF = float("inf")
+RUNS = {
+    "ddn": ("decoupled_direction_norm", "ddn", dict(levels=None)),
+    "fmn_linf": ("fast_minimum_norm", "fmn", dict(norm=INF, α_init=10)),
+    "fmn_l2": ("fast_minimum_norm", "fmn", dict(norm=2)),
+    "fmn_l1": ("fast_minimum_norm", "fmn", dict(norm=1)),
+}
+
+
+def _without_what_these_attacks_do_not_use() -> None:
+    """Its package imports torchvision, visdom and all other attacks."""
+    for name in ("attacks", "utils"):
+        package = types.ModuleType(f"adv_lib.{name}")
+        home = importlib.import_module("adv_lib")
+        package.__path__ = [f"{home.__path__[0]}/{name}"]
+        sys.modules[package.__name__] = package
+    visdom = types.ModuleType("adv_lib.utils.visdom_logger")
+    visdom.VisdomLogger = object
+    sys.modules[visdom.__name__] = visdom
+
+
+def main(folder: Path) -> None:
+    _without_what_these_attacks_do_not_use()
+    torch.set_num_threads(1)
+    torch.float = torch.float64  # DDN's first radii would be rounded to float32
+    with np.load(FOLDER / "autoattack_model.npz") as stored:
+        model = TinyModel(stored).double().requires_grad_(False)
+        x, y = torch.from_numpy(stored["x"]).double(), torch.from_numpy(stored["y"])
+    target = model(x).argsort(1)[:, -3]
+    for run, (module, name, options) in RUNS.items():
+        attack = getattr(importlib.import_module(f"adv_lib.attacks.{module}"), name)
+        for targeted in (False, True):
+            points = []
+
+            def asked(z, points=points):
+                points.append(z.detach().clone())
+                return model(z)
+
+            labels = target if targeted else y
+            adv = attack(asked, x, labels, targeted=targeted, steps=STEPS, **options)
+            p = options.get("norm", 2)
+            lengths = [(z - x).flatten(1).norm(p=p, dim=1).numpy() for z in points]
+            arrays = dict(
+                shown=np.array(SHOWN),
+                at=np.array(AT),
+                lengths=np.stack(lengths),
+                points=np.stack([points[step][list(SHOWN)].numpy() for step in AT]),
+                adv=adv[list(SHOWN)].numpy(),
+                distance=(adv - x).flatten(1).norm(p=p, dim=1).numpy(),
+            )
+            if targeted:
+                arrays["target"] = target.numpy()
+            np.savez_compressed(folder / f"{run}{'_targeted' * targeted}.npz", **arrays)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
