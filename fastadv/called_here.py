@@ -24,6 +24,7 @@ _SETTINGS = {
     **dict.fromkeys(("momentum", "decay_factor"), "decay"),
     "n_classes": "read from the model's logits",
     "eot_iter": "eot",
+    "attacks_to_run": "attacks",
     "batch_size": _AT_CALL.format(more=", execution=fastadv.Execution(batch_size=128)"),
     "device": "the device of x and of the model",
     **dict.fromkeys(("model", "estimator", "predict"), _AT_CALL.format(more="")),

@@ -13,7 +13,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Replace the file by `content`: at any moment, also after kill -9, it is the old or the new.
 
     Written beside it, synchronised to the disk, then renamed. Raises FileNotFoundError, which names
-    it, where there is no such folder.
+    it, where there is no such folder; of other errors of the system the path is `path`.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -25,8 +25,10 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is not None:
+            error.filename, error.filename2 = str(path), None  # not the file beside it
         raise
     if os.name == "posix":  # the rename itself lasts once the directory is on the disk
         folder = os.open(path.parent, os.O_RDONLY)

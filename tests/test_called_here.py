@@ -57,6 +57,10 @@ SETTINGS: list[tuple[Callable[[], Any], str]] = [
         lambda: fastadv.autoattack(THREAT, eps=0.1),  # type: ignore[call-arg]
         "autoattack has no 'eps': here it is a part of the threat model",
     ),
+    (
+        lambda: fastadv.autoattack(THREAT, "custom", attacks_to_run=["fab"]),  # type: ignore[call-arg]
+        "autoattack has no 'attacks_to_run': here it is attacks",
+    ),
 ]
 
 

@@ -32,9 +32,10 @@ def checked_attacks(
     Raises TypeError where one of them is no attack, ValueError for a name that none has.
     """
     if isinstance(attacks, str) or not isinstance(attacks, Iterable):
+        told = _told(attacks) + (", or a list of names" if isinstance(attacks, str) else "")
         raise TypeError(
-            f"{name} must be a list of attacks, as in {name}=[fastadv.pgd(threat)]; got "
-            f"{_told(attacks)}"
+            f"{name} must be a list of attacks or names, as in {name}=[fastadv.pgd(threat)] or "
+            f'{name}=["apgd-ce"]; got {told}'
         )
     chosen = tuple(
         _named(f"{name}[{index}]", attack, threat, seed) if isinstance(attack, str) else attack

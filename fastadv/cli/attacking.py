@@ -94,7 +94,7 @@ def attack(
         save_outcome(outcome, samples, out)
         save_reports(outcome.report, reports)
         recorder.kept.discard()
-    _print(outcome, samples.y, targeted=target is not None, as_bytes=as_bytes)
+    _print(outcome, samples.y, targeted=target is not None)
     if out.suffix == "":
         print(f"{len(samples.y)} PNG images read again: they hold these bytes")
     print(f"saved {', '.join(str(path) for path in (out, *reports))}")
@@ -154,7 +154,7 @@ def _attacked(
             folder.rmdir()  # nothing came of it
 
 
-def _print(outcome: Outcome, y: torch.Tensor, *, targeted: bool, as_bytes: bool) -> None:
+def _print(outcome: Outcome, y: torch.Tensor, *, targeted: bool) -> None:
     n, hits = len(y), int(outcome.success.sum())
     if targeted:
         print(f"{outcome.report.model}\n{outcome.report.attack}")
@@ -166,6 +166,5 @@ def _print(outcome: Outcome, y: torch.Tensor, *, targeted: bool, as_bytes: bool)
         print(f"fooled {fooled} of the {int(known.sum())} samples classified correctly, as saved")
     for text in outcome.report.explanations.values():
         print(f"warning: {text}")
-    if as_bytes:
-        before = int(outcome.report.success.sum())
-        print(f"rounded to 8 bits: {before - outcome.lost} of {before} successes survive")
+    if outcome.is_rounded:
+        print(outcome.told_of_rounding)

@@ -36,7 +36,7 @@ def make_threats(
     """One for each --eps; what is left out is that of the run."""
     if eps:
         chosen = norm or ("linf" if run is None else run.recipe.norm)
-        return [make_threat(chosen, number("eps", text)) for text in eps]
+        return [make_threat(chosen, _radius(text)) for text in eps]
     if run is None:
         raise UserError("--eps is needed: a radius in units of the input, such as 8/255 or 0.03")
     if norm is not None and norm_of(norm) != run.recipe.norm:
@@ -44,8 +44,20 @@ def make_threats(
     return [run.recipe.threat]
 
 
+def _radius(text: str) -> float:
+    if "," in text:
+        several = " ".join(f"--eps {part}" for part in text.replace(" ", "").split(","))
+        raise UserError(f"--eps takes one radius; evaluate draws a curve of several, {several}")
+    radius = number("eps", text)
+    if radius < 0:
+        raise UserError(f"--eps must not be negative; got {text}")
+    return radius
+
+
 def make_attack(name: str, threat: ThreatModel, options: dict[str, Any]) -> Attack:
-    """The attack of that name; options that are None are left to its defaults."""
+    """The attack of that name, in any case, with - or _; options that are None are left to its
+    defaults."""
+    name = name.lower().replace("-", "_")
     if name not in ATTACKS:
         raise UserError(f"--attack must be one of {', '.join(ATTACKS)}; got {name!r}")
     constructor = ATTACKS[name]

@@ -10,8 +10,9 @@ import typer
 
 from fastadv.attacks import Attack
 from fastadv.cli import choices, networks, options, sources
-from fastadv.cli.mistakes import said_in_one_line
+from fastadv.cli.mistakes import said_in_one_line, was_given
 from fastadv.cli.numbers import number_or_none
+from fastadv.cli.outcome import Outcome
 from fastadv.cli.reports import check_reports, save_reports, shown_progress
 from fastadv.cli.saved_examples import Saved
 from fastadv.cli.user_error import UserError
@@ -93,7 +94,9 @@ def evaluate(
     kept = "without --checkpoint FILE nothing is kept, and this begins again:"
     with said_in_one_line(kept=kept), _joined_processes() as is_first:
         radii = len(eps or [""])
-        check_reports(files)
+        check_reports(files, option="report" if was_given("--report") else "out")
+        if uint8 and save_adversarial is None:
+            raise UserError("--uint8 is of what is saved: it needs --save-adversarial")
         if checkpoint is not None and radii > 1:
             raise UserError("--checkpoint takes one --eps")
         words: dict[str, Any] = {  # from the shell: Execution says which there are
@@ -151,12 +154,13 @@ def evaluate(
                 execution=how,
                 progress=is_first and progress,
             )
+        outcome = None
         if is_first:
             if examples is not None and isinstance(found, Report):
-                examples.save(network.model, found, size=batch_size)
+                outcome = examples.save(network.model, found, size=batch_size)
                 files = [*files, save_adversarial] if save_adversarial else files
             save_reports(found, report or [])
-            _print(found, files)
+            _print(found, outcome, files)
 
 
 def chosen_attack(
@@ -179,8 +183,10 @@ def chosen_attack(
     return autoattack(threat, cast(Version, version or "standard"), seed=seed)
 
 
-def _print(found: Report | Curve, files: list[Path]) -> None:
+def _print(found: Report | Curve, outcome: Outcome | None, files: list[Path]) -> None:
     print(found)
+    if outcome is not None and outcome.is_rounded:
+        print(outcome.told_of_rounding)
     if isinstance(found, Report):
         for text in found.explanations.values():
             print(f"warning: {text}")

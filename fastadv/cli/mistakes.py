@@ -20,6 +20,7 @@ _OPTIONS = {
         "attack", "batch_size", "checkpoint_every", "dataset", "device", "ema", "epochs", "eps",
         "learning_rate", "loss", "method", "model", "norm", "on_collapse", "precision", "restarts",
         "seed", "step_size", "steps", "target", "weights", "batching", "cuda_graph", "checkpoint",
+        "out",
     )},
     "root": "--data",
     "data": "--data",
@@ -28,13 +29,19 @@ _OPTIONS = {
     "queries": "--steps",
 }  # fmt: skip
 _FIRST_WORD = re.compile(
-    r"^(?:fastadv\.\w+\([^)]*\): )?(\w+)(=| must | is | does | \S+ (?:was|does|has|belongs) )"
+    r"^(?:fastadv\.\w+\([^)]*\): )?"
+    r"(\w+)(=|: | must | is | does | \S+ (?:was|does|has|belongs) | \S+: )"
 )
 
 
 def set_command(arguments: list[str]) -> None:
     """The command line under way, for what is said when it is interrupted."""
     _command.set(tuple(arguments))
+
+
+def was_given(option: str) -> bool:
+    """Whether the command line under way has the option."""
+    return any(word == option or word.startswith(f"{option}=") for word in _command.get())
 
 
 def same_command(*more: str) -> str:

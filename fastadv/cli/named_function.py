@@ -5,6 +5,8 @@ import os
 import sys
 from typing import Any
 
+from torch import nn
+
 from fastadv.cli.user_error import UserError, said
 
 
@@ -21,10 +23,19 @@ def called(address: str, *, option: str, example: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the user's module may do anything when it is imported
-        raise UserError(f"--{option}: importing {module_name!r} fails: {said(error)}") from error
+        hint = ""
+        if module_name.endswith(".py"):
+            hint = f"; a module has no .py: {module_name[:-3].replace('/', '.')}:{function_name}"
+        raise UserError(
+            f"--{option}: importing {module_name!r} fails: {said(error)}{hint}"
+        ) from error
     function = getattr(module, function_name, None)
-    if not callable(function):
-        raise UserError(f"--{option}: {module_name!r} has no function {function_name!r}")
+    if not callable(function) or isinstance(function, nn.Module):
+        is_there = f", but an object, {type(function).__name__}: name a function that returns it"
+        raise UserError(
+            f"--{option}: {module_name!r} has no function {function_name!r}"
+            f"{'' if function is None else is_there}"
+        )
     try:
         return function()
     except Exception as error:

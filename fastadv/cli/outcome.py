@@ -39,6 +39,15 @@ class Outcome:
     lost: int
     report: Report
 
+    @property
+    def is_rounded(self) -> bool:
+        return self.pixels.dtype == torch.uint8
+
+    @property
+    def told_of_rounding(self) -> str:
+        before = int(self.report.success.sum())
+        return f"rounded to 8 bits: {before - self.lost} of {before} successes survive"
+
 
 def outcome_of(
     model: Model, samples: Samples, recorder: Recorder, report: Report, *, as_bytes: bool, size: int

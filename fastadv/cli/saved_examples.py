@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fastadv.attacks import Attack
 from fastadv.cli.kept_examples import KeptExamples, Recorder
-from fastadv.cli.outcome import check_place, outcome_of, save_outcome
+from fastadv.cli.outcome import Outcome, check_place, outcome_of, save_outcome
 from fastadv.cli.sources import Samples
 from fastadv.cli.user_error import UserError
 from fastadv.ensemble.constructor import AutoAttack
@@ -46,7 +46,7 @@ class Saved:
         self.recorder: Recorder = Recorder(attack, KeptExamples(folder))
         folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, model: Model, report: Report, *, size: int | None) -> None:
+    def save(self, model: Model, report: Report, *, size: int | None) -> Outcome:
         outcome = outcome_of(
             model,
             self._samples,
@@ -58,3 +58,4 @@ class Saved:
         save_outcome(outcome, self._samples, self._path)
         if self._is_passing:
             self.recorder.kept.discard()
+        return outcome

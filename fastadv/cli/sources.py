@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from fastadv.cli import array_files, image_folder
@@ -122,6 +123,7 @@ def _of_function(address: str) -> Samples:
         x, y = (torch.as_tensor(part) for part in given)
         return Samples(x, y)
     has_items = hasattr(given, "__getitem__") and hasattr(given, "__len__") and not is_pair
+    has_items &= not isinstance(given, nn.Module)  # a Sequential has both
     try:
         batches: Iterable[Any] = given
         if not isinstance(given, DataLoader):

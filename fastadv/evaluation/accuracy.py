@@ -10,6 +10,7 @@ import torch
 
 from fastadv import diagnostics
 from fastadv.attacks.argument import check_attack
+from fastadv.attacks.call.inputs import check_model
 from fastadv.attacks.call.result import Cost, Stage
 from fastadv.elements import has_radius, of_elements
 from fastadv.ensemble import checks
@@ -86,6 +87,7 @@ def evaluate(
 
     Example: `fastadv.evaluate(net, (x, y), fastadv.autoattack(fastadv.Linf(8 / 255)))`.
     """
+    check_model(model)
     check_one_size(attack)
     _check_radius(attack)
     question = Question.of(attack)

@@ -29,7 +29,7 @@ class Status(NamedTuple):
 
     def __str__(self) -> str:
         total = "" if self.expected is None else f" of {self.expected:,}"
-        share = "" if self.percent is None else f" ({self.percent:.0f} %)"
+        share = "" if self.percent is None else f" ({self.percent:.0f} % of the work)"
         text = f"{self.done:,}{total} samples done{share}, {self.robust:,} robust"
         return text + (f"; {self.attack} attacks {self.attacked:,}" if self.attack else "")
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Self, TypeGuard
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Subset
 
 from fastadv.evaluation.checkpoint import DataDigest
@@ -234,7 +235,8 @@ def are_tensors(value: object) -> TypeGuard[Sequence[torch.Tensor]]:
 
 def _is_map(value: object) -> bool:
     has_both = hasattr(value, "__getitem__") and hasattr(value, "__len__")
-    return has_both and not isinstance(value, tuple | list | dict | str | torch.Tensor)
+    # a Sequential has both
+    return has_both and not isinstance(value, tuple | list | dict | str | torch.Tensor | nn.Module)
 
 
 def _describe(value: object) -> str:

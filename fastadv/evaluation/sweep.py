@@ -8,6 +8,7 @@ import torch
 
 from fastadv import diagnostics
 from fastadv.attacks import Attack
+from fastadv.attacks.call.inputs import check_model
 from fastadv.ensemble.constructor import AutoAttack
 from fastadv.evaluation.accuracy import check_one_size, generator_put_back
 from fastadv.evaluation.checkpoint import digest_of_model
@@ -48,6 +49,7 @@ def robustness_curve(
 
     Example: `fastadv.robustness_curve(net, (x, y), attack, eps=[k / 255 for k in (1, 2, 4, 8)])`.
     """
+    check_model(model)
     radii = _checked_radii(eps)
     check_one_size(attack)
     attacks = [at_radius(attack, radius) for radius in radii]

@@ -107,6 +107,8 @@ def train(
         learner.restore(saved)
         _warn_of_threads(position.threads, chosen)
     screen = Progress(wanted=progress)
+    if resume and not saved:
+        screen.say(f"nothing to go on from in {folder}: begins")
     if position.finished:
         screen.say(header(recipe, learner))
         screen.say(f"has finished: {position.epochs} epochs; resume with more of them to train on")

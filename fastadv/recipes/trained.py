@@ -98,6 +98,8 @@ def load_run(
 def read_recipe(folder: Path) -> tuple[tuple[Row, ...], Recipe]:
     """(rows of the log, the recipe); raises as `load_run`."""
     log = folder / "log.jsonl"
+    if folder.is_file():
+        raise FileNotFoundError(f"{folder} is a file: give the folder of the run, {folder.parent}")
     if not log.is_file():
         raise FileNotFoundError(f"{folder} holds no run of fastadv train: no such file: {log}")
     try:

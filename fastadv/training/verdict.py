@@ -134,12 +134,14 @@ def explain(
 
 
 def in_short(check: Check) -> str:
-    """The verdict in a few words, as a line an epoch has them: "good" only where much is robust."""
+    """The verdict in a few words, as a line an epoch has them: "good" only where half of what is
+    right is robust, and more than chance."""
     if check.verdict != "good":
         return check.verdict
     if not check.is_warm:
         return "no verdict while eps grows"
-    return "good" if check.pgd >= check.clean / 2 else "no collapse, but not robust yet"
+    is_robust = check.pgd >= check.clean / 2 and check.pgd > 1 / check.classes
+    return "good" if is_robust else "no collapse, but not robust yet"
 
 
 def in_words(check: Check, history: Sequence[Check], *, threat: str, floor: float = 0.0) -> str:

@@ -74,7 +74,7 @@ def test_an_ensemble_in_an_ensemble():
 
 
 def test_one_attack_where_a_list_is_taken():
-    with pytest.raises(TypeError, match=r"a list of attacks, .*pgd\(.*\) alone"):
+    with pytest.raises(TypeError, match=r"a list of attacks or names, .*pgd\(.*\) alone"):
         ENTRIES["autoattack, no list"][0](PGD)
     assert fastadv.autoattack(LINF, "custom", attacks=iter([PGD])).attacks == (PGD,)
 

@@ -13,6 +13,7 @@ import torch
 from fastadv.models import digits_net
 
 SIZE = 1
+network = digits_net(3)
 
 def digits():
     return digits_net(3)

@@ -102,10 +102,12 @@ def test_it_reports_what_the_library_finds_in_every_format(small, folder, capsys
     assert text in (folder / "r.md").read_text() and text in (folder / "r.html").read_text()
     assert f"robust accuracy {text}" in out and "saved r.json, r.md, r.html" in out
     left = expected.stages[1].attacked
-    assert "0 of 24 samples done (0 %), 0 robust; APGD-CE attacks 16" in err.splitlines()
+    assert (
+        "0 of 24 samples done (0 % of the work), 0 robust; APGD-CE attacks 16" in err.splitlines()
+    )
     assert any("SQUARE attacks" in line for line in err.splitlines()) and left > 0
     robust = int(expected.robust.sum())
-    assert err.splitlines()[-1] == f"24 of 24 samples done (100 %), {robust} robust"
+    assert err.splitlines()[-1] == f"24 of 24 samples done (100 % of the work), {robust} robust"
 
 
 def test_one_attack_takes_the_options_of_the_attack_command(folder, capsys):
@@ -229,12 +231,18 @@ def test_a_terminal_gets_a_bar_that_names_the_attack(small, capsys, monkeypatch)
         (command("--version", "plus", "--attack", "pgd"), "--version is of AutoAttack"),
         (command("--steps", "3"), "--steps needs --attack: AutoAttack has its own"),
         (command("--step-size", "1/9"), "--step-size needs --attack"),
+        (command("--attack", "PGD", "--loss", "x"), "--loss must be one of"),  # pgd is known
         (command("--attack", "cw"), "--attack must be one of apgd, apgd_ce"),
         (command("--attack", "fgsm", "--restarts", "2"), "--restarts does not apply to fgsm"),
-        (command("--out", "r.txt"), "--report must end in .json or .md or .html; got r.txt"),
-        (command("--out", "no/r.md"), "--report: there is no folder no"),
+        (command("--out", "r.txt"), "--out must end in .json or .md or .html; got r.txt"),
+        (command("--out", "no/r.md"), "--out: there is no folder no"),
+        (command("--out=no/r.md"), "--out: there is no folder no"),
+        (command("--report", "no/r.md"), "--report: there is no folder no"),
+        (command("--checkpoint", "no/c.pt"), "--checkpoint no/c.pt: there is no folder no"),
+        (command("--uint8"), "--uint8 is of what is saved: it needs --save-adversarial"),
+        (command(eps=("0.1,0.2",)), "--eps takes one radius; evaluate draws a curve of several"),
+        (command(eps=("-0.1",)), "--eps must not be negative; got -0.1"),
         (command("--checkpoint", "c.pt", eps=("0.1", "0.2")), "--checkpoint takes one --eps"),
-        (command("--checkpoint", "no/c.pt"), "there is no folder no"),
         (command("--checkpoint", "digits.npz"), "is not a checkpoint"),
         (command("--n", "25"), "--n must be 1 to 24"),
         (command(model="missing"), "has no function 'missing'"),

@@ -113,6 +113,7 @@ def test_an_evaluation_keeps_its_examples_and_those_of_a_checkpoint(folder, caps
     arguments = evaluate_command(*options, data="bytes.npz")
     arguments[arguments.index("--model") + 1] = "nets_of_cli_tests:digits"
     code, out, _ = run(capsys, arguments)
+    assert "\nrounded to 8 bits: " in out and " successes survive\n" in out
     assert code == 0 and "saved e.npz" in out and not (folder / "e.npz.checkpoint").exists()
     saved, raw = arrays("e.npz"), arrays("bytes.npz")
     decoded = to_unit_interval(torch.from_numpy(saved["x_adv"]))

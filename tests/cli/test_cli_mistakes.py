@@ -47,7 +47,13 @@ from fastadv.cli import entry as cli
         (command(data="nowhere.npz"), "--data: no such file: nowhere.npz"),
         (command(data="nets_of_cli_tests.py"), "nets_of_cli_tests.py is not a readable npz file"),
         (command(model="missing"), "'nets_of_cli_tests' has no function 'missing'"),
-        (command(model="SIZE"), "'nets_of_cli_tests' has no function 'SIZE'"),
+        (
+            command(model="SIZE"),
+            "'nets_of_cli_tests' has no function 'SIZE', but an object, int: name a function that",
+        ),
+        (command(model="network"), "no function 'network', but an object, DigitsNet: name a"),
+        (["attack", "--model", "nets.py:f", *command()[3:]], "a module has no .py: nets:f"),
+        (command(data="nets_of_cli_tests:digits"), "must return a Dataset of (x, y) pairs"),
         (
             command(model="broken"),
             "nets_of_cli_tests:broken() fails: RuntimeError: no weights here",

@@ -137,7 +137,7 @@ def test_resume_goes_on_where_a_killed_run_was(folder, capsys, few_digits, monke
     states = [torch.load(f"{out}/model.pt", weights_only=True) for out in ("run", "whole")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     code, _, err = run_command(capsys, command(*options))
-    assert code == 2 and "run holds a run already (last.pt, model.pt). Resume it" in err
+    assert code == 2 and "--out: run holds a run already (last.pt, model.pt). Resume it" in err
     code, _, err = run_command(capsys, command(*options, "--seed", "1", "--resume"))
     assert code == 2 and "another recipe: seed is 0 there and 1 here" in err
 

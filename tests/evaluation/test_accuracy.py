@@ -216,6 +216,7 @@ def test_logits_are_those_of_eval_mode():
     [
         ([1, 2, 3], TypeError, "data must be .* got list of \\(int, int, int\\)"),
         (torch.zeros(3, 1), TypeError, "data must be .* got Tensor"),
+        (torch.nn.Sequential(torch.nn.Flatten()), TypeError, "data must be .* got Sequential"),
         ((torch.zeros(3, 1), torch.zeros(2).long()), ValueError, "one label a sample"),
         ((torch.zeros(0, 1), torch.zeros(0).long()), ValueError, "data is empty"),
         (DataLoader(torch.zeros(3, 1)), TypeError, r"data must yield \(x, y\) tensors; got Tensor"),

@@ -135,7 +135,9 @@ def test_memory_that_runs_out_takes_nothing_back():
 
 def test_a_line_names_the_percent():
     status = Status(128, 1000, 100, "FAB-T", 640, 200.0)
-    assert str(status) == "128 of 1,000 samples done (33 %), 100 robust; FAB-T attacks 640"
+    assert (
+        str(status) == "128 of 1,000 samples done (33 % of the work), 100 robust; FAB-T attacks 640"
+    )
     assert str(Status(5, None, 3, "", 0)) == "5 samples done, 3 robust"
 
 

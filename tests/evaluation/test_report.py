@@ -119,6 +119,15 @@ def test_another_suffix_is_refused(report, tmp_path):
         report.save(tmp_path / "report.txt")
 
 
+def test_a_folder_in_its_place_is_named_and_the_file_beside_it_is_not(report, tmp_path):
+    path = tmp_path / "report.json"
+    path.mkdir()
+    with pytest.raises(OSError) as raised:
+        report.save(path)
+    assert raised.value.filename == str(path) and ".tmp" not in str(raised.value)
+    assert [one.name for one in tmp_path.iterdir()] == ["report.json"]
+
+
 def test_str_is_the_headline(report):
     assert "robust accuracy 25.00 % (95 % interval 4.6 to 69.9)" in str(report)
     assert "clean accuracy  75.00 %" in str(report)

@@ -27,6 +27,8 @@ def check(verdict: str = "good", *, clean: float = 0.9, pgd: float = 0.6, is_war
     [
         (check(), "good"),
         (check(clean=0.11, pgd=0.004), "no collapse, but not robust yet"),
+        (check(clean=0.125, pgd=0.083), "no collapse, but not robust yet"),  # chance
+        (check(clean=0.0, pgd=0.0), "no collapse, but not robust yet"),
         (check(pgd=0.004, is_warm=False), "no verdict while eps grows"),
         (check("suspect"), "suspect"),
         (check("collapse"), "collapse"),
