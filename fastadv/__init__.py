@@ -42,6 +42,7 @@ _ATTACKS = (
 _LAZY = {
     **dict.fromkeys(_ATTACKS, "fastadv.attacks"),
     "autoattack": "fastadv.ensemble",
+    "DistanceReport": "fastadv.evaluation",
     "Report": "fastadv.evaluation",
     "evaluate": "fastadv.evaluation",
     "load_run": "fastadv.recipes",
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
     from fastadv.attacks.automatic import tune
     from fastadv.attacks.call.preparation import release
     from fastadv.ensemble import autoattack
-    from fastadv.evaluation import Report, evaluate, robustness_curve
+    from fastadv.evaluation import DistanceReport, Report, evaluate, robustness_curve
     from fastadv.quantise import to_uint8
     from fastadv.recipes import load_run
 else:
@@ -107,6 +108,7 @@ __all__ = [
     "Attack",
     "AttackResult",
     "AttackWarning",
+    "DistanceReport",
     "Execution",
     "ExecutionWarning",
     "Linf",

@@ -32,7 +32,10 @@ def evaluate(
     model: options.Model = None,
     eps: Annotated[
         list[str] | None,
-        typer.Option(help="Radius as 8/255; several make a curve; default: that of --run."),
+        typer.Option(
+            help="Radius as 8/255; several make a curve; inf: how near the nearest are, with fab; "
+            "default: that of --run."
+        ),
     ] = None,
     weights: options.Weights = None,
     run: options.Run = None,

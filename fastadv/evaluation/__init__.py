@@ -3,11 +3,20 @@
 from fastadv.evaluation.accuracy import evaluate
 from fastadv.evaluation.curve import Curve
 from fastadv.evaluation.display import Status
+from fastadv.evaluation.distances import DistanceReport
 from fastadv.evaluation.radii import at_radius
 from fastadv.evaluation.report import Report
 from fastadv.evaluation.sweep import robustness_curve
 
-__all__ = ["Curve", "Report", "Status", "at_radius", "evaluate", "robustness_curve"]
+__all__ = [
+    "Curve",
+    "DistanceReport",
+    "Report",
+    "Status",
+    "at_radius",
+    "evaluate",
+    "robustness_curve",
+]
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,7 @@ from fastadv.ensemble import checks
 from fastadv.evaluation.block import SampleAttack, collected, gains_of_square
 from fastadv.evaluation.clean import describe_model, logits_of, without_wrapper
 from fastadv.evaluation.display import Watch
+from fastadv.evaluation.distances import DistanceReport
 from fastadv.evaluation.processes import exchange_of_processes, kept_in
 from fastadv.evaluation.question import Question, objective_of
 from fastadv.evaluation.report import Report
@@ -85,11 +86,13 @@ def evaluate(
     that the attack could not make one either; its scores are in the report too. Raises ValueError
     for one without success, and with a checkpoint for one without a name.
 
+    An attack without a radius, as `fastadv.fab(fastadv.L2())`, looks for the nearest adversarial
+    example of every sample, and what is returned is a `DistanceReport`.
+
     Example: `fastadv.evaluate(net, (x, y), fastadv.autoattack(fastadv.Linf(8 / 255)))`.
     """
     check_model(model)
     check_one_size(attack)
-    _check_radius(attack)
     question = Question.of(attack)
     model = without_wrapper(model)
     path = None if checkpoint is None else Path(checkpoint)
@@ -144,16 +147,6 @@ def check_one_size(attack: SampleAttack) -> None:
                 )
 
 
-def _check_radius(attack: SampleAttack) -> None:
-    threat = getattr(attack, "threat", None)
-    if threat is not None and not has_radius(threat):
-        raise ValueError(
-            f"evaluate counts what is robust within a radius, which {threat!r} has not: give one, "
-            "or several to fastadv.robustness_curve; distances are in attack.run(model, x, "
-            "y).distance"
-        )
-
-
 def _check_repeatable(attack: SampleAttack) -> None:
     objective = objective_of(attack)
     if objective is not None and objective.name is None:
@@ -197,7 +190,8 @@ def _report(
     total = len(columns["ids"])
     threat = getattr(attack, "threat", None)
     eps = getattr(threat, "eps", None)
-    eps = None if eps is None or of_elements(eps) else float(eps)
+    is_ball = threat is None or has_radius(threat)
+    eps = None if eps is None or of_elements(eps) or not is_ball else float(eps)
     stages = tuple(Stage(**stage) for stage in sums.pop("stages"))
     counts = added_counts(sums.pop("warnings"), _judged_square(attack, stages, total))
     for code, count in counts.items():
@@ -205,7 +199,8 @@ def _report(
     shown = {name: columns[name] for name in ("clean_correct", "success", "step", "distance")}
     if question.has_score:
         shown.update(score=columns["score"], clean_score=columns["clean_score"])
-    return Report(
+    kind = Report if is_ball else DistanceReport
+    return kind(
         model=model,
         attack=asked.attack,
         threat=repr(threat),

@@ -1,8 +1,9 @@
 """What was found at several radii, as a table, a page and a figure."""
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,14 +156,13 @@ class Curve:
         if len({curve.norm for curve in curves.values()}) > 1:
             raise ValueError(f"curves of one norm go into one figure; got {_norms(curves)}")
         points = {name: curve._points() for name, curve in curves.items()}
-        norm = {"norm": wording.NORMS[self.norm]} if self.norm in wording.NORMS else {"norm": "eps"}
         figure = plots.accuracy_against_eps(
             {name: [eps for eps, _, _ in found] for name, found in points.items()},
             {name: [share for _, share, _ in found] for name, found in points.items()},
             intervals={name: [span for _, _, span in found] for name, found in points.items()},
             title=title or f"{tables.shortened(wording.at_eps(self.attack))}, n = {self.n:,}",
             mark=mark,
-            **norm,
+            norm=wording.NORMS.get(self.norm, "eps"),
         )
         if path is not None:
             plots.save(figure, path)
@@ -256,6 +256,18 @@ class Curve:
                 strict=True,
             )
         ]
+
+
+def checked_radii(eps: object) -> list[float]:
+    """Ascending; TypeError for what is no list, ValueError for what are no radii of a curve."""
+    if isinstance(eps, str) or not isinstance(eps, Iterable):
+        raise TypeError(f"eps must be a list of radii, as in eps=[2 / 255, 8 / 255]; got {eps!r}")
+    radii = sorted(float(radius) for radius in eps)
+    if not radii or len(set(radii)) != len(radii) or not 0 <= radii[0] <= radii[-1] < math.inf:
+        raise ValueError(
+            f"eps must be different radii >= 0, at least one and none infinite; got {list(eps)}"
+        )
+    return radii
 
 
 def _radii(count: int) -> str:

@@ -159,7 +159,7 @@ class Report(Findings):
         return cls(**saved.read(Path(path), cls))
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is Report and all(
+        return type(other) is type(self) and all(
             saved.is_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)
         )
 

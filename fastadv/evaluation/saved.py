@@ -24,7 +24,10 @@ COLUMNS = {
 }
 _OF_SOME = ("broken_by", "clean_score", "score")  # of ensembles, of objectives with a score
 _SCORES = ("clean_score", "score")
-_NOT_FINITE = ("nan", "inf", "-inf")  # JSON has no such numbers
+_NOT_FINITE = {  # JSON has no such numbers
+    "distance": ("inf",),
+    **dict.fromkeys(_SCORES, ("nan", "inf", "-inf")),
+}
 _PLAIN = {torch.bool: (bool,), torch.int64: (int,), torch.float64: (float, int)}
 _TEXT = ("model", "attack", "threat", "norm", "search", "backend", "execution")
 _NORMS = ("linf", "l2", "l1")
@@ -94,9 +97,10 @@ def written(number: float | None) -> float | str | None:
 
 
 def values_of(name: str, column: torch.Tensor) -> list[Any]:
-    """A column for strict JSON; of the numbers only scores, which are the user's, may be NaN."""
+    """A column for strict JSON; of the numbers only scores, which are the user's, may be NaN, and
+    distances where nothing was found infinite."""
     values = column.tolist()
-    return [written(value) for value in values] if name in _SCORES else values
+    return [written(value) for value in values] if name in _NOT_FINITE else values
 
 
 def is_same(one: object, other: object) -> bool:
@@ -114,8 +118,8 @@ def _columns(path: Path, samples: dict[str, Any]) -> dict[str, torch.Tensor]:
         values = samples.get(name)
         if values is None and name in _OF_SOME:
             continue
-        if name in _SCORES and isinstance(values, list):
-            values = [float(v) if v in _NOT_FINITE else v for v in values]
+        if name in _NOT_FINITE and isinstance(values, list):
+            values = [float(v) if v in _NOT_FINITE[name] else v for v in values]
         if not isinstance(values, list) or any(type(v) not in _PLAIN[kind] for v in values):
             _refuse(path, f"samples.{name} is not a list of {kind} values")
         if length not in (None, len(values)) or not values:

@@ -1,7 +1,6 @@
 """Robust accuracy at several radii, for little more than the dearest of them."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -9,12 +8,14 @@ import torch
 from fastadv import diagnostics
 from fastadv.attacks import Attack
 from fastadv.attacks.call.inputs import check_model
+from fastadv.elements import has_radius
 from fastadv.ensemble.constructor import AutoAttack
-from fastadv.evaluation.accuracy import check_one_size, generator_put_back
+from fastadv.evaluation.accuracy import check_one_size, evaluate, generator_put_back
 from fastadv.evaluation.checkpoint import digest_of_model
 from fastadv.evaluation.clean import describe_model, device_of, without_wrapper
-from fastadv.evaluation.curve import Curve
+from fastadv.evaluation.curve import Curve, checked_radii
 from fastadv.evaluation.display import Watch, shown
+from fastadv.evaluation.distances import DistanceReport
 from fastadv.evaluation.environment import describe_environment
 from fastadv.evaluation.processes import exchange_of_processes
 from fastadv.evaluation.question import Question
@@ -42,6 +43,8 @@ def robustness_curve(
     every smaller one, whose ball lies inside; one whose adversarial example lies within a smaller
     radius is broken there as well; only the others are attacked again. attack: an attack or an
     ensemble, whose own radius is replaced: see `fastadv.evaluation.at_radius`. eps: in any order.
+    An attack without a radius, as `fastadv.fab(fastadv.L2())`, runs once, and the curve is that of
+    its distances: see `DistanceReport.curve`.
     Other arguments as in `evaluate`; under torchrun every process attacks everything. Unlike
     separate evaluations, a sample that a weak attack breaks at a small radius only counts as
     robust there, so the curve may lie above them where the attack is far from its best. Raises
@@ -50,9 +53,15 @@ def robustness_curve(
     Example: `fastadv.robustness_curve(net, (x, y), attack, eps=[k / 255 for k in (1, 2, 4, 8)])`.
     """
     check_model(model)
-    radii = _checked_radii(eps)
+    radii = checked_radii(eps)
     check_one_size(attack)
     attacks = [at_radius(attack, radius) for radius in radii]
+    if not has_radius(attack.threat):
+        found = evaluate(
+            model, data, attack, batch_size=batch_size, execution=execution, progress=progress
+        )
+        assert isinstance(found, DistanceReport)
+        return found.curve(radii)
     model = without_wrapper(model)
     with generator_put_back(), exchange_of_processes(None) as exchange:
         how = execution_for(
@@ -86,14 +95,3 @@ def robustness_curve(
         execution=in_words(how),
         norm=attacks[-1].threat.norm,
     )
-
-
-def _checked_radii(eps: object) -> list[float]:
-    if isinstance(eps, str) or not isinstance(eps, Iterable):
-        raise TypeError(f"eps must be a list of radii, as in eps=[2 / 255, 8 / 255]; got {eps!r}")
-    radii = sorted(float(radius) for radius in eps)
-    if not radii or len(set(radii)) != len(radii) or not 0 <= radii[0] <= radii[-1] < math.inf:
-        raise ValueError(
-            f"eps must be different radii >= 0, at least one and none infinite; got {list(eps)}"
-        )
-    return radii

@@ -37,11 +37,13 @@ def accuracy_against_eps(
     intervals: Mapping[str, Sequence[Interval]] | None = None,
     norm: str = "L-infinity",
     mark: float | None = None,
+    stairs: bool = False,
 ) -> Figure:
     """Robust accuracy of each named network against the radius; eps = 0 is clean accuracy.
 
     eps: of all networks, or of each by its name. accuracies, intervals: in [0, 1], one value or
-    (low, high) for each eps. mark: a radius to point out. title: should state attack, steps,
+    (low, high) for each eps. mark: a radius to point out. stairs: an accuracy holds up to the next
+    eps, and no markers are drawn. title: should state attack, steps,
     restarts and n. `Curve.plot` calls this.
     """
     figure = new_figure(66)
@@ -58,8 +60,9 @@ def accuracy_against_eps(
             label=name,
             linewidth=1.3,
             linestyle=LINES[k % len(LINES)],
+            drawstyle="steps-post" if stairs else "default",
             markersize=4,
-            marker=MARKERS[k % len(MARKERS)],
+            marker="" if stairs else MARKERS[k % len(MARKERS)],
             markeredgecolor="white",
             markeredgewidth=0.5,
             clip_on=False,
@@ -68,7 +71,8 @@ def accuracy_against_eps(
         if intervals is not None:
             low, high = zip(*intervals[name], strict=True)
             bounds = [100 * v for v in low], [100 * v for v in high]
-            axes.fill_between(radii, *bounds, color=colour, alpha=0.16, linewidth=0)
+            step: Any = "post" if stairs else None
+            axes.fill_between(radii, *bounds, step=step, color=colour, alpha=0.16, linewidth=0)
     _scale(axes, drawn)
     if mark is not None:
         axes.axvline(mark, color=FAINT, linewidth=0.7, linestyle=(0, (2, 3)))

@@ -308,3 +308,19 @@ def test_what_execution_refuses_is_said_in_one_line(capsys, monkeypatch):
     monkeypatch.setattr(evaluate_command, "Execution", refuse)
     code, out, err = run(capsys, command("--precision", "fp8", "--cuda-graph", "maybe"))
     assert (code, out, err) == (2, "", "fastadv: no fp8, no maybe\n")
+
+
+def test_without_a_limit_it_reports_how_near_the_nearest_are(folder, capsys):
+    more = ["--attack", "fab", "--norm", "L2", "--steps", "3", "--out", "d.json", "--out", "d.html"]
+    code, out, err = run(capsys, command(*more, eps=("inf",)))
+    assert code == 0, err
+    attack = fastadv.fab(fastadv.L2(), steps=3)
+    expected = fastadv.evaluate(digits_net(3), samples(), attack)
+    assert torch.equal(fastadv.DistanceReport.load("d.json").distance, expected.distance)
+    assert f"50% broken within {expected.median:.4g}" in " ".join(out.split())
+    assert "How far" in (folder / "d.html").read_text()
+
+
+def test_without_a_limit_an_attack_that_needs_one_says_so(capsys):
+    code, _, err = run(capsys, command("--attack", "pgd", eps=("inf",)))
+    assert code == 2 and "pgd needs a radius" in err
