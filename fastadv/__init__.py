@@ -16,7 +16,9 @@ from fastadv.containment import contains
 from fastadv.diagnostics import AttackWarning, ExecutionWarning
 from fastadv.execution import Execution
 from fastadv.objective import Objective
-from fastadv.threat_model import L1, L2, Linf, start_point
+from fastadv.sparse import L0
+from fastadv.starts import start_point
+from fastadv.threat_model import L1, L2, Linf
 from fastadv.version import __version__ as __version__
 from fastadv.wrappers import BPDA, Normalized, Unsquashed
 
@@ -103,6 +105,7 @@ else:
 
 __all__ = [
     "BPDA",
+    "L0",
     "L1",
     "L2",
     "Attack",

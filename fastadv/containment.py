@@ -29,8 +29,9 @@ def contains(
     """(B,) bool: x_adv is in bounds and, in float64, distance <= eps * (1 + 1e-6) + r.
 
     r is one rounding of x +- eps: u (L-infinity), u * sqrt(d) (L2), u * d (L1), times
-    max(|lo|, |hi|). With radii or bounds of elements r adds up theirs, and in L-infinity each
-    element is looked at. region: where elements may go, if not that of `threat`.
+    max(|lo|, |hi|). In L0 nothing is rounded: distance <= eps. With radii or bounds of elements r
+    adds up theirs, and in L-infinity each element is looked at. region: where elements may go, if
+    not that of `threat`.
     """
     radius = threat.eps if eps is None else eps
     if region is not None and region.mask is not None:
@@ -60,7 +61,7 @@ def contains(
     slack = _UNIT_ROUNDOFF[x.dtype] * threat.rounding(size) * largest
     if isinstance(radius, torch.Tensor):
         radius = doubles.doubled(radius, beside=x)
-    limit = radius * (1 + 1e-6) + slack
+    limit = radius if threat.norm == "l0" else radius * (1 + 1e-6) + slack
     if doubles.has_float64(x):
         return in_bounds & (threat.distance(x_adv, x) <= limit)
     distance = threat.distance(doubles.doubled(x_adv), doubles.doubled(x))

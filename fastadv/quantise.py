@@ -18,7 +18,8 @@ def to_uint8(x_adv: torch.Tensor, x: torch.Tensor, threat: ThreatModel) -> torch
     were rounded outwards go one level towards x, the farthest rounded first, until it does not.
     x_adv, x: (B, ...) in [0, 1]; bounds of the threat model must be (0, 1). "In the ball" is that
     of `fastadv.contains`, decided in float64: rounding can undo a success, so verify again.
-    Raises ValueError if no 8-bit image lies in the ball (eps below half a level, and x not 8-bit).
+    In L0 all go to the nearest level. Raises ValueError if no 8-bit image lies in the ball (eps
+    below half a level, or L0, and x not 8-bit).
 
     Example: `to_uint8(attack(model, x, y), x, fastadv.Linf(8 / 255))`.
     """
@@ -43,6 +44,8 @@ def to_uint8(x_adv: torch.Tensor, x: torch.Tensor, threat: ThreatModel) -> torch
     if not isinstance(radius, torch.Tensor):
         radius = torch.tensor(radius, dtype=torch.float64)
     radius = doubles.doubled(radius, beside=x).expand(len(x))
+    if threat.norm == "l0":
+        return _counted(threat, x, wanted, clean, radius)
     limit = radius * (1 + 1e-6) + _ROUNDOFF * threat.rounding(clean.shape[1])
     levels = (wanted * _LEVELS).round()
     if threat.norm == "linf":
@@ -52,6 +55,26 @@ def to_uint8(x_adv: torch.Tensor, x: torch.Tensor, threat: ThreatModel) -> torch
     outside = _distance(_decoded(levels), clean, threat.norm) > limit
     if bool(outside.any()):
         raise ValueError(_why_outside(outside, wanted, clean, radius, threat.norm))
+    return doubles.returned(levels.to(torch.uint8), x).reshape(x.shape)
+
+
+def _counted(
+    threat: ThreatModel,
+    x: torch.Tensor,
+    wanted: torch.Tensor,
+    clean: torch.Tensor,
+    radius: torch.Tensor,
+) -> torch.Tensor:
+    """The nearest levels, where no more of them differ from x than may."""
+    levels = (wanted * _LEVELS).round()
+    count = threat.distance(_decoded(levels).reshape(x.shape), clean.reshape(x.shape))
+    outside = count > radius
+    if bool(outside.any()):
+        raise ValueError(
+            f"no 8-bit image differs from x in at most eps for {int(outside.sum())} of {len(x)} "
+            f"samples, but in {int(count[outside][0])} with eps={float(radius[outside][0]):g}: "
+            "either x is not 8-bit itself, or x_adv lies outside; save floats"
+        )
     return doubles.returned(levels.to(torch.uint8), x).reshape(x.shape)
 
 

@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, cast
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 
 from fastadv.elements import (
     Bounds,
     check_elements_fit,
-    check_radius,
     check_sides,
     common_bounds,
     has_elements,
@@ -19,13 +18,10 @@ from fastadv.elements import (
     of_elements,
 )
 from fastadv.ops import doubles, layout, reduction
-from fastadv.ops.noise import start
 from fastadv.ops.steps import arguments as step_arguments
 from fastadv.ops.steps import l1, l1_box, l1_projection, l2, linf
-from fastadv.region import Region, region_of
+from fastadv.region import region_of
 from fastadv.values import pasteable_value, same_settings, same_value
-
-StartKind = Literal["uniform", "gaussian", "sphere"]
 
 _ROUNDED = 1e-6  # L2(math.sqrt(d)), in float32 too, is the whole box
 _STEPS: dict[str, Callable[..., torch.Tensor]] = {
@@ -36,7 +32,7 @@ _STEPS: dict[str, Callable[..., torch.Tensor]] = {
 
 
 class ThreatModel(Protocol):
-    """What an attack asks of a norm; `Linf`, `L2` and `L1` are the three that exist.
+    """What an attack asks of a norm: `Linf`, `L2`, `L1` here, and `L0`, which counts.
 
     eps: float or (B,) tensor, in input units, or a tensor with a batch axis, (1, F) or (1, C, 1, 1)
     say, of radii of elements; inf is no limit. bounds: (lo, hi), floats or tensors of elements, or
@@ -62,8 +58,10 @@ class ThreatModel(Protocol):
 
     def __repr__(self) -> str:
         given = [pasteable_value(self.eps)] if has_radius(self) else []
-        if not same_value(self.bounds, (0.0, 1.0)):
-            given.append(f"bounds={pasteable_value(self.bounds)}")
+        for setting in fields(cast(Any, self))[1:]:
+            value = getattr(self, setting.name)
+            if not same_value(value, setting.default):
+                given.append(f"{setting.name}={pasteable_value(value)}")
         return f"fastadv.{type(self).__name__}({', '.join(given)})"
 
     def __eq__(self, other: object) -> bool:
@@ -108,51 +106,13 @@ class ThreatModel(Protocol):
         ...
 
 
-def start_point(
-    threat: ThreatModel,
-    x: torch.Tensor,
-    *,
-    seed: int,
-    sample_ids: torch.Tensor | None = None,
-    draw: int | torch.Tensor = 0,
-    kind: StartKind = "uniform",
-    clamp_start: bool = True,
-    eps: float | torch.Tensor | None = None,
-    region: Region | None = None,
-) -> torch.Tensor:
-    """A random start in the eps-ball around x: kind "uniform", "gaussian" or (L2) "sphere".
-
-    Philox-keyed by (seed, sample_id, draw): the same bits in any batch, where a sample keeps its
-    id; sample_ids: (B,) integers, 0..B-1 if None. clamp_start=False leaves the point outside bounds
-    where the draw lands there. region: where elements may go, if not that of `threat`. Raises
-    ValueError for a threat model without a radius.
-    Example: `fastadv.start_point(fastadv.L2(0.5), x, seed=0)`.
-    """
-    region = region or region_of(threat, x)
-    if region is not None and (threat.norm, kind) == ("l1", "gaussian"):
-        raise ValueError(
-            "a 'gaussian' start in L1 takes no mask= and no radii or bounds of elements: use "
-            "'uniform'"
-        )
-    if eps is None:
-        check_radius(threat, "a random start")
-        eps = threat.eps
-    return start.random_start(
-        x,
-        eps=1.0 if of_elements(eps) else eps,
-        seed=seed,
-        sample_ids=sample_ids,
-        draw=draw,
-        kind=cast(start.Kind, f"{threat.norm}_{kind}"),
-        bounds=common_bounds(threat) if clamp_start else None,
-        box=None if region is None else region.start_box(x, clamps=clamp_start),
-    )
-
-
 def check_fits(threat: ThreatModel, x: torch.Tensor) -> None:
     """Raises ValueError if the ball is wider than the box: eps was meant in other units. The whole
     box is taken, also where its diameter was rounded up; no radius fits every box."""
     if not has_radius(threat):
+        return
+    if threat.norm == "l0":
+        threat.check_size(x)  # type: ignore[attr-defined]
         return
     if has_elements(threat):
         check_elements_fit(threat, x)
@@ -181,7 +141,7 @@ def _difference(threat: ThreatModel, x_adv: torch.Tensor, x: torch.Tensor) -> to
     return difference.reshape(len(x), math.prod(x.shape[1:]))
 
 
-def _projected(threat: ThreatModel, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def projected(threat: ThreatModel, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """x_adv after a step of no length; in bounds, where that is all there is."""
     if not has_radius(threat):
         inside = x_adv.to(layout.compute_dtype(x_adv))
@@ -226,7 +186,7 @@ class Linf(ThreatModel):
         check_fits(self, torch.empty(1, 1))
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return _projected(self, x_adv, x)
+        return projected(self, x_adv, x)
 
     def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         if x.numel() == 0:
@@ -252,7 +212,7 @@ class L2(ThreatModel):
     norm: ClassVar[str] = "l2"
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return _projected(self, x_adv, x)
+        return projected(self, x_adv, x)
 
     def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return doubles.returned(reduction.tree_sum(_difference(self, x_adv, x).square()).sqrt(), x)
@@ -305,7 +265,7 @@ class L1(ThreatModel):
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         if has_elements(self) or not has_radius(self):
-            return _projected(self, x_adv, x)
+            return projected(self, x_adv, x)
         return l1_projection.project_l1(x_adv, x, eps=self.eps, bounds=common_bounds(self))
 
     def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,8 @@ FLOORS = {
     "elements": "radii and bounds of elements",
     "region": "masks, radii and bounds of elements as the boxes that ops take",
     "threat_model": "Linf, L2, L1: what an adversary may change",
+    "starts": "random starts in the ball",
+    "sparse": "L0: how many entries may change",
     "objective": "what an adversary wants of a model that is no plain classifier",
     "objective_checks": "what the ready-made ones refuse",
     "objectives": "ready-made ones",

@@ -29,6 +29,10 @@ class Attack(Settings, Protocol):
     which can be pasted back.
     """
 
+    @property
+    def takes_l0(self) -> bool:
+        return "l0" in norms_of(self.constructor)
+
     def __eq__(self, other: object) -> bool:
         return same_settings(self, other)
 

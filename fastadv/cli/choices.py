@@ -9,16 +9,17 @@ from fastadv.cli.numbers import number
 from fastadv.cli.user_error import UserError
 from fastadv.execution import Auto
 from fastadv.recipes import TrainedRun
+from fastadv.sparse import L0
 from fastadv.threat_model import L1, L2, Linf, ThreatModel
 
 ATTACKS = constructors()
 EXECUTION = "auto: the fastest, measured first, as by fastadv tune; default: as the options say."
 FORMATS = ("auto", "npz", "pt", "mnist", "cifar10", "folder")
-_THREATS = {"linf": Linf, "l2": L2, "l1": L1}
+_THREATS = {"linf": Linf, "l2": L2, "l1": L1, "l0": L0}
 
 
 def norm_of(text: str) -> str:
-    """linf, l2 or l1, in any case: L2, Linf, L_inf, inf."""
+    """linf, l2, l1 or l0, in any case: L2, Linf, L_inf, inf."""
     plain = text.lower().replace("_", "").replace("-", "")
     plain = "linf" if plain == "inf" else plain
     if plain not in _THREATS:

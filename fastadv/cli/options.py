@@ -33,7 +33,7 @@ BatchSize = Annotated[
     int | None, typer.Option(min=1, help="Samples attacked at once; default: 128.")
 ]
 Norm = Annotated[
-    str | None, typer.Option(help="linf, l2 or l1; default: that of --run, else linf.")
+    str | None, typer.Option(help="linf, l2, l1 or l0; default: that of --run, else linf.")
 ]
 Steps = Annotated[int | None, typer.Option(help="Steps; default: the attack's own.")]
 StepSize = Annotated[

@@ -12,7 +12,8 @@ from fastadv import diagnostics, ops, plots
 from fastadv.attacks import pgd
 from fastadv.demo.networks import EPS
 from fastadv.evaluation import Report, evaluate
-from fastadv.threat_model import Linf, start_point
+from fastadv.starts import start_point
+from fastadv.threat_model import Linf
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

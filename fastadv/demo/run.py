@@ -27,7 +27,8 @@ from fastadv.demo.networks import EPS, train_fast, train_standard
 from fastadv.evaluation import Report, evaluate
 from fastadv.evaluation.proportions import wilson_interval
 from fastadv.plots.style import check_installed
-from fastadv.threat_model import Linf, start_point
+from fastadv.starts import start_point
+from fastadv.threat_model import Linf
 
 
 @dataclass(frozen=True)

@@ -243,6 +243,8 @@ def autoattack(
     """
     check_threat(threat)
     check_radius(threat, "autoattack")
+    if threat.norm == "l0":
+        raise ValueError(f"autoattack is not defined in L0; got {threat!r}: use fastadv.pgd")
     if version not in VERSIONS:
         raise ValueError(f"version must be one of {VERSIONS}; got {version!r}")
     if keep not in get_args(Keep):

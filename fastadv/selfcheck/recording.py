@@ -12,6 +12,7 @@ from fastadv.attacks import Attack, apgd_ce, pgd
 from fastadv.attacks.attack import constructors, norms_of
 from fastadv.execution import Execution
 from fastadv.ops.fab.projection import NORMS, hyperplane_projection
+from fastadv.sparse import L0
 from fastadv.threat_model import L1, L2, Linf
 
 Calls = dict[str, list[tuple[Any, ...]]]
@@ -91,6 +92,8 @@ def _attacks() -> Iterator[Attack]:
         for name, make in constructors().items():
             if make.__module__ != pgd.__module__ and threat.norm in norms_of(name):
                 yield _small(make, threat)
+    yield pgd(L0(30), steps=5, keep="last")
+    yield pgd(L0(9, unit="pixel"), steps=5, keep="best")
 
 
 def _attacks_in_boxes(x: torch.Tensor) -> Iterator[Attack]:

@@ -28,6 +28,8 @@ def check_settings(step: Any) -> None:
     """Raises for settings that no method takes: threat, eps_warmup, bn, precision, seed, ..."""
     check_threat(step.threat)
     check_radius(step.threat, type(step).__name__)
+    if step.threat.norm == "l0":
+        raise ValueError(f"{type(step).__name__} is not defined in L0; got {step.threat!r}")
     regions.check_radii(step.threat)
     for name, lowest in (("steps", 1), ("replays", 1), ("outer", 1), ("inner", 1)):
         check_count(step, name, lowest)

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from fastadv import reach
 from fastadv.isolation import Model, restored_generators
-from fastadv.threat_model import start_point
+from fastadv.starts import start_point
 from fastadv.training.craft import statistics_policy
 from fastadv.training.weight_loss import Crafted, Reduced, WeightLoss
 

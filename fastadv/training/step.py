@@ -15,7 +15,8 @@ from fastadv.execution import Precision
 from fastadv.isolation import Model
 from fastadv.objective import Objective
 from fastadv.region import Region
-from fastadv.threat_model import ThreatModel, start_point
+from fastadv.starts import start_point
+from fastadv.threat_model import ThreatModel
 from fastadv.training import arguments, craft, regions
 from fastadv.training.bank import PerturbationBank
 from fastadv.training.draws import DeviceDraws, draw_of

@@ -13,7 +13,8 @@ from torch import nn
 from fastadv.elements import common_bounds
 from fastadv.execution import Precision
 from fastadv.isolation import Model
-from fastadv.threat_model import ThreatModel, start_point
+from fastadv.starts import start_point
+from fastadv.threat_model import ThreatModel
 from fastadv.training import arguments, craft, regions
 from fastadv.training.draws import DeviceDraws, draw_of
 from fastadv.training.input_watch import InputWatch

@@ -225,7 +225,7 @@ def test_a_terminal_gets_a_bar_that_names_the_attack(small, capsys, monkeypatch)
         (command(eps=("eight",)), "--eps must be a number such as 0.03 or 8/255; got 'eight'"),
         (command(eps=("0.1", "1/0")), "--eps must be a number such as"),
         (command("--attack", "bim", eps=("0.1", "1/10")), "--eps must be different radii >= 0"),
-        (command("--norm", "l3"), "--norm must be one of linf, l2, l1; got 'l3'"),
+        (command("--norm", "l3"), "--norm must be one of linf, l2, l1, l0; got 'l3'"),
         (command("--version", "best"), "--version must be one of standard, plus, rand"),
         (command("--version", "custom"), "--version must be one of standard, plus, rand"),
         (command("--version", "plus", "--attack", "pgd"), "--version is of AutoAttack"),

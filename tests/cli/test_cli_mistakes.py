@@ -22,7 +22,7 @@ from fastadv.cli import entry as cli
         (command(eps="8"), "--eps 8 is larger than the box"),
         (command(eps="eight"), "--eps must be a number such as 0.03 or 8/255; got 'eight'"),
         (command(eps="1/0"), "--eps must be a number such as"),
-        (command("--norm", "l3"), "--norm must be one of linf, l2, l1; got 'l3'"),
+        (command("--norm", "l3"), "--norm must be one of linf, l2, l1, l0; got 'l3'"),
         (command("--attack", "cw"), "--attack must be one of apgd, apgd_ce"),
         (command("--attack", "fgsm", "--restarts", "2"), "--restarts does not apply to fgsm"),
         (command("--steps", "0"), "--steps must be an integer of at least 1; got 0"),

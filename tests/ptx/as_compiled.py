@@ -22,6 +22,7 @@ from box_problems import box_of  # noqa: E402
 SHAPES = {"odd": (3, 5, 7), "aligned": (3, 8, 8)}  # 105 elements, and 192: a multiple of 16
 # rows above 64 elements take the kernels for long rows, in chunks of 128
 SHORT_ROWS = {
+    "steps.l0": dict(ROW_LIMIT=64, LONG_ROW=(128, 4)),
     "steps.l1": dict(ROW_LIMIT=64, LONG_ROW=(128, 4)),
     "steps.l2": dict(ROW_LIMIT=64, BOX_ROW_LIMIT=64, CHUNK=128),
     "apgd.l2": dict(ROW_LIMIT=64, BOX_ROW_LIMIT=64, LONG_ROW=(128, 4)),
@@ -45,7 +46,7 @@ WITH_SLOTS_OR_ROWS = [
 ]
 
 
-STEPS = ("l1_step_", "l2_step_", "linf_step_")
+STEPS = ("l0_step_", "l1_step_", "l2_step_", "linf_step_")
 
 
 def ops_with(*arguments: str):
@@ -165,7 +166,7 @@ def short_rows(monkeypatch):
             monkeypatch.setattr(there, constant, value)
 
 
-@pytest.mark.parametrize("name", ["apgd_l2_step_", "fab_step_"])
+@pytest.mark.parametrize("name", ["apgd_l2_step_", "fab_step_", "l0_step_"])
 def test_long_rows(name, calls, short_rows):
     for arguments in calls[name]:
         assert_the_kernel_is_the_reference(name, given(name, arguments))
@@ -181,7 +182,7 @@ def test_boxes_of_long_rows(name, calls, short_rows):
 
 @pytest.mark.parametrize("momentum", [False, True])
 @pytest.mark.parametrize("form", [for_each_sample, for_all_samples])
-@pytest.mark.parametrize("name", ["l1_step_", "l2_step_"])
+@pytest.mark.parametrize("name", ["l0_step_", "l1_step_", "l2_step_"])
 def test_steps_over_long_rows(name, form, momentum, calls, short_rows):
     call = form(name, calls[name][0])
     assert_the_kernel_is_the_reference(name, with_momentum(call) if momentum else call)

@@ -92,6 +92,12 @@ def test_every_kernel_in_every_form_on_sm_90(launched):
 
 @pytest.mark.parametrize("emulated", _EMULATED[1:])
 def test_all_but_those_of_long_rows_on_sm_80_and_with_warps_in_a_random_order(launched, emulated):
-    rare = {"l1_long_kernel", "l2_abs_kernel", "l2_apply_kernel", "l2_partials_kernel"}
+    rare = {
+        "l0_long_kernel",
+        "l1_long_kernel",
+        "l2_abs_kernel",
+        "l2_apply_kernel",
+        "l2_partials_kernel",
+    }
     rare |= {"apgd_l2_long_kernel", "fab_step_long_kernel", "linf_momentum_kernel"}
     assert house.kernels(house.ROOT).keys() - {form.kernel for form in launched[emulated]} == rare

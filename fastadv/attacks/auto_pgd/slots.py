@@ -20,7 +20,8 @@ from fastadv.ops.apgd.schedule import apgd_checkpoints
 from fastadv.ops.steps import select
 from fastadv.oracle.gradient import Oracle
 from fastadv.oracle.judge import Rules
-from fastadv.threat_model import StartKind, ThreatModel, start_point
+from fastadv.starts import StartKind, start_point
+from fastadv.threat_model import ThreatModel
 
 _START_KINDS: dict[str, StartKind] = {"linf": "uniform", "l2": "sphere"}
 _STEPS = {"linf": apgd.apgd_linf_step_, "l2": apgd_l2.apgd_l2_step_}

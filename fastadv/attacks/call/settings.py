@@ -89,6 +89,11 @@ class Settings(Protocol):
         return True
 
     @property
+    def takes_l0(self) -> bool:
+        """Whether it is defined where entries are counted."""
+        return False
+
+    @property
     def seeks_nearest(self) -> bool:
         """Whether the nearest adversarial example is what is wanted, and any distance a success:
         no radius says what is near enough."""
@@ -140,6 +145,10 @@ def check_takes_regions(attack: Settings, what: str) -> None:
 def check_settings(attack: Any, *counts: str, keep: tuple[str, ...]) -> None:
     """What all attacks check: the threat model, the settings that are `counts`, `keep` and seed."""
     check_threat(attack.threat)
+    if attack.threat.norm == "l0" and not attack.takes_l0:
+        raise ValueError(
+            f"{attack.constructor} is not defined in L0; got {attack.threat!r}: use fastadv.pgd"
+        )
     if attack.needs_radius:
         check_radius(attack.threat, attack.constructor)
     if has_elements(attack.threat):

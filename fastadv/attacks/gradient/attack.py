@@ -17,6 +17,10 @@ from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel
 
 Keep = Literal["first_success", "last", "best"]
+# in units of eps: of 160 points of three networks, at the median of the smallest known distances
+# and at twice that, from x and at random (40 steps), steps of 10, 30, 100, 300 and 1,000 broke 128,
+# 172, 209, 232 and 228 of 640
+_L0_STEP = 300.0
 _DEFAULT_SPARSITY = 0.05  # of the entries move in an L1 step
 
 
@@ -98,7 +102,7 @@ class GradientAttack(Attack):
 
     @property
     def takes_regions(self) -> bool:
-        return True
+        return self.threat.norm != "l0"
 
     @property
     def starts_inside(self) -> bool:
@@ -127,7 +131,7 @@ class GradientAttack(Attack):
 
 
 def _madry_step(attack: GradientAttack) -> float:
-    return 0.25 if attack.threat.norm == "l1" else 2.5 / attack.steps
+    return {"l1": 0.25, "l0": _L0_STEP}.get(attack.threat.norm, 2.5 / attack.steps)
 
 
 # step sizes in units of eps

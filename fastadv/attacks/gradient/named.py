@@ -2,7 +2,7 @@
 
 import torch
 
-from fastadv.attacks.attack import constructor
+from fastadv.attacks.attack import constructor, in_norms
 from fastadv.attacks.gradient.attack import GradientAttack, Keep
 from fastadv.attacks.gradient.slots import RandomStart
 from fastadv.elements import radius_of
@@ -118,6 +118,7 @@ def bim(
 
 
 @constructor
+@in_norms("linf", "l2", "l1", "l0")
 def pgd(
     threat: ThreatModel,
     *,
@@ -138,8 +139,9 @@ def pgd(
     """PGD: x_adv <- P(x_adv + step_size * d(g)), P the projection onto eps-ball and bounds.
 
     d(g) is sign(g) in L-infinity, g / ||g||_2 in L2, in L1 the signs of the largest entries over
-    their number. threat: `Linf`, `L2` or `L1`. step_size: input units, float or (B,); None is 2.5 *
-    eps / steps (Madry et al.), in L1 eps / 4. restarts: random starts a sample; the first that
+    their number, in L0 g / ||g||_1, of which P keeps the eps entries that matter most. threat:
+    `Linf`, `L2`, `L1` or `L0`. step_size: input units, float or (B,); None is 2.5 * eps / steps
+    (Madry et al.), in L1 eps / 4, in L0 300 eps. restarts: random starts a sample; the first that
     fools the model counts. random_start: False, True ("uniform") or a kind: "gaussian", "sphere"
     (L2), "sign" (L-infinity). clamp_start=False leaves the start outside bounds where it falls
     there. loss: "ce", "margin" (C&W, with kappa: an example counts as found once its margin reaches
@@ -152,7 +154,8 @@ def pgd(
     of all randomness.
 
     Example: `fastadv.pgd(fastadv.Linf(8 / 255), steps=50, restarts=10)(model, x, y)`.
-    Source: Madry et al. 2018, arXiv:1706.06083, section 2.1.
+    Source: Madry et al. 2018, arXiv:1706.06083, section 2.1; L0: Croce and Hein 2019,
+    arXiv:1909.05040, section 4.
     """
     return GradientAttack(
         "pgd",

@@ -17,7 +17,8 @@ from fastadv.ops.steps import arguments as step_arguments
 from fastadv.ops.steps import linf, select
 from fastadv.oracle.gradient import Oracle
 from fastadv.oracle.judge import Rules
-from fastadv.threat_model import Linf, StartKind, ThreatModel, start_point
+from fastadv.starts import StartKind, start_point
+from fastadv.threat_model import Linf, ThreatModel
 
 RandomStart = StartKind | Literal["sign"]
 
@@ -207,4 +208,5 @@ def start_kinds(threat: ThreatModel) -> tuple[RandomStart, ...]:
     """The random starts of a threat model; the first is the default."""
     if isinstance(threat, Linf):
         return ("uniform", "gaussian", "sign")
-    return ("uniform", "sphere", "gaussian") if threat.norm == "l2" else ("uniform", "gaussian")
+    others = {"l2": ("uniform", "sphere", "gaussian"), "l1": ("uniform", "gaussian")}
+    return others.get(threat.norm, ("uniform",))
