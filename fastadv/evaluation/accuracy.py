@@ -18,6 +18,7 @@ from fastadv.evaluation.block import SampleAttack, collected, gains_of_square
 from fastadv.evaluation.clean import describe_model, logits_of, without_wrapper
 from fastadv.evaluation.display import Watch
 from fastadv.evaluation.distances import DistanceReport
+from fastadv.evaluation.examples import as_pictures
 from fastadv.evaluation.processes import exchange_of_processes, kept_in
 from fastadv.evaluation.question import Question, objective_of
 from fastadv.evaluation.report import Report
@@ -221,4 +222,6 @@ def _report(
         broken_by=columns["broken_by"] if stages else None,
         stages=stages,
         objective=question.described,
+        date=asked.date,
+        examples=as_pictures(asked.examples),
     )

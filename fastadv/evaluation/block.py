@@ -21,6 +21,7 @@ from fastadv.ensemble.constructor import AutoAttack
 from fastadv.ensemble.versions import name_of, reserved_of
 from fastadv.evaluation.checkpoint import fingerprints
 from fastadv.evaluation.display import Status, Watch
+from fastadv.evaluation.examples import Pixels, first, pixels_of
 from fastadv.evaluation.held import unsized
 from fastadv.evaluation.question import Answers, Question
 from fastadv.evaluation.samples import Rows
@@ -116,6 +117,7 @@ class Task:
             clean_score=no_score if clean_score is None else clean_score,
             score=no_score if result.score is None else result.score,
         )
+        broken = found["clean_correct"] & result.success
         columns = {name: found[name].cpu().to(kind).clone() for name, kind in COLUMNS.items()}
         self._done += len(x)
         self._robust += int((columns["clean_correct"] & ~columns["success"]).sum())
@@ -129,7 +131,8 @@ class Task:
                 _all_counts(before, found_counts),
                 [stage._asdict() for stage in result.stages],
                 result.cost._asdict(),
-            )
+            ),
+            self._examples(rows, before, result.x_adv, result.prediction, broken),
         )
         self.keep()
         self._under_way = 0.0
@@ -179,6 +182,9 @@ class Task:
                     for code, count in _all_counts(before, counts()).items()
                     if code not in _BEFORE_THE_ATTACKS
                 },
+                examples=self._examples(
+                    rows, before, progress.x_adv, progress.prediction, progress.broken_by >= 0
+                ),
             )
             self.state.begin(part)
             self._note_inset(progress.inset)
@@ -198,6 +204,25 @@ class Task:
         else:
             show(progress)
         return attack.run(self.model, x, y, progress=progress, on_stage=after_stage, **common)
+
+    def _examples(
+        self,
+        rows: Rows,
+        before: Unfinished | None,
+        x_adv: torch.Tensor,
+        prediction: torch.Tensor,
+        broken: torch.Tensor,
+    ) -> list[Pixels]:
+        """The first of the `broken` samples of a block, with those of its attacks before an
+        interruption, of which x_adv is no longer there."""
+        if self.question.objective is not None:  # whose predictions are no labels
+            return []
+        known = [] if before is None else before.examples
+        if before is not None:
+            broken = broken.cpu() & ~before.fallen
+        threat = getattr(self.attack, "threat", None)
+        found = pixels_of(rows, x_adv, prediction, broken, threat, self.state.examples)
+        return first([*known, *found])
 
     def _inside(self, x: torch.Tensor) -> torch.Tensor:
         """The samples that count: clamped where rounding alone took them out of bounds."""

@@ -42,7 +42,8 @@ class Curve:
     (K,) how many samples each radius still had to attack, and samples times passes, here: where
     slots wait for work they count. warnings: samples for each code of `AttackWarning`, of all
     radii together, where a sample may count once for each. execution: how attacks ran. norm: of
-    the attack, "" of curves that were saved before it was kept.
+    the attack. date: when it was begun. Both are "" of curves that were saved before they were
+    kept.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Curve:
     environment: dict[str, str]
     execution: str = UNKNOWN_EXECUTION
     norm: str = ""
+    date: str = ""
 
     @property
     def n(self) -> int:
@@ -132,6 +134,7 @@ class Curve:
             words=wording.words(),
             bar=1,
             of_rows="Radius by radius",
+            date=self.date,
         ).html()
 
     def plot(
@@ -185,6 +188,7 @@ class Curve:
             "passes": f"{self.relative_cost:.2f} times those of the costliest radius",
             "run settings": f"`{self.execution}`",
             "warnings": wording.warned(self.warnings),
+            **({"begun": self.date} if self.date else {}),
             **self.environment,
         }
 

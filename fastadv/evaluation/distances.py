@@ -83,6 +83,7 @@ class DistanceReport(Report):
             environment=self.environment,
             execution=self.execution,
             norm=self.norm,
+            date=self.date,
         )
 
     def plot(
@@ -195,6 +196,9 @@ class DistanceReport(Report):
             words=wording.words(self),
             bar=2,
             of_rows="How far",
+            date=self.date,
+            examples=self.examples,
+            of_examples=wording.examples(self),
         )
 
     def _headline(self) -> str:

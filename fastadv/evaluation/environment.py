@@ -1,5 +1,6 @@
-"""What ran an evaluation: versions, device and backend."""
+"""What ran an evaluation, and when: versions, device and backend."""
 
+import datetime
 import platform
 
 import torch
@@ -7,6 +8,11 @@ import torch
 from fastadv.evaluation.in_use import in_words
 from fastadv.ops import backend, registry
 from fastadv.version import __version__, installed_version
+
+
+def now() -> str:
+    """As 2026-12-01 04:10 UTC: dates in order are texts in order."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:

@@ -6,6 +6,7 @@ import torch
 
 from fastadv import diagnostics
 from fastadv.attacks.call.result import Cost, Stage
+from fastadv.evaluation.examples import Example
 from fastadv.evaluation.proportions import wilson_interval
 
 DEFAULT_SEARCH = "the default"
@@ -44,6 +45,8 @@ class Findings:
     objective: str | None = None
     clean_score: torch.Tensor | None = None
     score: torch.Tensor | None = None
+    date: str = ""
+    examples: tuple[Example, ...] = ()
 
     @property
     def n(self) -> int:

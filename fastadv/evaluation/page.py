@@ -1,10 +1,15 @@
 """A report as one HTML file: no external resources, readable on any screen."""
 
+import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
+from fastadv.evaluation import png
+from fastadv.evaluation.examples import Example
 from fastadv.evaluation.page_style import STYLE
+
+_LARGE_PIXELS = 64  # images of so many a side
 
 
 class Bar(NamedTuple):
@@ -19,7 +24,7 @@ class Bar(NamedTuple):
 
 class Page(NamedTuple):
     """What a page shows: a title, a sentence, bars, notes, a table of rows if there are any, a
-    table of facts, and what words mean.
+    table of facts, examples, and what words mean.
 
     shares: a number in [0, 1] for each row, drawn as a bar under its accuracy, which is the column
     `bar`. All text is escaped; `code` in backticks is set as code.
@@ -37,6 +42,8 @@ class Page(NamedTuple):
     bar: int = 3
     of_rows: str = "Attack by attack"
     date: str = ""
+    examples: Sequence[Example] = ()
+    of_examples: str = ""
 
     def html(self) -> str:
         """A file of its own."""
@@ -61,10 +68,13 @@ class Page(NamedTuple):
     def _found(self) -> str:
         date = f'<p class="soft">Begun {escape(self.date)}</p>\n' if self.date else ""
         bars = "".join(map(_measure, self.bars))
+        if any(bar.interval for bar in self.bars):
+            bars += '<p class="soft">The lines across the ends are 95 % intervals.</p>\n'
         table = _table(self.columns, self.rows, self.shares, self.bar)
         if table:
             table = f"<h2>{escape(self.of_rows)}</h2>\n{table}"
-        return f"<p>{escape(self.lead)}</p>\n{date}{bars}{_noted(self.notes)}{table}"
+        shown = _gallery(self.examples, self.of_examples)
+        return f"<p>{escape(self.lead)}</p>\n{date}{bars}{_noted(self.notes)}{table}{shown}"
 
 
 def _measure(bar: Bar) -> str:
@@ -82,6 +92,34 @@ def _track(share: float, interval: tuple[float, float] | None = None) -> str:
         line = f'<span class="interval" style="{place}"></span>'
     bar = f'<span class="bar" style="width: {100 * share:.2f}%"></span>'
     return f'<span class="track">{bar}{line}</span>'
+
+
+def _gallery(examples: Sequence[Example], said: str) -> str:
+    if not examples:
+        return ""
+    figures = "".join(map(_pictured, examples))
+    return f'<h2>Examples</h2>\n<p>{escape(said)}</p>\n<div class="examples">\n{figures}</div>\n'
+
+
+def _pictured(one: Example) -> str:
+    pictures = (
+        (one.original, f"sample {one.index} as it is, a {one.label}"),
+        (one.change, "the change"),
+        (one.adversarial, f"sample {one.index} as attacked, taken for a {one.prediction}"),
+    )
+    images = "".join(_image(content, said) for content, said in pictures)
+    said = f"sample {one.index:,}: class <b>{one.label}</b>, taken for <b>{one.prediction}</b>"
+    return (
+        f'<figure class="example"><div class="images">{images}</div>'
+        f"<figcaption>{said}</figcaption></figure>\n"
+    )
+
+
+def _image(content: bytes, said: str) -> str:
+    """In the page itself; large pixels have sharp edges."""
+    kind = ' class="pixels"' if max(png.size_of(content)) <= _LARGE_PIXELS else ""
+    data = base64.b64encode(content).decode()
+    return f'<img{kind} width="96" alt="{escape(said)}" src="data:image/png;base64,{data}">'
 
 
 def _noted(notes: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastadv import plots
-from fastadv.evaluation import saved, tables, wording
+from fastadv.evaluation import examples, saved, tables, wording
 from fastadv.evaluation.findings import DEFAULT_SEARCH, Findings
 from fastadv.evaluation.page import Bar, Page
 from fastadv.evaluation.proportions import percent, wilson_interval
@@ -40,11 +40,15 @@ class Report(Findings):
     was. Of an attack with an `Objective`: its repr, and, if it has a score, clean_score and score,
     (n,) float64: of the samples as they are and of what the attack returned for them, which is the
     sample where it was a success as it was. Its success decides what is correct: clean accuracy is
-    the share of samples that are none as they are.
+    the share of samples that are none as they are. date: when the evaluation was begun, as
+    2026-12-01 04:10 UTC, "" in reports that were saved before it was kept. examples: of images,
+    unless an `Objective` judges them, the first eight that were broken, as
+    `fastadv.evaluation.examples.Example`; they are shown in HTML. dataclasses.replace(report,
+    examples=()) is a report without them.
     """
 
     def summary(self) -> dict[str, Any]:
-        """All but the per-sample results, in plain Python values."""
+        """All but the per-sample results and the examples, in plain Python values."""
         low, high = self.confidence_interval
         shown = {
             "n": self.n,
@@ -55,7 +59,7 @@ class Report(Findings):
             "mean_attacked_score": saved.written(self.mean_attacked_score),
         }
         for field in fields(self):
-            if field.name != "stages" and field.name not in saved.COLUMNS:
+            if field.name not in ("stages", "examples", *saved.COLUMNS):
                 shown[field.name] = getattr(self, field.name)
         shown["cost"] = {**self.cost._asdict(), "share_of_limit": self.cost.share_of_limit}
         shown["explanations"] = self.explanations
@@ -66,13 +70,15 @@ class Report(Findings):
         return shown
 
     def to_json(self) -> str:
-        """The summary and the per-sample results, as strict JSON."""
+        """The summary, the per-sample results and the examples, as strict JSON."""
         samples = {
             name: saved.values_of(name, value)
             for name, value in vars(self).items()
             if isinstance(value, torch.Tensor)
         }
-        return json.dumps({**self.summary(), "samples": samples}, allow_nan=False, indent=None)
+        everything = {**self.summary(), "samples": samples}
+        everything["examples"] = examples.written(self.examples)
+        return json.dumps(everything, allow_nan=False, indent=None)
 
     def to_markdown(self) -> str:
         """The headline, what each attack of an ensemble did, and a table of what defines it."""
@@ -109,6 +115,9 @@ class Report(Findings):
             shares=self.accuracies,
             notes=list(self.explanations.values()),
             words=wording.words(self),
+            date=self.date,
+            examples=self.examples,
+            of_examples=wording.examples(self),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

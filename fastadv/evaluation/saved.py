@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_type_hints
 import torch
 
 from fastadv.attacks.call.result import Cost, Stage
+from fastadv.evaluation import examples
 from fastadv.values import same_value
 
 COLUMNS = {
@@ -29,7 +30,7 @@ _NOT_FINITE = {  # JSON has no such numbers
     **dict.fromkeys(_SCORES, ("nan", "inf", "-inf")),
 }
 _PLAIN = {torch.bool: (bool,), torch.int64: (int,), torch.float64: (float, int)}
-_TEXT = ("model", "attack", "threat", "norm", "search", "backend", "execution")
+_TEXT = ("model", "attack", "threat", "norm", "search", "backend", "execution", "date")
 _NORMS = ("linf", "l2", "l1")
 _COUNTS = ("n", "forwards", "backwards")
 _COUNTS_OR_NONE = ("steps", "restarts")
@@ -83,6 +84,10 @@ def read(path: Path, report: type) -> dict[str, Any]:
     for name, kind in (("warnings", int), ("environment", str)):
         if not _is_dict_of(given[name], kind):
             _refuse(path, f"{name} is not what a report has")
+    try:
+        given["examples"] = examples.read(content.get("examples", []))
+    except ValueError as error:
+        _refuse(path, str(error))
     given["cost"] = _tuple_of(Cost, path, content.get("cost"))
     stages = content.get("stages")
     if not isinstance(stages, list):

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 
-_TEXTS = ("model", "attack", "execution", "norm")
+_TEXTS = ("model", "attack", "execution", "norm", "date")
 _COUNTS = ("attacked", "forwards", "backwards")
 
 

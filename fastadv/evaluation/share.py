@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastadv.attacks.call.result import Cost
+from fastadv.evaluation.examples import Pixels, first
 from fastadv.evaluation.processes import Place
 from fastadv.evaluation.state import COLUMNS, Block, State, Unfinished, added, added_counts
 
@@ -28,6 +29,8 @@ class Found(NamedTuple):
     begun: list[Begun]
     inset: float = 0.0
     backend: str = ""
+    date: str = ""
+    examples: Sequence[Pixels] = ()
 
 
 def found_in(asked: State, states: Iterable[State]) -> Found:
@@ -43,6 +46,8 @@ def found_in(asked: State, states: Iterable[State]) -> Found:
         [Begun(part.ids, len(part.stages)) for state in states for part in state.unfinished],
         max((state.inset for state in states), default=0.0),
         asked.backend,
+        min([asked.date, *(state.date for state in states)]),
+        first(one for state in states for one in state.examples),
     )
 
 
@@ -53,8 +58,8 @@ class Share:
     every `world`-th from number `rank` on: the former to see that they are the same, the latter to
     attack. An unfinished block is taken on whole, by a process that has its file. blocks: all that
     are finished. begun: what this process goes on with. total: samples of the data, if all were
-    finished. inset: as in `State`. Raises ValueError if the processes were given other models,
-    attacks or data.
+    finished. inset, date, examples: as in `State`. Raises ValueError if the processes were given
+    other models, attacks or data.
     """
 
     def __init__(self, place: Place, founds: Sequence[Found]) -> None:
@@ -62,6 +67,8 @@ class Share:
         self.place = place
         self.total: int | None = max((f.total for f in founds if f.total is not None), default=None)
         self.inset: float = max(f.inset for f in founds)
+        self.date: str = min(f.date for f in founds)
+        self.examples: list[Pixels] = first(one for f in founds for one in f.examples)
         self.blocks: list[Block] = disjoint(block for found in founds for block in found.blocks)
         rows = joined_columns(self.blocks)
         self._rows = rows

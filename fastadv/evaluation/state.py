@@ -10,11 +10,12 @@ import torch
 
 from fastadv.attacks.call.result import Cost, Stage
 from fastadv.ensemble.cascade import Progress
+from fastadv.evaluation.examples import Pixels, first
 from fastadv.evaluation.in_use import check_backend
 from fastadv.execution import Execution
 from fastadv.files import save_tensors
 
-_FORMAT = 7  # raised when the fields of State, Block or Unfinished change
+_FORMAT = 8  # raised when the fields of State, Block or Unfinished change
 COLUMNS = {
     "ids": torch.int64,
     "fingerprints": torch.int64,
@@ -67,7 +68,7 @@ class Unfinished:
 
     ids, fingerprints: as of a `Block`. columns: those of `Progress` but x_adv, in whose place
     distance is kept: a row of numbers a sample, not an image (but where Square ended, if
-    version="fast" is to go on from there).
+    version="fast" is to go on from there). examples: the first that fell.
     """
 
     ids: torch.Tensor
@@ -76,6 +77,7 @@ class Unfinished:
     warnings: dict[str, int]
     stages: list[dict[str, Any]]
     columns: dict[str, torch.Tensor]
+    examples: list[Pixels] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -87,15 +89,21 @@ class Unfinished:
         fingerprints: torch.Tensor,
         seconds: float,
         warnings: dict[str, int],
+        examples: list[Pixels],
     ) -> "Unfinished":
         columns = {name: getattr(progress, name).cpu().clone() for name in _OF_PROGRESS}
         columns["distance"] = distance.cpu()
         stages = [stage._asdict() for stage in progress.stages]
-        return cls(ids, fingerprints, seconds, warnings, stages, columns)
+        return cls(ids, fingerprints, seconds, warnings, stages, columns, examples)
 
     @property
     def clean_correct(self) -> torch.Tensor:
         return self.columns["broken_by"] != -2
+
+    @property
+    def fallen(self) -> torch.Tensor:
+        """(n,) bool: broken by an attack that is done."""
+        return self.columns["broken_by"] >= 0
 
     def progress(self, x: torch.Tensor) -> Progress:
         """To go on from; x_adv is x, also where a sample fell: see `with_distances`."""
@@ -106,8 +114,7 @@ class Unfinished:
 
     def with_distances(self, distance: torch.Tensor) -> torch.Tensor:
         """`distance` of samples, for those that had fallen as it was then; on the CPU."""
-        fallen = self.columns["broken_by"] >= 0
-        return torch.where(fallen, self.columns["distance"], distance.cpu())
+        return torch.where(self.fallen, self.columns["distance"], distance.cpu())
 
 
 @dataclass
@@ -119,7 +126,8 @@ class State:
     all in `blocks`. inset: by how much entries at a bound are moved inside to be differentiated,
     once that is found. execution: all of `Execution`, which a run with "auto" goes on with.
     unfinished: blocks that were begun; a file keeps one, until it is finished, also where another
-    process goes on with it. fell_back: ops whose reference ran, as their kernel failed.
+    process goes on with it. fell_back: ops whose reference ran, as their kernel failed. date: when
+    it was begun. examples: the first of the samples in `blocks` that attacks broke.
     """
 
     attack: str
@@ -134,15 +142,18 @@ class State:
     blocks: list[Block] = field(default_factory=list)
     unfinished: list[Unfinished] = field(default_factory=list)
     fell_back: list[str] = field(default_factory=list)
+    date: str = ""
+    examples: list[Pixels] = field(default_factory=list)
 
     def begin(self, part: Unfinished) -> None:
         """Keep `part`, in place of an earlier one of the same samples."""
         self._drop(part.ids)
         self.unfinished.append(part)
 
-    def finish(self, block: Block) -> None:
+    def finish(self, block: Block, examples: Sequence[Pixels] = ()) -> None:
         self._drop(block.ids)
         self.blocks.append(block)
+        self.examples = first([*self.examples, *examples])
 
     def _drop(self, ids: torch.Tensor) -> None:
         self.unfinished = [part for part in self.unfinished if not torch.equal(part.ids, ids)]
@@ -154,9 +165,9 @@ class State:
             name: torch.cat([torch.empty(0, dtype=kind), *(b.columns[name] for b in self.blocks)])
             for name, kind in COLUMNS.items()
         }
-        unfinished = [vars(part) for part in self.unfinished]
+        unfinished = [{**vars(part), "examples": _plain(part.examples)} for part in self.unfinished]
         more = {"format": _FORMAT, "columns": columns, "blocks": sums, "unfinished": unfinished}
-        save_tensors(path, {**vars(self), **more})
+        save_tensors(path, {**vars(self), **more, "examples": _plain(self.examples)})
 
     def restored(self, path: str | os.PathLike[str]) -> "State":
         """The state in the file `path`; ValueError if it is no checkpoint, or of something else.
@@ -180,8 +191,10 @@ class State:
             Block(**{**sums, "columns": {name: parts[name][k].clone() for name in COLUMNS}})
             for k, sums in enumerate(saved["blocks"])
         ]
-        saved["unfinished"] = [Unfinished(**part) for part in saved["unfinished"]]
-        return State(**saved)
+        saved["unfinished"] = [
+            Unfinished(**{**part, "examples": _examples(part)}) for part in saved["unfinished"]
+        ]
+        return State(**{**saved, "examples": _examples(saved)})
 
 
 def execution_in(path: Path) -> Execution:
@@ -223,6 +236,14 @@ def _read(path: Path) -> dict[str, Any]:
             "path, or delete it to start again"
         )
     return saved
+
+
+def _plain(examples: Sequence[Pixels]) -> list[dict[str, Any]]:
+    return [one._asdict() for one in examples]
+
+
+def _examples(saved: dict[str, Any]) -> list[Pixels]:
+    return [Pixels(**one) for one in saved["examples"]]
 
 
 def _short(value: object) -> str:

@@ -16,7 +16,7 @@ from fastadv.evaluation.clean import describe_model, device_of, without_wrapper
 from fastadv.evaluation.curve import Curve, checked_radii
 from fastadv.evaluation.display import Watch, shown
 from fastadv.evaluation.distances import DistanceReport
-from fastadv.evaluation.environment import describe_environment
+from fastadv.evaluation.environment import describe_environment, now
 from fastadv.evaluation.processes import exchange_of_processes
 from fastadv.evaluation.question import Question
 from fastadv.evaluation.radii import AtRadii, at_radius
@@ -53,7 +53,7 @@ def robustness_curve(
     Example: `fastadv.robustness_curve(net, (x, y), attack, eps=[k / 255 for k in (1, 2, 4, 8)])`.
     """
     check_model(model)
-    radii = checked_radii(eps)
+    date, radii = now(), checked_radii(eps)
     check_one_size(attack)
     attacks = [at_radius(attack, radius) for radius in radii]
     if not has_radius(attack.threat):
@@ -94,4 +94,5 @@ def robustness_curve(
         environment=describe_environment(device),
         execution=in_words(how),
         norm=attacks[-1].threat.norm,
+        date=date,
     )

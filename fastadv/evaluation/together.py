@@ -11,7 +11,8 @@ from fastadv.evaluation.block import SampleAttack, Task
 from fastadv.evaluation.checkpoint import digest_of_model, without_addresses
 from fastadv.evaluation.clean import device_of
 from fastadv.evaluation.display import Watch, shown
-from fastadv.evaluation.environment import describe_environment
+from fastadv.evaluation.environment import describe_environment, now
+from fastadv.evaluation.examples import Pixels, first
 from fastadv.evaluation.findings import DEFAULT_SEARCH
 from fastadv.evaluation.in_use import Fallen, backend_ahead, in_words
 from fastadv.evaluation.intake import Intake
@@ -53,6 +54,7 @@ class _Outcome(NamedTuple):
     stream: str
     backend: str
     fell_back: list[str]
+    examples: list[Pixels]
     environment: dict[str, str]
 
 
@@ -69,7 +71,13 @@ def attacked_together(
     inset = max(outcome.inset for outcome in outcomes)
     fell_back = sorted({op for outcome in outcomes for op in outcome.fell_back})
     whole = replace(
-        work.asked, blocks=blocks, total=outcomes[0].seen, inset=inset, fell_back=fell_back
+        work.asked,
+        blocks=blocks,
+        total=outcomes[0].seen,
+        inset=inset,
+        fell_back=fell_back,
+        date=share.date,
+        examples=first([*share.examples, *(one for o in outcomes for one in o.examples)]),
     )
     exchange.gathered(lambda: work.unite(whole, share))
     ran = in_words(outcomes[0].backend, fell_back)
@@ -100,6 +108,7 @@ class _Work:
             backend_ahead(device_of(wanted.model), wanted.data),
             self._samples.length,
             execution=asdict(replace(wanted.execution, batch_size=self._samples.batch_size)),
+            date=now(),
         )
         files = [] if self._path is None else files_of(self._path)
         self._states = {file: self.asked.restored(file) for file in files}
@@ -156,6 +165,7 @@ class _Work:
             samples.stream.hexdigest(),
             backend.explain(there)[0],
             fallen.now(there),
+            own.examples,
             describe_environment(there),
         )
 
@@ -166,7 +176,7 @@ class _Work:
         file that holds them.
         """
         begun = mine_of(share, self._states.values())
-        nothing = replace(self.asked, inset=share.inset, blocks=[], unfinished=[])
+        nothing = replace(self.asked, inset=share.inset, blocks=[], unfinished=[], examples=[])
         if self._path is None:
             return nothing, None, begun
         path = path_of(self._path, self._place)

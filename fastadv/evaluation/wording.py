@@ -84,6 +84,16 @@ def lead(found: Findings) -> str:
     )
 
 
+def examples(found: Findings) -> str:
+    """What the pictures of a page are."""
+    broken = int((found.clean_correct & found.success).sum())
+    return (
+        f"The first {len(found.examples):,} of {counted(broken, 'sample')} that the model had "
+        "right until they were attacked. From left to right: the sample as it is; the change, made "
+        "strong enough to be seen (grey is none); the sample as the attack left it."
+    )
+
+
 def facts(found: Findings) -> dict[str, str]:
     """All that defines the numbers."""
     judged = {"objective": f"`{found.objective}`"} if found.objective else {}
@@ -109,6 +119,7 @@ def facts(found: Findings) -> dict[str, str]:
         "run settings": f"`{found.execution}`",
         "time": f"{found.seconds:,.2f} s{costs(found.cost)}",
         "warnings": warned(found.warnings),
+        **({"begun": found.date} if found.date else {}),
         **found.environment,
     }
 

@@ -44,7 +44,7 @@ def _without_seconds(value: Any) -> Any:
         return [_without_seconds(one) for one in value]
     if not isinstance(value, dict):
         return value
-    kept = {name: one for name, one in value.items() if not name.endswith("seconds")}
+    kept = {k: v for k, v in value.items() if not k.endswith("seconds") and k != "date"}
     return {name: _without_seconds(one) for name, one in kept.items()}
 
 

@@ -46,7 +46,7 @@ def comparable(report) -> dict:
     return {
         name: value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
         for name, value in {**vars(report), "cost": counts}.items()
-        if name != "seconds"
+        if name not in ("seconds", "date")
     }
 
 

@@ -14,7 +14,7 @@ from ensemble_runs import BATCH, ensemble, problem, without_times
 from torch import nn
 
 import fastadv
-from fastadv.evaluation import Status, evaluate
+from fastadv.evaluation import Status, evaluate, examples
 from fastadv.evaluation.state import State
 
 STAGES = 4
@@ -112,6 +112,18 @@ def test_killed_again_and_again_equals_uninterrupted(whole, tmp_path, monkeypatc
     for _ in range(BLOCKS * (STAGES + 1)):
         killed_at(monkeypatch, path, 1)
     assert without_times(run(path).to_json()) == without_times(whole.to_json())
+
+
+def test_examples_of_every_attack_survive_an_interruption(tmp_path, monkeypatch):
+    """Also the images of samples that fell before it, which a checkpoint does not hold else."""
+    monkeypatch.setattr(examples, "MOST", 40)
+    monkeypatch.setitem(globals(), "BATCH", 5)  # one block
+    expected = run()
+    shown = [one.index for one in expected.examples]
+    assert shown == (expected.broken_by >= 0).nonzero()[:, 0].tolist()
+    assert len(set(expected.broken_by[shown].tolist())) >= 3
+    killed_at(monkeypatch, tmp_path / "c.pt", 3)
+    assert run(tmp_path / "c.pt").examples == expected.examples
 
 
 def test_a_save_that_never_happened_leaves_the_one_before(whole, tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ def pgd(objective, **more):
 def comparable(report) -> dict:
     """All of a report but the clock."""
     read = json.loads(report.to_json())
-    del read["seconds"]
+    del read["seconds"], read["date"]
     read["cost"] = {k: v for k, v in read["cost"].items() if not k.endswith("seconds")}
     return read
 
