@@ -22,12 +22,12 @@ from torch import nn
 from fastadv import plots, textbook
 from fastadv.attacks import Attack, fgsm, pgd
 from fastadv.data import load_digits
+from fastadv.demo.agreement import Agreement, agreement
 from fastadv.demo.figures import draw_accuracies, draw_examples, draw_restarts
 from fastadv.demo.networks import EPS, train_fast, train_standard
 from fastadv.evaluation import Report, evaluate
 from fastadv.evaluation.proportions import wilson_interval
 from fastadv.plots.style import check_installed
-from fastadv.starts import start_point
 from fastadv.threat_model import Linf
 
 
@@ -45,16 +45,6 @@ class Row:
     @property
     def ratio(self) -> float:
         return self.textbook_seconds / self.fastadv_seconds
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """PGD-10 of fastadv and of the textbook from the same starts: samples with equal x_adv."""
-
-    network: str
-    equal: int
-    n: int
-    largest_difference: float
 
 
 @dataclass(frozen=True)
@@ -126,7 +116,7 @@ def _demo(out: Path, seed: int, repeats: int, console: Console) -> DemoResult:
         for name, net in networks.items()
         for attack_name, attack in attacks(seed=seed).items()
     )
-    agreements = tuple(_agreement(name, net, x, y, seed) for name, net in networks.items())
+    agreements = tuple(agreement(name, net, x, y, seed=seed) for name, net in networks.items())
     figures = (
         _save(draw_accuracies(networks, x, y, seed=seed), out / "accuracy_vs_eps.png"),
         _save(draw_examples(networks["standard"], x, y, seed=seed), out / "examples.png"),
@@ -177,20 +167,6 @@ def _textbook_attack(
         restarts=attack.restarts,
         generator=torch.Generator().manual_seed(attack.seed),
     )
-
-
-def _agreement(
-    network: str, net: nn.Module, x: torch.Tensor, y: torch.Tensor, seed: int
-) -> Agreement:
-    threat = Linf(EPS)
-    attack = pgd(threat, steps=10, keep="last", seed=seed)
-    x_init = start_point(threat, x, seed=seed)
-    ours = attack(net, x, y, x_init=x_init)
-    theirs = textbook.pgd(
-        net, x, y, eps=EPS, steps=10, step_size=float(attack.effective_step_size), x_init=x_init
-    )
-    largest = (ours - theirs).abs().flatten(1).amax(1)
-    return Agreement(network, int((largest == 0).sum()), len(x), float(largest.max()))
 
 
 @torch.no_grad()
@@ -250,11 +226,7 @@ def _print(result: DemoResult, console: Console, *, seed: int, repeats: int) -> 
         )
     console.print(table)
     for found in result.agreements:
-        console.print(
-            f"{found.network}: PGD-10 from the same starts, fastadv and textbook agree bit for bit "
-            f"on {found.equal} of {found.n} samples (largest difference "
-            f"{found.largest_difference:.3g})"
-        )
+        console.print(str(found))
     console.print(f"figures: {', '.join(str(path) for path in result.figures)}")
     console.print(f"took {result.seconds:.1f} s")
 

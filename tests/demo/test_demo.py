@@ -16,8 +16,9 @@ pytest.importorskip("rich", reason="needs rich")
 
 from rich.console import Console  # noqa: E402
 
+from fastadv import textbook  # noqa: E402
 from fastadv.data import load_digits  # noqa: E402
-from fastadv.demo import figures, networks  # noqa: E402
+from fastadv.demo import agreement, figures, networks  # noqa: E402
 from fastadv.demo import run as demo  # noqa: E402
 from fastadv.demo.figures import losses_of_restarts  # noqa: E402
 from fastadv.demo.networks import EPS  # noqa: E402
@@ -72,6 +73,33 @@ def test_from_the_same_starts_nearly_all_samples_agree_bit_for_bit(finished):
     ]
 
 
+def test_samples_that_differ_part_where_gradients_are_nearly_zero_and_the_demo_says_so(finished):
+    text = " ".join(finished[1].split())
+    for found in finished[0].agreements:
+        assert found.largest_gradient < 1e-5 and found.largest_difference <= 2 * EPS + 1e-6
+        assert " ".join(str(found).split()) in text
+    part = agreement.Agreement("net", 8, 10, 0.045, 0.25, 3e-7)
+    assert "on 8 of 10 samples. On the others they part where the gradient is zero" in str(part)
+    assert "(the largest such is 3e-07) and rounding decides its sign" in str(part)
+    assert "by up to 0.09 (two steps)" in str(part) and "at most 0.36 (twice eps)" in str(part)
+    assert str(part).endswith("here by 0.25.")
+    assert str(agreement.Agreement("net", 9, 9, 0.1, 0.0, 0.0)).endswith("on 9 of 9 samples.")
+
+
+def test_the_agreement_is_that_of_ten_steps_at_once():
+    x, y = load_digits("test")
+    net, threat = digits_net(weights="standard"), fastadv.Linf(EPS)
+    found = agreement.agreement("standard", net, x[:60], y[:60], seed=2)
+    x_init = fastadv.start_point(threat, x[:60], seed=2)
+    attack = fastadv.pgd(threat, steps=10, keep="last", seed=2)
+    size = float(attack.effective_step_size)
+    ours = attack(net, x[:60], y[:60], x_init=x_init)
+    theirs = textbook.pgd(net, x[:60], y[:60], eps=EPS, steps=10, step_size=size, x_init=x_init)
+    difference = (ours - theirs).abs().flatten(1).amax(1)
+    assert found.equal == int((difference == 0).sum()) and found.step_size == size
+    assert found.largest_difference == float(difference.max())
+
+
 def test_the_table_states_what_defines_its_numbers(finished):
     result, text = finished
     for part in ("n = 90", f"eps = {EPS:g}", "seed 1", "50 steps and 10 restarts", "median of 1"):
@@ -100,7 +128,7 @@ def test_the_figures_open_and_are_not_blank(finished):
 
 def test_losses_of_restarts_follow_pgd(finished):
     """The loss after the last step is that of fastadv.pgd from the same start."""
-    x, y = fastadv.data.load_digits("test")
+    x, y = load_digits("test")
     net, threat = digits_net(2), fastadv.Linf(EPS)
     runs = losses_of_restarts(net, x[5], int(y[5]), seed=3, steps=4, restarts=3)
     rows, ids = x[5:6].expand(3, -1, -1, -1).contiguous(), torch.zeros(3, dtype=torch.int64)
