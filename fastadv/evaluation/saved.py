@@ -31,7 +31,7 @@ _NOT_FINITE = {  # JSON has no such numbers
 }
 _PLAIN = {torch.bool: (bool,), torch.int64: (int,), torch.float64: (float, int)}
 _TEXT = ("model", "attack", "threat", "norm", "search", "backend", "execution", "date")
-_NORMS = ("linf", "l2", "l1")
+_NORMS = ("linf", "l2", "l1", "l0")
 _COUNTS = ("n", "forwards", "backwards")
 _COUNTS_OR_NONE = ("steps", "restarts")
 _NUMBERS_OR_NONE = ("eps", "seed")

@@ -8,7 +8,7 @@ from fastadv.evaluation.findings import Findings
 from fastadv.evaluation.proportions import percent
 from fastadv.values import in_255ths
 
-NORMS = {"linf": "L-infinity", "l2": "L2", "l1": "L1"}
+NORMS = {"linf": "L-infinity", "l2": "L2", "l1": "L1", "l0": "L0"}
 STAGE_COLUMNS = (
     "attack",
     "samples attacked",
@@ -42,6 +42,7 @@ _MEANING = {
     "linf": "every value of a sample by up to {eps}",
     "l2": "a sample by a distance of up to {eps} in L2 (Euclidean)",
     "l1": "a sample by up to {eps} in L1 (the sum of all changes)",
+    "l0": "up to {eps} entries or pixels of a sample (L0)",
 }
 
 
@@ -64,7 +65,7 @@ def settings(text: str) -> str:
 
 def at_eps(attack: str) -> str:
     """The repr of an attack with eps in place of its radius."""
-    return re.sub(r"(\bfastadv\.(?:Linf|L2|L1)\()[^,()]+", r"\1eps", attack)
+    return re.sub(r"(\bfastadv\.(?:Linf|L2|L1|L0)\()[^,()]+", r"\1eps", attack)
 
 
 def words(found: Findings | None = None) -> dict[str, str]:

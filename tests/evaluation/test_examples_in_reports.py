@@ -122,6 +122,22 @@ def test_a_saved_report_keeps_them(report, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("norm", "eps", "said"),
+    [
+        ("linf", 8 / 255, "which may change every value of a sample by up to 8/255."),
+        ("l2", 0.5, "a sample by a distance of up to 0.5 in L2 (Euclidean)."),
+        ("l1", 2.0, "a sample by up to 2 in L1 (the sum of all changes)."),
+        ("l0", 3.0, "up to 3 entries or pixels of a sample (L0)."),
+    ],
+)
+def test_every_norm_is_said_in_words_and_loaded(report, tmp_path, norm, eps, said):
+    other = replace(report, norm=norm, eps=eps)
+    assert said in other.to_html()
+    other.save(tmp_path / "r.json")
+    assert Report.load(tmp_path / "r.json") == other
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         (dict(original="?"), "original of an example is no base64"),
