@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastadv.cli.image_folder import SUFFIXES as IMAGES
 from fastadv.cli.user_error import UserError, said
 
 _PAIRS = (("x", "y"), ("images", "labels"), ("data", "labels"), ("X", "Y"))
@@ -32,13 +33,17 @@ def read_npz(path: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
             f"--data: {path} holds one array, and samples are images and labels: save both in an "
             'npz file, numpy.savez("data.npz", x=x, y=y)'
         )
+    if path.suffix.lower() in IMAGES:
+        raise UserError(f"--data: {path} is one image: give a folder that has one folder a class")
     try:
         # a file of our own: numpy leaves one that is no archive open
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = _names(path, arrays.files, split)
             x, y = (arrays[name] for name in names)
     except _UNREADABLE as error:
-        raise UserError(f"--data: {path} is not a readable npz file: {said(error)}") from error
+        # what numpy says of it: to load it unsafely
+        told = "it holds other things than arrays" if "unsafely" in str(error) else said(error)
+        raise UserError(f"--data: {path} is not a readable npz file: {told}") from error
     return _tensor(names[0], x), _tensor(names[1], y)
 
 

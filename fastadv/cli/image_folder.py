@@ -11,7 +11,7 @@ import torch
 
 from fastadv.cli.user_error import UserError, said
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _SPLITS = {"train": ("train",), "test": ("test", "val")}
 _PLAIN = ("L", "1", "RGB", "P", "CMYK", "YCbCr")  # kinds of images that lose nothing here
 
@@ -25,7 +25,7 @@ def classes_of(root: Path, split: str) -> dict[Path, list[Path]]:
     found = {}
     for folder in sorted(root.iterdir()):
         if folder.is_dir() and not folder.name.startswith("."):
-            images = sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES)
+            images = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
             if images:
                 found[folder] = images
     return found

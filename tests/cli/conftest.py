@@ -50,6 +50,7 @@ def folder(tmp_path, monkeypatch):
     y[::5] = (y[::5] + 1) % 10  # some are wrong to begin with
     np.savez(tmp_path / "digits.npz", x=x.numpy(), y=y)
     np.savez(tmp_path / "bytes.npz", x=(x * 255).round().byte().numpy(), y=y.astype(np.uint8))
+    (tmp_path / "digit.PNG").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "nets_of_cli_tests", raising=False)

@@ -45,7 +45,11 @@ from fastadv.cli import entry as cli
             "attacking 16 samples at once fails: RuntimeError: too many",
         ),
         (command(data="nowhere.npz"), "--data: no such file: nowhere.npz"),
-        (command(data="nets_of_cli_tests.py"), "nets_of_cli_tests.py is not a readable npz file"),
+        (
+            command(data="nets_of_cli_tests.py"),
+            "nets_of_cli_tests.py is not a readable npz file: it holds other things than arrays",
+        ),
+        (command(data="digit.PNG"), "digit.PNG is one image: give a folder that has one folder a"),
         (command(model="missing"), "'nets_of_cli_tests' has no function 'missing'"),
         (
             command(model="SIZE"),
