@@ -26,6 +26,7 @@ from fastadv.wrappers import BPDA, Normalized, Unsquashed
 _ATTACKS = (
     "Attack",
     "AttackResult",
+    "alma",
     "apgd",
     "apgd_ce",
     "apgd_dlr",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from fastadv.attacks import (
         Attack,
         AttackResult,
+        alma,
         apgd,
         apgd_ce,
         apgd_dlr,
@@ -119,6 +121,7 @@ __all__ = [
     "Objective",
     "Report",
     "Unsquashed",
+    "alma",
     "apgd",
     "apgd_ce",
     "apgd_dlr",

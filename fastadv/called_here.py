@@ -44,6 +44,7 @@ _ATTACKS = {
     "FAB": ("fab", ""),
     "Square": ("square", ""),
     **dict.fromkeys(("DDN", "DDNAttack"), ("ddn", "")),
+    "ALMA": ("alma", ""),
     **dict.fromkeys(("FMN", "L1FMNAttack", "L2FMNAttack", "LInfFMNAttack"), ("fmn", "")),
     "AutoAttack": ("autoattack", "autoattack.AutoAttack"),
 }

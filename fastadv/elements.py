@@ -43,7 +43,7 @@ def check_radius(threat: Radii, needed_by: str) -> None:
     if not has_radius(threat):
         raise ValueError(
             f"{needed_by} needs a radius, which {threat!r} has not: give one in input units, such "
-            "as fastadv.Linf(8 / 255). fastadv.fab, fab_t, ddn and fmn look for the nearest "
+            "as fastadv.Linf(8 / 255). fastadv.fab, ddn, fmn and others look for the nearest "
             "adversarial example and need none"
         )
 

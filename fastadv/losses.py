@@ -85,6 +85,11 @@ def check_classes(loss: Loss, classes: int, *, targeted: bool) -> None:
             f"loss='dlr' needs at least {needed} classes{' when targeted' if targeted else ''}; "
             f"the model has {classes}: use loss='margin'"
         )
+    if loss.kind == "ratio" and classes < needed:
+        raise ValueError(
+            f"the ratio of logits needs at least {needed} classes{' when targeted' * targeted}; "
+            f"the model has {classes}: use fastadv.ddn or fastadv.fmn"
+        )
     if loss.kind == "difference" and not targeted:
         raise ValueError(
             "loss='difference' is L(y) - L(target): give target=, or use loss='margin'"

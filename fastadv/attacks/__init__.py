@@ -6,11 +6,13 @@ from fastadv.attacks.call.result import AttackResult
 from fastadv.attacks.gradient.named import bim, fgsm, mifgsm, pgd, rfgsm
 from fastadv.attacks.hyperplane.attack import fab, fab_t
 from fastadv.attacks.nearest.attack import ddn, fmn
+from fastadv.attacks.nearest.lagrangian_attack import alma
 from fastadv.attacks.square_search.attack import square
 
 __all__ = [
     "Attack",
     "AttackResult",
+    "alma",
     "apgd",
     "apgd_ce",
     "apgd_dlr",

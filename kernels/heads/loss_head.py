@@ -13,6 +13,7 @@ from .ranking import following, leading, load_chunk
 from .slots import advance_slot
 
 _DLR_GUARD = tl.constexpr(1e-12)  # AutoAttack's: z_pi1 = z_pi3 must not divide by zero
+_RATIO_GUARD = tl.constexpr(1e-8)  # adversarial-library's
 
 WHOLE_ROW = 8192  # classes that one block holds; DLR spills above it on sm_90
 CHUNK = 2048  # classes a pass over a longer row takes at a time; 4096 spills on sm_100
@@ -99,9 +100,9 @@ def loss_head_kernel(
     top, first = leading(logits_row, C, EXTENT, DTYPE, BLOCK)
     if KIND == "cross_entropy" or KIND == "kl":
         total, spread = _softmax_sums(logits_row, C, EXTENT, top, SMOOTH, DTYPE, BLOCK)
-    if KIND == "margin" or KIND == "dlr":
+    if KIND == "margin" or KIND == "dlr" or KIND == "ratio":
         second_z, second = following(logits_row, C, EXTENT, top, first, DTYPE, BLOCK)
-    if KIND == "dlr":
+    if KIND == "dlr" or KIND == "ratio":
         third_z, third = following(logits_row, C, EXTENT, second_z, second, DTYPE, BLOCK)
         if TARGETED:
             fourth_z, fourth = following(logits_row, C, EXTENT, third_z, third, DTYPE, BLOCK)
@@ -134,7 +135,7 @@ def loss_head_kernel(
             rival = tl.where(first == own, second, first)
         if TARGETED:
             up = own
-            if KIND == "margin":
+            if KIND == "margin" or KIND == "ratio":
                 down = rival
                 gap = z_own - rival_z
             else:
@@ -147,12 +148,17 @@ def loss_head_kernel(
         if KIND == "margin":
             loss = tl.where(gap > s, s, gap)
             slope = tl.where(gap <= s, one, 0.0)
-        elif KIND == "dlr":
+        elif KIND == "dlr" or KIND == "ratio":
             if TARGETED:
-                width = top - 0.5 * (third_z + fourth_z) + _DLR_GUARD
+                width = top - 0.5 * (third_z + fourth_z)
             else:
-                width = top - third_z + _DLR_GUARD
-            loss = divide(gap, width, DTYPE)
+                width = top - third_z
+            if KIND == "dlr":
+                width += _DLR_GUARD
+                loss = divide(gap, width, DTYPE)
+            else:
+                width += _RATIO_GUARD
+                loss = divide(gap - s, width, DTYPE)
             slope = divide(one, width, DTYPE)
             bend = divide(loss, width, DTYPE)
             low_bend = 0.5 * bend if TARGETED else bend
@@ -174,7 +180,7 @@ def loss_head_kernel(
                 g = tl.exp(z - top) * scale - q
             else:
                 g = tl.where(column == up, slope, 0.0) - tl.where(column == down, slope, 0.0)
-                if KIND == "dlr":
+                if KIND == "dlr" or KIND == "ratio":
                     g -= tl.where(column == first, bend, 0.0)
                     g += tl.where(column == third, low_bend, 0.0)
                     if TARGETED:
@@ -257,6 +263,7 @@ def aot_cases():
         ("margin", "margin", False), ("margin_targeted", "margin", True),
         ("dlr", "dlr", False), ("dlr_targeted", "dlr", True),
         ("difference", "difference", True), ("kl", "kl", False), ("none", "none", False),
+        ("ratio", "ratio", True),
     ]  # fmt: skip
     rows = [(classes, "", {}, tl.float32) for classes in (10, 1000, WHOLE_ROW, 21000)]
     rows += [(21000, "_bf16", half, tl.float32)]
@@ -265,6 +272,8 @@ def aot_cases():
     for classes, suffix, types, dtype in rows:
         block, warps = head_geometry(classes, 8 if dtype == tl.float64 else 4)
         for name, kind, targeted in heads:
+            if kind == "ratio" and suffix + str(classes) not in ("10", "21000"):
+                continue  # but for the guard it is DLR
             constants = dict(
                 KIND=kind, TARGETED=targeted, SMOOTH=name == "ce", GRADIENT=True, SLOTTED=True,
                 TRACK_BEST=True, STOP_EARLY=True, ANY_ERROR=False, LOOP=classes > block,

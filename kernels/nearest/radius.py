@@ -42,7 +42,7 @@ def radius_step_kernel(
         length = norm_of(norm_part(u, NORM), NORM, DTYPE)
         fooled, closer, over, step, loss, nearest = judge(
             slots_ptr, loss_ptr, prediction_ptr, aims_ptr, distance_ptr, eps_ptr, row, length,
-            steps, TARGETED, STOP_EARLY, DTYPE,
+            steps, TARGETED, STOP_EARLY, False, DTYPE,
         )  # fmt: skip
         if closer:
             tl.store(closest_ptr + base + e, stored, mask=mask)

@@ -60,7 +60,7 @@ def radius_step_long_kernel(
         length = norm_of(parts, NORM, DTYPE)
         fooled, closer, over, step, loss, nearest = judge(
             slots_ptr, loss_ptr, prediction_ptr, aims_ptr, distance_ptr, eps_ptr, row, length,
-            steps, TARGETED, STOP_EARLY, DTYPE,
+            steps, TARGETED, STOP_EARLY, False, DTYPE,
         )  # fmt: skip
         if closer:
             for start in range(0, D, BLOCK):

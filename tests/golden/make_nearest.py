@@ -24,11 +24,14 @@ RUNS = {
     "fmn_linf": ("fast_minimum_norm", "fmn", dict(norm=INF, α_init=10)),
     "fmn_l2": ("fast_minimum_norm", "fmn", dict(norm=2)),
     "fmn_l1": ("fast_minimum_norm", "fmn", dict(norm=1)),
+    "alma": ("augmented_lagrangian", "alma", {}),
 }
 
 
 def _without_what_these_attacks_do_not_use() -> None:
     """Its package imports torchvision, visdom and all other attacks."""
+    sys.modules["adv_lib.distances.lpips"] = types.ModuleType("adv_lib.distances.lpips")
+    sys.modules["adv_lib.distances.lpips"].LPIPS = None
     for name in ("attacks", "utils"):
         package = types.ModuleType(f"adv_lib.{name}")
         home = importlib.import_module("adv_lib")
@@ -42,7 +45,8 @@ def _without_what_these_attacks_do_not_use() -> None:
 def main(folder: Path) -> None:
     _without_what_these_attacks_do_not_use()
     torch.set_num_threads(1)
-    torch.float = torch.float64  # DDN's first radii would be rounded to float32
+    torch.set_default_dtype(torch.float64)
+    torch.float = torch.float64  # DDN's first radii and ALMA's multipliers would be float32
     with np.load(FOLDER / "autoattack_model.npz") as stored:
         model = TinyModel(stored).double().requires_grad_(False)
         x, y = torch.from_numpy(stored["x"]).double(), torch.from_numpy(stored["y"])
@@ -56,8 +60,11 @@ def main(folder: Path) -> None:
                 points.append(z.detach().clone())
                 return model(z)
 
-            labels = target if targeted else y
-            adv = attack(asked, x, labels, targeted=targeted, steps=STEPS, **options)
+            labels, own = target if targeted else y, dict(steps=STEPS)
+            if run == "alma":  # whose tolerance lets targeted points miss
+                more = dict(logit_tolerance=0.0, init_lr_distance=0.1) if targeted else {}
+                own = dict(num_steps=STEPS) | more
+            adv = attack(asked, x, labels, targeted=targeted, **own, **options)
             p = options.get("norm", 2)
             lengths = [(z - x).flatten(1).norm(p=p, dim=1).numpy() for z in points]
             arrays = dict(

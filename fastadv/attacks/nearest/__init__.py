@@ -1,1 +1,1 @@
-"""Searches for the nearest adversarial point: DDN and FMN."""
+"""Searches for the nearest adversarial point: DDN, FMN and ALMA."""

@@ -5,20 +5,18 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fastadv import losses
-from fastadv.attacks.attack import Attack, constructor, in_norms, norms_of
-from fastadv.attacks.call.settings import check_settings
-from fastadv.attacks.nearest.slots import Moves, RadiusSlots
-from fastadv.elements import common_bounds
+from fastadv.attacks.attack import constructor, in_norms
+from fastadv.attacks.nearest.radius_slots import Moves, RadiusSlots
+from fastadv.attacks.nearest.search import Keep, NearestAttack
 from fastadv.engine.algorithm import SlotAlgorithm
 from fastadv.oracle.gradient import Oracle
 from fastadv.threat_model import ThreatModel
 
-Keep = Literal["first_success", "best"]
 AtBounds = Literal["minded", "ignored"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class RadiusAttack(Attack):
+class RadiusAttack(NearestAttack):
     """DDN or FMN; see `fastadv.ddn` and `fastadv.fmn` for the settings."""
 
     constructor: str
@@ -33,16 +31,9 @@ class RadiusAttack(Attack):
     at_bounds: AtBounds = "minded"
     keep: Keep = "first_success"
     seed: int = 0
-    restarts: int = 1
 
     def __post_init__(self) -> None:
-        check_settings(self, "steps", keep=get_args(Keep))
-        norms = norms_of(self.constructor)
-        if self.threat.norm not in norms:
-            raise ValueError(
-                f"{self.constructor} takes threat models in {' and '.join(norms)} only; got "
-                f"{self.threat!r}"
-            )
+        self.check("steps")
         if self.at_bounds not in get_args(AtBounds):
             raise ValueError(
                 f"at_bounds must be one of {get_args(AtBounds)}; got {self.at_bounds!r}"
@@ -64,40 +55,10 @@ class RadiusAttack(Attack):
         return losses.UNCAPPED_MARGIN
 
     @property
-    def reported_loss(self) -> losses.Loss:
-        return losses.UNCAPPED_MARGIN
-
-    @property
     def effective_step_size(self) -> float:
         if self.step_size is not None:
             return self.step_size
-        return self._width * (10.0 if self.threat.norm == "linf" else 1.0)
-
-    @property
-    def _width(self) -> float:
-        """Of the bounds; 1 without any. The authors' step sizes and radii are for [0, 1]."""
-        bounds = common_bounds(self.threat)
-        return 1.0 if bounds is None else bounds[1] - bounds[0]
-
-    @property
-    def needs_radius(self) -> bool:
-        return False
-
-    @property
-    def notes_nearest(self) -> bool:
-        return True
-
-    @property
-    def attacks_wrong(self) -> bool:
-        return False
-
-    @property
-    def discards_outside(self) -> bool:
-        return self.keep != "best"
-
-    @property
-    def resolves_finely(self) -> bool:
-        return True  # as FAB's, its points lie beside the decision boundary
+        return self.width * (10.0 if self.threat.norm == "linf" else 1.0)
 
     def schedule(self) -> tuple[tuple[float, float], ...]:
         """(step size, gamma) of each step: from the first to the final one by half a cosine."""
@@ -119,12 +80,11 @@ class RadiusAttack(Attack):
         moves = Moves(
             "ddn" if is_ddn else "fmn",
             self.schedule(),
-            (self._width if first_radius is None else first_radius) if is_ddn else math.inf,
+            (self.width if first_radius is None else first_radius) if is_ddn else math.inf,
             self.overshoot,
             self.at_bounds == "minded",
         )
-        stops = self.keep == "first_success" and not self.seeks_nearest
-        return RadiusSlots(oracle, self.threat, moves=moves, stop_early=stops)
+        return RadiusSlots(oracle, self.threat, moves=moves, stop_early=self.stops_early)
 
 
 @constructor

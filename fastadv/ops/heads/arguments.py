@@ -9,7 +9,8 @@ from fastadv.ops import layout
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 LossName = Literal["ce", "margin", "dlr", "difference", "kl"]
-Kind = Literal["cross_entropy", "margin", "dlr", "difference", "kl", "none"]  # none: no loss
+# ratio: of no public loss, the minimum-norm attacks'; none: no loss
+Kind = Literal["cross_entropy", "margin", "dlr", "difference", "ratio", "kl", "none"]
 KINDS: dict[str, Kind] = {
     "ce": "cross_entropy",
     "margin": "margin",
@@ -17,15 +18,17 @@ KINDS: dict[str, Kind] = {
     "difference": "difference",
     "kl": "kl",
 }
+_MARGIN = 'the margin loss (loss="margin")'
 
 
 def check_classes(kind: str, classes: int, targeted: bool) -> None:
-    """Raise ValueError where DLR has too few classes."""
-    if kind == "dlr" and classes < (4 if targeted else 3):
+    """Raise ValueError where DLR, or the ratio like it, has too few classes."""
+    if kind in ("dlr", "ratio") and classes < (4 if targeted else 3):
         form, needed = ("targeted DLR loss", "four") if targeted else ("DLR loss", "three")
+        remedy = "an attack without it, such as fastadv.fmn" if kind == "ratio" else _MARGIN
         raise ValueError(
-            f"the {form} needs at least {needed} classes; got logits of {classes}. Use the margin "
-            'loss (loss="margin") instead.'
+            f"the {form} needs at least {needed} classes; got logits of {classes}. Use {remedy} "
+            "instead."
         )
 
 

@@ -11,6 +11,7 @@ _LOOPS = {  # by kind: a module of this package and a loop in it, imported where
     "cross_entropy": ("loops_ce", "cross_entropy"),
     "margin": ("loops_ranked", "margin"),
     "dlr": ("loops_ranked", "dlr"),
+    "ratio": ("loops_ranked", "ratio"),
     "difference": ("loops_ranked", "difference"),
     "kl": ("loops_kl", "kl"),
     "none": ("loops_ranked", "none"),

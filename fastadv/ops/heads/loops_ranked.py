@@ -6,6 +6,7 @@ from fastadv.ops.heads.loops_rows import fill, head
 from fastadv.ops.loops import inner
 
 _DLR_GUARD = 1e-12  # as in the reference
+_RATIO_GUARD = 1e-8
 
 
 @inner
@@ -120,6 +121,47 @@ def _dlr_of_row(
 
 
 @inner
+def _ratio_of_row(
+    z,
+    at,
+    classes,
+    top,
+    first,
+    own,
+    label,
+    has_target,
+    grad,
+    to,
+    writes,
+    reference,
+    reference_at,
+    parameter,
+):
+    real = type(top)
+    half, one = real(0.5), real(1.0)
+    a, b, c, d = _four_largest(z, at, classes)
+    rival = b if a == own else a
+    up, down = (own, rival) if has_target else (rival, own)
+    low = half * (z[at + c] + z[at + d]) if has_target else z[at + c]
+    width = z[at + a] - low + real(_RATIO_GUARD)
+    loss = (z[at + up] - z[at + down] - real(parameter)) / width
+    if writes:
+        slope, bend = one / width, loss / width
+        fill(grad, to, classes, real(0.0))
+        grad[to + up] += slope
+        grad[to + down] -= slope
+        grad[to + a] -= bend
+        if has_target:
+            grad[to + c] += half * bend
+            grad[to + d] += half * bend
+        else:
+            grad[to + c] += bend
+        for column in (up, down, a, c, max(d, 0)):
+            grad[to + column] = _finite(grad[to + column])
+    return loss, True
+
+
+@inner
 def _difference_of_row(
     z,
     at,
@@ -166,5 +208,6 @@ def _given_of_row(
 
 margin = head("margin", _margin_of_row)
 dlr = head("dlr", _dlr_of_row)
+ratio = head("ratio", _ratio_of_row)
 difference = head("difference", _difference_of_row)
 none = head("none", _given_of_row, writes_loss=False)  # the reference is the loss

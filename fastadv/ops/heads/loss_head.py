@@ -128,8 +128,9 @@ def loss_head_(
     """`loss_head` into tensors of the engine, which also advances the slots: one launch.
 
     The op's own arguments in its order, called every step: only what is cheap is checked. kind:
-    "cross_entropy", "margin", "dlr", "difference", "kl" (targets decide success only), or "none",
-    where `loss` is an input and no gradient is written. parameter: label smoothing or kappa.
+    "cross_entropy", "margin", "dlr", "difference", "kl" (targets decide success only), "none",
+    where `loss` is an input and no gradient is written, or "ratio": the margin less the parameter,
+    over DLR's denominator with 1e-8. parameter: label smoothing, kappa, or that of the ratio.
     labels, targets: (B,) int64, contiguous. reference: (B, C), unit column stride. grad: (B, C) in
     the logits' dtype; None evaluates only. slots: (B, 5) int32, contiguous, columns of
     `fastadv.kernels.slots`; best_loss: (B,) in the dtype of loss, ignored without slots.
@@ -145,7 +146,7 @@ def loss_head_(
     Example: `loss_head_(logits, y, None, None, loss, grad, prediction, correct, slots, None, "dlr",
     0.0, steps, 0, True, 0, False)`.
     """
-    if kind == "dlr":
+    if kind == "dlr" or kind == "ratio":
         head_arguments.check_classes(kind, logits.shape[1], targets is not None)
     if grad is not None and (grad.dtype != logits.dtype or grad.stride()[1] != 1):
         raise ValueError(

@@ -9,6 +9,7 @@ from fastadv.kernels import slots as slot_columns
 from fastadv.ops import layout, reduction, rounding
 
 _DLR_GUARD = 1e-12  # AutoAttack's: z_pi1 = z_pi3 must not divide by zero
+_RATIO_GUARD = 1e-8  # adversarial-library's
 _SORTED_CLASSES = 16  # maxima one by one are faster above: 50 times at 1,000 classes
 
 
@@ -142,6 +143,26 @@ def _dlr(rows: _Rows, grad: torch.Tensor | None) -> torch.Tensor:
     return loss
 
 
+def _ratio(rows: _Rows, tolerance: float, grad: torch.Tensor | None) -> torch.Tensor:
+    values, columns = _ranked(rows, 3 if rows.target is None else 4)
+    leads = columns[0] == rows.own
+    rival, rival_z = torch.where(leads, columns[1], columns[0]), torch.where(leads, *values[1::-1])
+    own, own_z = rows.own, _at(rows.z, rows.own)
+    up, down = (rival, own) if rows.target is None else (own, rival)
+    gap = rival_z - own_z if rows.target is None else own_z - rival_z
+    low = values[2] if rows.target is None else 0.5 * (values[2] + values[3])
+    width = values[0] - low + _RATIO_GUARD
+    loss = (gap - tolerance) / width
+    if grad is not None:
+        slope, bend = (1.0 / width).masked_fill_(rows.unusable, 0.0), loss / width
+        bend.masked_fill_(rows.unusable, 0.0)
+        low_bend = bend if rows.target is None else 0.5 * bend
+        terms = ((column, low_bend) for column in columns[2:])
+        _fill_one_hot(grad, (up, slope), (down, -slope), (columns[0], -bend), *terms)
+        grad.nan_to_num_(0.0, 0.0, 0.0)
+    return loss
+
+
 def _difference(rows: _Rows, grad: torch.Tensor | None) -> torch.Tensor:
     assert rows.target is not None, "checked by the wrappers"
     if grad is not None:
@@ -177,6 +198,8 @@ def _ascended(
         return _margin(rows, parameter, grad)
     if kind == "dlr":
         return _dlr(rows, grad), None
+    if kind == "ratio":
+        return _ratio(rows, parameter, grad), None
     if kind == "difference":
         return _difference(rows, grad), None
     assert kind == "kl" and reference is not None, "checked by the wrappers"

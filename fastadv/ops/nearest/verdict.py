@@ -30,13 +30,17 @@ def judge(
     steps: int,
     targeted: bool,
     stop_early: bool,
+    beyond: bool = False,
 ) -> Verdict:
-    """The verdict on points at `length`, (B,), written into `slots` and `distance`."""
+    """The verdict on points at `length`, (B,), written into `slots` and `distance`. beyond: only a
+    loss above 0 fools."""
     active = slots[:, columns.ACTIVE] != 0
     step = slots[:, columns.STEP].clone()
     success, fault = slots[:, columns.SUCCESS_STEP], slots[:, columns.FAULT]
     known = ~loss.isnan()
     fooled = active & known & ((prediction == aims) == targeted)
+    if beyond:
+        fooled = fooled & (loss > 0)
     closer, within = fooled & (length < distance), fooled & (length <= eps)
     over = step + 1 >= steps
     if stop_early:

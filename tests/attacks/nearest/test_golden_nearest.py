@@ -1,4 +1,4 @@
-"""DDN and FMN take the steps of adversarial-library: what it did, see tests/golden/README.md."""
+"""DDN, FMN and ALMA take adversarial-library's steps: see tests/golden/README.md."""
 
 from pathlib import Path
 
@@ -17,7 +17,10 @@ ATTACKS = {
     "fmn_linf": (fastadv.fmn, fastadv.Linf(), FMN_AS_THEY_DO),
     "fmn_l2": (fastadv.fmn, fastadv.L2(), FMN_AS_THEY_DO),
     "fmn_l1": (fastadv.fmn, fastadv.L1(), FMN_AS_THEY_DO),
+    "alma": (fastadv.alma, fastadv.L2(), dict(step_size=0.1)),
+    "alma_targeted": (fastadv.alma, fastadv.L2(), dict(tolerance=0.0)),
 }
+RUNS = sorted({*ATTACKS, *(f"{name.removesuffix('_targeted')}_targeted" for name in ATTACKS)})
 
 
 def _stored(path):
@@ -32,7 +35,7 @@ def _run(run, dtype):
     )
     weights = {name: rows.numpy() for name, rows in given.items()}
     asked = Recording(TinyModel(weights).to(dtype), torch.clone)
-    make, threat, options = ATTACKS[run.removesuffix("_targeted")]
+    make, threat, options = ATTACKS.get(run) or ATTACKS[run.removesuffix("_targeted")]
     attack = make(threat, steps=len(stored["lengths"]), **options)
     x = given["x"].to(dtype)
     way = fastadv.Execution(batching="plain")
@@ -43,7 +46,7 @@ def _run(run, dtype):
 
 # kernels are held to the reference in tests/ops: forty steps of them take the interpreter a minute
 @pytest.mark.parametrize("either_backend", ["reference", "compiled"], indirect=True)
-@pytest.mark.parametrize("run", [f"{name}{how}" for name in ATTACKS for how in ("", "_targeted")])
+@pytest.mark.parametrize("run", RUNS)
 def test_every_point_is_the_peers_in_float64(run, either_backend):
     stored, result, points, lengths = _run(run, torch.float64)
     torch.testing.assert_close(lengths, stored["lengths"], rtol=0, atol=1e-9)
@@ -55,7 +58,7 @@ def test_every_point_is_the_peers_in_float64(run, either_backend):
     torch.testing.assert_close(result.distance[found], stored["distance"][found], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("run", ATTACKS)
+@pytest.mark.parametrize("run", [run for run in ATTACKS if "targeted" not in run])
 def test_float32_follows_until_a_point_lies_on_the_boundary(run):
     stored, result, _, lengths = _run(run, torch.float32)
     torch.testing.assert_close(lengths[:6], stored["lengths"][:6], rtol=1e-5, atol=1e-5)

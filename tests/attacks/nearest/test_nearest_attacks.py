@@ -1,4 +1,4 @@
-"""DDN and FMN: closed forms, what is returned without a radius, and where the peers err."""
+"""DDN, FMN and ALMA: closed forms, what is returned without a radius, and where the peers err."""
 
 import math
 
@@ -10,7 +10,7 @@ import fastadv
 
 KINDS = {"linf": fastadv.Linf, "l2": fastadv.L2, "l1": fastadv.L1}
 _DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
-PAIRS = [("ddn", "l2"), ("fmn", "linf"), ("fmn", "l2"), ("fmn", "l1")]
+PAIRS = [("ddn", "l2"), ("alma", "l2"), ("fmn", "linf"), ("fmn", "l2"), ("fmn", "l1")]
 EACH = pytest.mark.parametrize(("name", "norm"), PAIRS)
 
 
@@ -65,7 +65,8 @@ def test_best_at_counts_the_passes_that_a_sample_took(name, norm):
     p = mixed_problem(12, (3, 5, 6), curvature=3.0)
     asked = Recording(p.model, torch.clone)
     counted = Counting(asked)
-    result = _attack(name, norm, steps=20, gamma=0.3).run(counted, p.x[4:5], p.y[4:5])
+    gamma = dict(gamma=0.3) if name != "alma" else {}
+    result = _attack(name, norm, steps=20, **gamma).run(counted, p.x[4:5], p.y[4:5])
     where = [same_bits(z.detach(), result.x_adv) for z in asked.seen].index(True)
     assert 1 < where <= 20
     assert result.best_at.tolist() == [(where + 1) + (where - 1)]  # forwards and backwards
@@ -78,7 +79,7 @@ def test_what_is_wrong_is_returned_and_what_cannot_be_fooled_is_infinitely_far(n
 
     def model(z):  # the class is 0 everywhere
         score = z.mean(1)
-        return torch.stack([score + 2, score.sin()], 1)
+        return torch.stack([score + 2, score.sin(), score.cos() - 9], 1)
 
     y = torch.tensor([0, 1, 0, 0, 1, 0])
     result = _attack(name, norm, steps=5).run(model, x, y)
@@ -157,6 +158,11 @@ def test_the_defaults_are_in_units_of_the_bounds(name, norm, width):
         (lambda: fastadv.ddn(fastadv.L2(), first_radius=0.0), "first_radius"),
         (lambda: fastadv.ddn(fastadv.L2(), at_bounds="clamped"), "at_bounds"),
         (lambda: fastadv.ddn(fastadv.L2(), keep="last"), "keep"),
+        (lambda: fastadv.alma(fastadv.L1()), "alma takes threat models in l2 only"),
+        (lambda: fastadv.alma(fastadv.L2(), check_steps=0), "check_steps"),
+        (lambda: fastadv.alma(fastadv.L2(), reduction=0.0), "reduction"),
+        (lambda: fastadv.alma(fastadv.L2(), increase=0.5), "increase"),
+        (lambda: fastadv.alma(fastadv.L2(), tolerance=-1e-4), "tolerance"),
         (lambda: fastadv.fmn(fastadv.L2(), overshoot=-0.1), "overshoot"),
         (lambda: fastadv.fmn(fastadv.L2(), final_step_size=-1.0), "final_step_size"),
         (lambda: fastadv.fmn(fastadv.L2(), steps=0), "steps"),
