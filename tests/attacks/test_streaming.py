@@ -7,12 +7,20 @@ from torch.utils.data import DataLoader, TensorDataset
 from toy_models import FailingAt, differing_fields, joined, mixed_problem, same_bits, threat_of
 
 import fastadv
+from fastadv.attacks.attack import norms_of
+
+
+def _fit(name, threat):
+    """`threat`, or one of a norm that the attack has."""
+    norms = norms_of(name)
+    return threat if threat.norm in norms else threat_of(norms[0])
+
 
 CONSTRUCTORS = {
     "pgd": lambda threat: fastadv.pgd(threat, steps=4, restarts=2, seed=3),
     "last": lambda threat: fastadv.pgd(threat, steps=3, keep="last"),
     **{
-        name: lambda threat, name=name: member(name, threat.norm, threat=threat)
+        name: lambda threat, name=name: member(name, threat.norm, threat=_fit(name, threat))
         for name in one_of_each_kind()
     },
     "autoattack": lambda threat: fastadv.autoattack(

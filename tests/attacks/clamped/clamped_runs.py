@@ -9,6 +9,7 @@ from members import GRADIENT_MEMBERS, member, one_of_each_kind
 
 import fastadv
 from fastadv.attacks import Attack
+from fastadv.attacks.attack import norms_of
 from fastadv.data import load_digits
 
 N = 90
@@ -16,7 +17,10 @@ EPS, EPS_L2, EPS_L1 = fastadv.Linf(0.12), fastadv.L2(0.6), fastadv.L1(1.5)
 STEPS = dict(steps=10)
 ATTACKS = {
     # every kind of attack, with its budget where nothing below says otherwise
-    **{name: member(name, "linf", threat=EPS) for name in one_of_each_kind(GRADIENT_MEMBERS)},
+    **{
+        name: member(name, "linf", threat=EPS if "linf" in norms_of(name) else EPS_L2)
+        for name in one_of_each_kind(GRADIENT_MEMBERS)
+    },
     "fgsm": fastadv.fgsm(EPS),
     "bim": fastadv.bim(EPS, **STEPS),
     "pgd": fastadv.pgd(EPS, **STEPS),
