@@ -6,6 +6,7 @@ from fastadv.attacks.call.result import AttackResult
 from fastadv.attacks.gradient.named import bim, fgsm, mifgsm, pgd, rfgsm
 from fastadv.attacks.hyperplane.attack import fab, fab_t
 from fastadv.attacks.nearest.attack import ddn, fmn
+from fastadv.attacks.nearest.boundary import deepfool
 from fastadv.attacks.nearest.lagrangian_attack import alma
 from fastadv.attacks.square_search.attack import square
 
@@ -19,6 +20,7 @@ __all__ = [
     "apgd_t",
     "bim",
     "ddn",
+    "deepfool",
     "fab",
     "fab_t",
     "fgsm",

@@ -304,14 +304,18 @@ class Oracle:
         began = time.perf_counter()
         grad = input_gradient(output, state.leaf, grad_output, retain_graph=keep_graph)
         self.seconds += time.perf_counter() - began
-        self.backwards += len(state)
-        self.own_backwards += len(state) if self.search is None else 0
+        self.count_backwards(len(state))
         if grad is None:
             raise ValueError(
                 "the model's output does not depend on its input (a detached copy?): no gradient "
                 "flows to it; wrap the part that blocks it in fastadv.BPDA"
             )
         return grad if scale == 1.0 else self._unscaled(grad, state)
+
+    def count_backwards(self, samples: int) -> None:
+        """Of the model that is searched."""
+        self.backwards += samples
+        self.own_backwards += samples if self.search is None else 0
 
     def _unscaled(self, grad: torch.Tensor, state: SlotState) -> torch.Tensor:
         """Divided by the scale again, exactly; slots whose gradient overflowed are marked."""

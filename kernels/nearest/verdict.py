@@ -23,6 +23,7 @@ def is_active(slots_ptr, row):
 def judge(
     slots_ptr, loss_ptr, prediction_ptr, aims_ptr, distance_ptr, eps_ptr, row, length, steps,
     TARGETED: tl.constexpr, STOP_EARLY: tl.constexpr, BEYOND: tl.constexpr, DTYPE: tl.constexpr,
+    STOP_ANYWHERE: tl.constexpr = False,
 ):  # fmt: skip
     """(fooled, closer, over, step, loss, nearest) of an active row whose point lies at `length`.
 
@@ -50,6 +51,8 @@ def judge(
     over = step + 1 >= steps
     if STOP_EARLY:
         over = over | within
+    if STOP_ANYWHERE:
+        over = over | fooled
     tl.debug_barrier()  # every warp has read the state before one thread writes it
     tl.store(distance_ptr + row, length, mask=closer)
     tl.store(slot_ptr + _NEAREST_STEP, step, mask=closer)

@@ -37,6 +37,8 @@ def _without_what_these_attacks_do_not_use() -> None:
         home = importlib.import_module("adv_lib")
         package.__path__ = [f"{home.__path__[0]}/{name}"]
         sys.modules[package.__name__] = package
+    for name in ("ForwardCounter", "BackwardCounter", "predict_inputs"):
+        setattr(sys.modules["adv_lib.utils"], name, None)
     visdom = types.ModuleType("adv_lib.utils.visdom_logger")
     visdom.VisdomLogger = object
     sys.modules[visdom.__name__] = visdom
@@ -78,6 +80,24 @@ def main(folder: Path) -> None:
             if targeted:
                 arrays["target"] = target.numpy()
             np.savez_compressed(folder / f"{run}{'_targeted' * targeted}.npz", **arrays)
+
+    deepfool = importlib.import_module("adv_lib.attacks.deepfool").df
+    for name, norm in (("l2", 2), ("linf", INF)):
+        asked = []
+
+        def counted(z, asked=asked):
+            asked.append(len(z))
+            return model(z)
+
+        adv = deepfool(counted, x, y, norm=norm)
+        distance = (adv - x).flatten(1).norm(p=norm, dim=1).numpy()
+        np.savez_compressed(
+            folder / f"deepfool_{name}.npz",
+            rows=np.array(asked),
+            adv=adv[list(SHOWN)].numpy(),
+            shown=np.array(SHOWN),
+            distance=distance,
+        )
 
 
 if __name__ == "__main__":

@@ -314,9 +314,10 @@ class Call:
 
     def _best_at(self, ledger: Ledger, hits: torch.Tensor, wrong: np.ndarray) -> torch.Tensor:
         """(n,) the passes that had been made when x_adv was found: one at x, at each point before
-        forwards and a backward, and those forwards at x_adv itself."""
+        forwards and backwards, and those forwards at x_adv itself."""
         forwards = 1 + (self.oracle.search is not None) + (self.oracle.inset > 0)
-        passes = 1 + ledger.nearest_step.astype(np.int64) * (forwards + 1) + forwards
+        a_step = forwards + self.attack.backwards_a_step(self.oracle.judge.classes)
+        passes = 1 + ledger.nearest_step.astype(np.int64) * a_step + forwards
         passes = np.where(hits.cpu().numpy(), passes, -1)
         passes[wrong] = 0
         return torch.as_tensor(passes, device=hits.device)

@@ -106,6 +106,10 @@ class Settings(Protocol):
         forward and a backward pass."""
         return False
 
+    def backwards_a_step(self, classes: int) -> int:
+        """Backward passes of a sample in a step, of a model with so many classes."""
+        return 1
+
     @property
     def attacks_wrong(self) -> bool:
         """Whether samples that the model gets wrong are attacked all the same."""

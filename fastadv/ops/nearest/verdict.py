@@ -31,9 +31,11 @@ def judge(
     targeted: bool,
     stop_early: bool,
     beyond: bool = False,
+    stop_anywhere: bool = False,
 ) -> Verdict:
     """The verdict on points at `length`, (B,), written into `slots` and `distance`. beyond: only a
-    loss above 0 fools."""
+    loss above 0 fools. stop_early, stop_anywhere: a row ends with its first adversarial point
+    within eps, or with any."""
     active = slots[:, columns.ACTIVE] != 0
     step = slots[:, columns.STEP].clone()
     success, fault = slots[:, columns.SUCCESS_STEP], slots[:, columns.FAULT]
@@ -45,6 +47,8 @@ def judge(
     over = step + 1 >= steps
     if stop_early:
         over = over | within
+    if stop_anywhere:
+        over = over | fooled
     nearest = slots[:, columns.NEAREST_STEP]
     distance.copy_(torch.where(closer, length, distance))
     nearest.copy_(torch.where(closer, step, nearest))

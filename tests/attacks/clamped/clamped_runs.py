@@ -36,6 +36,7 @@ ATTACKS = {
     "apgd_t": fastadv.apgd_t(EPS, n_target_classes=3, **STEPS),
     "fab_t": fastadv.fab_t(EPS, n_target_classes=3, **STEPS),
     "fab": fastadv.fab(EPS_L2, steps=6),
+    "deepfool": fastadv.deepfool(EPS, **STEPS),
     "authors": fastadv.apgd_ce(EPS, keep="authors", **STEPS),
     "autoattack": fastadv.autoattack(
         EPS,
