@@ -6,7 +6,7 @@
 A block `<!-- benchmark:NAME -->` ... `<!-- /benchmark -->` is rewritten from the newest run of its
 suites. NAME: why-switch, attacks-by-case, attacks, attack-ratios, attacks-chart, ops, step-cost,
 host, training, mnist, autoattack, autoattack-attacks, autoattack-ops, execution, tuning,
-tuning-attacks, tuning-autoattack, masked, tasks, clamping, clamping-forms,
+tuning-attacks, tuning-autoattack, masked, minimum-norm, tasks, clamping, clamping-forms,
 gpu-ops, gpu-ops-chart, gpu-attacks, gpu-attacks-chart, gpu-autoattack, gpu-training or gpu-steps,
 with @device for one device.
 """
@@ -25,6 +25,7 @@ from benchmarks.execution import tables as execution_tables
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.harness import overview, schema, tables
 from benchmarks.masked import tables as masked_tables
+from benchmarks.minimum_norm import tables as minimum_norm_tables
 from benchmarks.tasks import tables as tasks_tables
 from benchmarks.training import tables as training_tables
 from benchmarks.tuning import tables as tuning_tables
@@ -69,6 +70,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
     "clamping": ("clamping", clamping_tables.libraries),
     "clamping-forms": ("clamping", clamping_tables.forms),
     "masked": ("masked", masked_tables.masked),
+    "minimum-norm": ("minimum_norm", minimum_norm_tables.attacks),
     "tuning": ("tuning", tuning_tables.sweep),
     "tuning-attacks": ("tuning_attacks", tuning_tables.short),
     "tuning-autoattack": ("tuning_autoattack", tuning_tables.ensembles),
@@ -89,6 +91,7 @@ _CHOSEN = {
     "attacks": schema.newest_of_each_case,
     "autoattack": schema.newest_of_each_case,
     "masked": schema.newest_of_each_case,
+    "minimum_norm": schema.newest_of_each_case,
 }
 # suites whose command is not called like them
 _MODULES = {"counts": "attacks.counts", "mnist": "training.mnist"}

@@ -109,7 +109,7 @@ def _run(options: argparse.Namespace, arguments: list[str] | None) -> None:
     for network in options.networks:
         problem = points.load(options.models, network, options.points)
         for norm in options.norms:
-            known = least.read(network, norm, options.points)
+            known = least.read(options.models, network, norm, options.points)
             for algorithm, name in zip(ALGORITHMS, names, strict=True):
                 if name in wanted and norm in algorithm.norms:
                     print(f"{name}, {norm}, {network}", flush=True)

@@ -22,7 +22,7 @@ from benchmarks.harness.peers import Unavailable
 from benchmarks.minimum_norm.counted import NORMS
 
 OURS, ADV_LIB, FOOLBOX = "fastadv", "adv-lib", "foolbox"
-_THREATS = {"linf": fastadv.Linf, "l2": fastadv.L2, "l1": fastadv.L1}
+_THREATS = {"linf": fastadv.Linf, "l2": fastadv.L2, "l1": fastadv.L1, "l0": fastadv.L0}
 _FOOLBOX_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 Attack = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -107,15 +107,19 @@ ALGORITHMS = (
         ("linf", "l2", "l1"),
         (_adv_lib("fab", _named("n_iter")), _fastadv("fab")),
     ),
-    Algorithm("FMN", 100, ("linf", "l2", "l1", "l0"), (_adv_lib("fmn", _of_fmn),)),
-    Algorithm("FMN", 1000, ("linf", "l2", "l1", "l0"), (_adv_lib("fmn", _of_fmn),)),
+    Algorithm("FMN", 100, ("linf", "l2", "l1", "l0"), (_adv_lib("fmn", _of_fmn), _fastadv("fmn"))),
+    Algorithm("FMN", 1000, ("linf", "l2", "l1", "l0"), (_adv_lib("fmn", _of_fmn), _fastadv("fmn"))),
     Algorithm(
         "DDN",
         100,
         ("l2",),
-        (_adv_lib("ddn", _stepped("steps")), _foolbox("DDNAttack", _stepped("steps"))),
+        (
+            _adv_lib("ddn", _stepped("steps")),
+            _foolbox("DDNAttack", _stepped("steps")),
+            _fastadv("ddn"),
+        ),
     ),
-    Algorithm("ALMA", 1000, ("l2", "l1"), (_adv_lib("alma", _of_alma),)),
+    Algorithm("ALMA", 1000, ("l2", "l1"), (_adv_lib("alma", _of_alma), _fastadv("alma"))),
     Algorithm("PDGD", 500, ("l2",), (_adv_lib("pdgd", _stepped("num_steps")),)),
     Algorithm("PDPGD", 500, ("linf", "l2", "l1", "l0"), (_adv_lib("pdpgd", _named("num_steps")),)),
     Algorithm("sigma-zero", 1000, ("l0",), (_adv_lib("sigma_zero", _stepped("num_steps")),)),

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.harness.networks import Problem
 from benchmarks.minimum_norm import points
+from benchmarks.minimum_norm.counted import NORMS
 from benchmarks.minimum_norm.entrants import ALGORITHMS, OURS, Algorithm, Entrant
 from benchmarks.minimum_norm.optimality import tightened
 from benchmarks.minimum_norm.runs import Found
@@ -17,16 +18,21 @@ FILE = Path(__file__).with_name("least.json")
 _PASSES = 2000
 
 
-def read(network: str, norm: str, which: points.Which) -> torch.Tensor:
-    """(n,) float64; ValueError where the file has none."""
+def read(models: Path, network: str, norm: str, which: points.Which) -> torch.Tensor:
+    """(n,) float64, of the file, or of the references beside the models; ValueError where neither
+    has any."""
     stored = json.loads(FILE.read_text()) if FILE.exists() else {}
-    try:
-        return torch.tensor(stored[which][network][norm], dtype=torch.float64)
-    except KeyError:
+    known = stored.get(which, {}).get(network, {}).get(norm)
+    if known is not None:
+        return torch.tensor(known, dtype=torch.float64)
+    of_norm = {other: points.stored_least(models, network, other) for other in NORMS}
+    found = {other: values for other, values in of_norm.items() if values is not None}
+    if which != "report" or norm not in found:
         raise ValueError(
-            f"{FILE.name} knows no distances of {network} in {norm}, points to {which}: run "
-            "`python -m benchmarks.minimum_norm least` first"
-        ) from None
+            f"no distances of {network} in {norm} are known, points to {which}: run `python -m "
+            "benchmarks.minimum_norm least` first"
+        )
+    return tightened(found)[norm]
 
 
 def write(

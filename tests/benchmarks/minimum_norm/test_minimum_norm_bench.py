@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.harness.networks import Problem
 from benchmarks.minimum_norm import __main__ as suite
-from benchmarks.minimum_norm import entrants, least, points, runs
+from benchmarks.minimum_norm import entrants, least, points, runs, tables
 from benchmarks.minimum_norm.counted import Counted
 from benchmarks.minimum_norm.optimality import optimality, tightened
 
@@ -87,6 +87,9 @@ def test_a_row_says_how_near_and_for_how_many_passes(problem, environment):
     assert far["optimality"] == pytest.approx(optimality(known + 0.1, known), abs=1e-3)
     assert (near["forwards"], near["backwards"], near["failed"]) == (2, 1, 0)
     assert rows[0].ratio == 1 and all(row.equality.error == 0 for row in rows)
+    lines = tables.attacks(rows).splitlines()
+    assert f"| toy x 1 | l2 | crosses by 1e-06 | 1 | {near['optimality']:.3f} |" in lines[2]
+    assert f"| {far['optimality']:.3f} | 0 of 3 | 2 + 1 |" in lines[3]
 
 
 def test_a_point_that_the_model_gets_right_is_none(problem):
@@ -103,12 +106,15 @@ def test_the_least_is_kept_and_entered_with_what_was_known(problem, monkeypatch,
     folder.mkdir(parents=True)
     stored = {"optimum": {"distance": [0.4, 0.9, 0.9]}}
     (folder / "above__l2.json").write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match="least` first"):
-        least.read("above", "l2", "report")
+    models = tmp_path / "models"
+    assert least.read(models, "above", "l2", "report").tolist() == [0.4, 0.9, 0.9]
+    for network, which in (("below", "report"), ("above", "tune")):
+        with pytest.raises(ValueError, match="least` first"):
+            least.read(models, network, "l2", which)
     for _ in range(2):  # the second time from the folder
-        least.write(tmp_path / "models", tmp_path / "out", ["above"], ["l2"], "report")
+        least.write(models, tmp_path / "out", ["above"], ["l2"], "report")
         monkeypatch.setattr(least, "Found", None)
-    assert least.read("above", "l2", "report").tolist() == pytest.approx([0.4, 0.25, 0.15])
+    assert least.read(models, "above", "l2", "report").tolist() == pytest.approx([0.4, 0.25, 0.15])
 
 
 def test_peers_that_are_missing_are_named(problem, environment, capsys):
