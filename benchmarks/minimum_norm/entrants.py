@@ -130,6 +130,7 @@ ALGORITHMS = (
         (
             _adv_lib("df", _named("steps", return_unsuccessful=True)),
             _foolbox("{norm}DeepFoolAttack", _stepped("steps")),
+            _fastadv("deepfool"),
         ),
     ),
     Algorithm(
