@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import fastadv
 from benchmarks.harness.networks import Problem
 from benchmarks.minimum_norm import __main__ as suite
 from benchmarks.minimum_norm import entrants, least, points, runs, tables
@@ -125,3 +126,16 @@ def test_peers_that_are_missing_are_named(problem, environment, capsys):
     known = torch.ones(3, dtype=torch.float64)
     assert suite.run_case(algorithm, "l2", problem, known, environment, rounds=1) == []
     assert "peer: nobody is there" in capsys.readouterr().out
+
+
+def test_each_class_of_a_vectorised_backward_pass_is_counted():
+    net = torch.nn.Linear(2, 3)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[1.0, -0.5], [-1.0, 1.0], [0.5, -1.0]]))
+        net.bias.zero_()
+    x = torch.tensor([[0.6, 0.4], [0.9, 0.5]])
+    y = net(x).argmax(1)
+    counted = Counted(net, x, y, "l2")
+    result = fastadv.deepfool(fastadv.L2()).run(counted, x, y)
+    assert result.success.all() and counted.backwards == result.backwards / 2 > 1
+    assert counted.forwards == result.forwards / 2
