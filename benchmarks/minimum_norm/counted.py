@@ -15,8 +15,14 @@ def distances(x: torch.Tensor, others: torch.Tensor, norm: str) -> torch.Tensor:
     return torch.linalg.vector_norm(moved, NORMS[norm], dim=1)
 
 
+def _into_box(x: torch.Tensor) -> torch.Tensor:
+    """What is to be added: exactly 0 inside of it."""
+    return x.clamp(0, 1) - x
+
+
 class Counted(nn.Module):
-    """`model`, to which queries come clamped to [0, 1]; x: (n, ...), y: (n,) right labels.
+    """`model`, to which queries come moved into [0, 1], though gradients as if they had not been: a
+    clamp would lose those of pixels at a bound. x: (n, ...), y: (n,) right labels.
 
     passed: [rows, backward passes] of every call. nearest: (n,) float64, the distance of the
     nearest query that the model does not give the sample's label. A query belongs to the sample
@@ -46,7 +52,7 @@ class Counted(nn.Module):
         return sum(rows * times for rows, times in self.passed) / len(self.x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        asked, call = x.clamp(0, 1), [len(x), 0]
+        asked, call = x + _into_box(x.detach()), [len(x), 0]
         self.passed.append(call)
         self._done += len(x)
         if asked.requires_grad:

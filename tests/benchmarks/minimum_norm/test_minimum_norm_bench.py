@@ -48,6 +48,13 @@ def test_every_backward_pass_counts_its_rows(problem):
     assert counted.forwards == 2 and counted.backwards == counted.passed[0][1] > 0
 
 
+def test_a_pixel_at_a_bound_or_beyond_keeps_its_gradient(problem):
+    counted = Counted(problem.model, problem.x, problem.y, "l2")
+    x = torch.tensor([[0.0, 0, 0], [1.0, 1, 0], [1.5, 0, 1]], requires_grad=True)
+    grad = torch.autograd.grad(counted(x)[:, 1].sum(), x)[0]
+    assert grad[:, 0].tolist() == [1, 1, 1]
+
+
 def test_optimality_is_the_area_between_the_curves():
     least_known = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
     assert optimality(least_known, least_known) == 1
