@@ -4,14 +4,14 @@ import triton
 import triton.language as tl
 
 from ..aot import AotCase, argument_types
-from ..fab.projection import norm_of, norm_part
+from ..fab.projection import norm_of
 from ..geometry import LONG_ROW, ROW_BLOCK, compute_dtype, row_kernel
 from ..launching import launch
 from ..rounding import clamp_keeping_nan, root
-from ..steps.l1_projection import project_l1_row
+from ..steps.l1_projection import float_bits, least_kept_bits, project_l1_row
 from ..steps.l2_projection import step_factor, unit_scale
 from .radius_long import radius_step_long_kernel
-from .rules import dual_part, gap_of, load_slope, next_radius, onto_sphere
+from .rules import dual_part, gap_of, length_part, load_slope, next_radius, onto_sphere
 from .verdict import is_active, judge
 
 ROW_LIMIT = ROW_BLOCK
@@ -39,7 +39,7 @@ def radius_step_kernel(
         x = tl.load(x_ptr + base + e, mask=mask, other=0.0).to(DTYPE)
         x_adv = stored.to(DTYPE)
         u = x_adv - x
-        length = norm_of(norm_part(u, NORM), NORM, DTYPE)
+        length = norm_of(length_part(u, NORM), NORM, DTYPE)
         fooled, closer, over, step, loss, nearest = judge(
             slots_ptr, loss_ptr, prediction_ptr, aims_ptr, distance_ptr, eps_ptr, row, length,
             steps, TARGETED, STOP_EARLY, False, DTYPE,
@@ -52,7 +52,7 @@ def radius_step_kernel(
             g *= scale
             norm = root(tl.sum(g * g, 0), DTYPE)
             gap = length
-            if RULE == "fmn":
+            if RULE == "fmn" and NORM != "l0":
                 dual = norm
                 if NORM != "l2":
                     dual = norm_of(dual_part(g, NORM), "linf" if NORM == "l1" else "l1", DTYPE)
@@ -61,7 +61,9 @@ def radius_step_kernel(
             gamma = tl.load(schedule_ptr + steps + step).to(DTYPE)
             radius = tl.load(radius_ptr + row).to(DTYPE)
             limit = tl.load(limit_ptr + row).to(DTYPE)
-            radius = next_radius(radius, limit, fooled, nearest, length, gap, gamma, RULE)
+            radius = next_radius(
+                radius, limit, fooled, nearest, length, gap, gamma, RULE, NORM == "l0"
+            )
             tl.debug_barrier()  # every warp has read the radius before one thread writes it
             tl.store(radius_ptr + row, radius)
             u += g * step_factor(size, norm, 0.0, DTYPE)
@@ -69,6 +71,11 @@ def radius_step_kernel(
                 u = tl.minimum(tl.maximum(u, -radius), radius)
             elif NORM == "l2":
                 u *= onto_sphere(radius, root(tl.sum(u * u, 0), DTYPE), DTYPE)
+            elif NORM == "l0":
+                moved = clamp_keeping_nan(x + u, low, high)
+                bits = float_bits(tl.where(mask, tl.abs(u), 0.0), DTYPE)
+                least, _ = least_kept_bits(bits, tl.maximum(radius, 1.0).to(tl.int32))
+                kept = bits >= least
             else:
                 if MINDS_BOUNDS:
                     shrunk, outside = project_l1_row(u, x, radius, low, high, DTYPE)
@@ -76,7 +83,11 @@ def radius_step_kernel(
                     end = tl.full([], float("inf"), DTYPE)
                     shrunk, outside = project_l1_row(u, x, radius, -end, end, DTYPE)
                 u = tl.where(outside, shrunk, u)
-            moved = clamp_keeping_nan(x + u, low, high)
+            if NORM == "l0":
+                clean = tl.load(x_ptr + base + e, mask=mask, other=0.0)
+                moved = tl.where(kept & (moved != x), moved.to(clean.dtype), clean)  # the bits of x
+            else:
+                moved = clamp_keeping_nan(x + u, low, high)
             tl.store(x_adv_ptr + base + e, moved.to(x_adv_ptr.dtype.element_ty), mask=mask)
 
 
@@ -121,6 +132,8 @@ def aot_cases():
         case("ddn", "l2", "ddn", 3072, half, vectorised=True),
         case("fmn_linf", "linf", "fmn", 3072, targeted=True, vectorised=True),
         case("fmn_l1", "l1", "fmn", ROW_LIMIT, vectorised=True),
+        case("fmn_l0", "l0", "fmn", 3072),
         case("fmn_l2_long", "l2", "fmn", 150_528, vectorised=True),
         case("fmn_l1_long", "l1", "fmn", 150_528),
+        case("fmn_l0_long", "l0", "fmn", 150_528),
     ]

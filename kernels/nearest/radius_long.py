@@ -3,9 +3,10 @@
 import triton
 import triton.language as tl
 
-from ..fab.projection import joined, norm_of, norm_part
+from ..fab.projection import joined, norm_of
 from ..rounding import clamp_keeping_nan, root
 from ..steps.l1_projection import (
+    float_bits,
     l1_kept,
     l1_room,
     l1_search,
@@ -14,7 +15,7 @@ from ..steps.l1_projection import (
     l1_shrunk,
 )
 from ..steps.l2_projection import step_factor, unit_scale
-from .rules import gap_of, load_slope, next_radius, onto_sphere
+from .rules import gap_of, length_part, load_slope, next_radius, onto_sphere
 from .verdict import is_active, judge
 
 
@@ -54,7 +55,7 @@ def radius_step_long_kernel(
             e = start + offset
             x_adv = tl.load(here_ptr + e, mask=e < D, other=0.0).to(DTYPE)
             x = tl.load(clean_ptr + e, mask=e < D, other=0.0).to(DTYPE)
-            parts = joined(parts, norm_part(x_adv - x, NORM), NORM)
+            parts = joined(parts, length_part(x_adv - x, NORM), NORM)
             g = load_slope(slope_ptr, e, D, x_adv, low, high, MINDS_BOUNDS, DTYPE)
             largest = tl.maximum(largest, tl.abs(g))
         length = norm_of(parts, NORM, DTYPE)
@@ -81,7 +82,7 @@ def radius_step_long_kernel(
                 sizes += tl.abs(g)
             norm = root(tl.sum(squares, 0), DTYPE)
             gap = length
-            if RULE == "fmn":
+            if RULE == "fmn" and NORM != "l0":
                 dual = norm
                 if NORM == "linf":
                     dual = tl.sum(sizes, 0)
@@ -92,7 +93,9 @@ def radius_step_long_kernel(
             gamma = tl.load(schedule_ptr + steps + step).to(DTYPE)
             radius = tl.load(radius_ptr + row).to(DTYPE)
             limit = tl.load(limit_ptr + row).to(DTYPE)
-            radius = next_radius(radius, limit, fooled, nearest, length, gap, gamma, RULE)
+            radius = next_radius(
+                radius, limit, fooled, nearest, length, gap, gamma, RULE, NORM == "l0"
+            )
             tl.debug_barrier()  # every warp has read the radius before one thread writes it
             tl.store(radius_ptr + row, radius)
             factor = step_factor(size, norm, 0.0, DTYPE)
@@ -133,6 +136,25 @@ def radius_step_long_kernel(
                         tl.sum(falling_sum, 0), radius, DTYPE,
                     )  # fmt: skip
                 t, correction, outside = l1_search_end(under, above, mass, slope, radius, DTYPE)
+            elif NORM == "l0":
+                threshold = float_bits(tl.full([], 0.0, DTYPE), DTYPE) + 1
+                above = float_bits(tl.full([], float("inf"), DTYPE), DTYPE)
+                count = tl.maximum(radius, 1.0).to(tl.int32)
+                # the largest threshold that so many reach, if any but zeros do
+                while above - threshold > 1:
+                    middle = threshold + (above - threshold) // 2
+                    reached = tl.zeros([BLOCK], tl.int32)
+                    for start in range(0, D, BLOCK):
+                        e = start + offset
+                        x, u = _moved(
+                            here_ptr, clean_ptr, slope_ptr, e, D, scale, factor, low, high,
+                            MINDS_BOUNDS, DTYPE,
+                        )  # fmt: skip
+                        size_bits = float_bits(tl.abs(u), DTYPE)
+                        reached += ((size_bits >= middle) & (e < D)).to(tl.int32)
+                    enough = tl.sum(reached, 0) >= count
+                    threshold = tl.where(enough, middle, threshold)
+                    above = tl.where(enough, above, middle)
             for start in range(0, D, BLOCK):
                 e = start + offset
                 x, u = _moved(
@@ -143,7 +165,12 @@ def radius_step_long_kernel(
                     u = tl.minimum(tl.maximum(u, -radius), radius)
                 elif NORM == "l2":
                     u *= shrink
-                else:
+                elif NORM == "l1":
                     u = tl.where(outside, l1_shrunk(u, x, t, correction, least, most), u)
                 moved = clamp_keeping_nan(x + u, low, high)
+                if NORM == "l0":
+                    clean = tl.load(clean_ptr + e, mask=e < D, other=0.0)
+                    size_bits = float_bits(tl.abs(u), DTYPE)
+                    kept = (size_bits >= threshold) & (moved != x)
+                    moved = tl.where(kept, moved.to(clean.dtype), clean)  # the bits of x
                 tl.store(here_ptr + e, moved.to(x_adv_ptr.dtype.element_ty), mask=e < D)

@@ -22,7 +22,7 @@ def dual_part(g, NORM: tl.constexpr):
 @triton.jit
 def next_radius(
     radius, limit, fooled, nearest, length, gap, gamma,
-    RULE: tl.constexpr,
+    RULE: tl.constexpr, COUNTS: tl.constexpr,
 ):  # fmt: skip
     """The radius of the next point; gap: from the point to the boundary, as a linear model has it.
 
@@ -31,10 +31,24 @@ def next_radius(
     """
     inner = radius * (1.0 - gamma)
     outer = radius * (1.0 + gamma)
-    if RULE == "fmn":
+    if COUNTS:  # whole entries, by one at least
+        inner = tl.minimum(tl.minimum(radius - 1.0, tl.floor(inner)), nearest)
+        inner = tl.maximum(inner, 0.0)
+        outer = tl.maximum(radius + 1.0, tl.floor(outer))
+    elif RULE == "fmn":
         inner = tl.minimum(inner, nearest)
         outer = tl.where(nearest < float("inf"), outer, length + gap)
     return tl.minimum(tl.where(fooled, inner, outer), limit)
+
+
+@triton.jit
+def length_part(d, NORM: tl.constexpr):
+    """`norm_part`, which in L0 counts what is not 0."""
+    if NORM == "l0":
+        part = tl.where(d != 0, 1.0, 0.0).to(d.dtype)
+    else:
+        part = norm_part(d, NORM)
+    return part
 
 
 @triton.jit

@@ -24,6 +24,7 @@ RUNS = {
     "fmn_linf": ("fast_minimum_norm", "fmn", dict(norm=INF, α_init=10)),
     "fmn_l2": ("fast_minimum_norm", "fmn", dict(norm=2)),
     "fmn_l1": ("fast_minimum_norm", "fmn", dict(norm=1)),
+    "fmn_l0": ("fast_minimum_norm", "fmn", dict(norm=0)),
     "alma": ("augmented_lagrangian", "alma", {}),
 }
 

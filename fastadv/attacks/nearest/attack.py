@@ -34,6 +34,10 @@ class RadiusAttack(NearestAttack):
 
     def __post_init__(self) -> None:
         self.check("steps")
+        if getattr(self.threat, "unit", "entry") != "entry":
+            raise ValueError(
+                f"{self.constructor} counts entries; got {self.threat!r}. Use fastadv.L0() or pgd"
+            )
         if self.at_bounds not in get_args(AtBounds):
             raise ValueError(
                 f"at_bounds must be one of {get_args(AtBounds)}; got {self.at_bounds!r}"
@@ -58,7 +62,12 @@ class RadiusAttack(NearestAttack):
     def effective_step_size(self) -> float:
         if self.step_size is not None:
             return self.step_size
-        return self.width * (10.0 if self.threat.norm == "linf" else 1.0)
+        return self.width * (10.0 if self.threat.norm in ("linf", "l0") else 1.0)
+
+    @property
+    def _open(self) -> float:
+        """FMN's radius while nothing is known, which in L0 grows from one entry on."""
+        return 1.0 if self.threat.norm == "l0" else math.inf
 
     def schedule(self) -> tuple[tuple[float, float], ...]:
         """(step size, gamma) of each step: from the first to the final one by half a cosine."""
@@ -80,7 +89,7 @@ class RadiusAttack(NearestAttack):
         moves = Moves(
             "ddn" if is_ddn else "fmn",
             self.schedule(),
-            (self.width if first_radius is None else first_radius) if is_ddn else math.inf,
+            (self.width if first_radius is None else first_radius) if is_ddn else self._open,
             self.overshoot,
             self.at_bounds == "minded",
         )
@@ -136,6 +145,7 @@ def ddn(
 
 
 @constructor
+@in_norms("linf", "l2", "l1", "l0")
 def fmn(
     threat: ThreatModel,
     *,
@@ -155,18 +165,19 @@ def fmn(
     While no adversarial point is known r = ||x_adv - x|| + (1 + overshoot) * |L| / ||g||, in the
     dual norm: as far as the boundary is in a linear model. Then r shrinks by the factor 1 - c after
     an adversarial point, at least to the nearest distance, and grows by 1 + c after another one. a
-    falls from step_size, None for the width of the bounds (10 of them in L-infinity), to
+    falls from step_size, None for the width of the bounds (10 of them in L-infinity and L0), to
     final_step_size, None for a hundredth of it, and c from gamma to final_gamma, by half a cosine.
-    threat: `fastadv.Linf()`, `L2()` or `L1()`; u is clamped to r, scaled to it, or projected onto
-    the L1 ball. at_bounds: "minded" leaves elements at a bound that the gradient points out of, out
-    of g, and cuts the L1 ball by the bounds; "ignored" is what the authors do. Other arguments,
-    passes, and what is returned, as in `fastadv.ddn`.
+    threat: `fastadv.Linf()`, `L2()`, `L1()` or `L0()`; u is clamped to r, scaled to it, projected
+    onto the L1 ball, or keeps r entries, the largest and what ties with the last; in L0 r begins
+    with 1 and changes by 1 at least. at_bounds: "minded" leaves elements at a bound that the
+    gradient points out of, out of g, and cuts the L1 ball by the bounds; "ignored" is what the
+    authors do. Other arguments, passes, and what is returned, as in `fastadv.ddn`.
 
-    Raises ValueError for masks and for radii or bounds of elements.
+    Raises ValueError for masks, for radii or bounds of elements, and for an L0 of pixels.
     Example: `fastadv.fmn(fastadv.Linf()).run(model, x, y).distance`.
-    Source: Pintor et al. 2021, arXiv:2102.12827. With overshoot=0 and at_bounds="ignored" these are
-    the iterates of adversarial-library's code: without the overshoot points on saturated images
-    reach the boundary from below and never cross it.
+    Source: Pintor et al. 2021, arXiv:2102.12827. With step_size=1, overshoot=0 and
+    at_bounds="ignored" these are the iterates of adversarial-library's code: without the overshoot
+    points on saturated images reach the boundary from below and never cross it.
     """
     return RadiusAttack(
         "fmn",

@@ -1,5 +1,6 @@
 """DDN and FMN as a slot algorithm: a radius that shrinks at adversarial points, else grows."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -100,6 +101,9 @@ class RadiusSlots(NearestSlots):
 def farthest(x: torch.Tensor, threat: ThreatModel) -> torch.Tensor:
     """(n,) the largest distance from x in bounds, in the dtype that x is computed in."""
     dtype, bounds = layout.compute_dtype(x), common_bounds(threat)
+    if threat.norm == "l0":
+        size = math.prod(x.shape[1:])
+        return torch.full((len(x),), float(size), dtype=dtype, device=x.device)
     if bounds is None:
         return torch.full((len(x),), torch.inf, dtype=dtype, device=x.device)
     lo, hi = bounds

@@ -9,12 +9,13 @@ import torch
 from fastadv.kernels import slots as columns
 from fastadv.ops.loop_math import squares_of, total_of
 from fastadv.ops.loops import Address, Count, Real, inner, loop, pointer
-from fastadv.ops.loops_taken import LANES
+from fastadv.ops.loops_taken import LANES, last_taken
 from fastadv.ops.steps.loops_l1 import threshold_of
 
-_KINDS = {"linf": 0, "l2": 1, "l1": 2}
+_KINDS = {"linf": 0, "l2": 1, "l1": 2, "l0": 3}
+_L0 = 3
 _GAP = 2 * LANES + 24  # numbers behind a row: padding, and another line of the cache
-_ROWS = 4
+_ROWS = 5
 
 
 @inner
@@ -23,6 +24,11 @@ def _length(row, size, kind, scratch):
     if kind == 1:
         return type(row[0])(math.sqrt(squares_of(row, 0, size)))
     largest = type(row[0])(0)
+    if kind == _L0:
+        count = 0
+        for j in range(size):
+            count += row[j] != 0
+        return type(row[0])(count)
     for j in range(size):
         scratch[j] = abs(row[j])
     if kind == 2:
@@ -30,6 +36,12 @@ def _length(row, size, kind, scratch):
     for j in range(size):
         largest = scratch[j] if scratch[j] > largest else largest
     return largest
+
+
+@inner
+def _whole(value):
+    """The whole part of a number that is not negative; of no loop's own floor, which is a call."""
+    return type(value)(int(value)) if value < 1e9 else value
 
 
 @inner
@@ -92,7 +104,8 @@ def _step(
     sums, first, row = pointer(memory, np.float64), memory + 16 * LANES, 8 * (size + _GAP)
     u, slope = pointer(first, lo), pointer(first + row, lo)
     magnitude, room = pointer(first + 2 * row, np.float64), pointer(first + 3 * row, np.float64)
-    scratch = pointer(first + 2 * row, lo)
+    scratch, ones = pointer(first + 2 * row, lo), pointer(first + 3 * row, lo)
+    lanes = pointer(first + 4 * row, lo)
     zero, one, infinite = type(lo)(0), type(lo)(1), type(lo)(math.inf)
     for b in range(batch):
         at, state = b * size, b * columns.WIDTH
@@ -124,7 +137,15 @@ def _step(
             slope[j] = type(lo)(float(slope[j]) * power)
         square = squares_of(slope, 0, size)
         gamma, radius = schedule[steps + step], radii[b]
-        if fooled:
+        if kind == _L0 and fooled:
+            fallen = _whole(radius * (one - gamma))
+            radius = radius - one if radius - one < fallen else fallen
+            radius = distance[b] if distance[b] < radius else radius
+            radius = radius if radius > zero else zero
+        elif kind == _L0:
+            risen = _whole(radius * (one + gamma))
+            radius = risen if risen > radius + one else radius + one
+        elif fooled:
             radius = radius * (one - gamma)
             if is_fmn != 0:
                 radius = distance[b] if distance[b] < radius else radius
@@ -149,6 +170,22 @@ def _step(
             factor = float(radius) / math.sqrt(square) if square > 0.0 else 1.0
             for j in range(size):
                 u[j] = type(lo)(float(u[j]) * factor)
+        elif kind == _L0:
+            for j in range(size):
+                value = x[at + j] + u[j]
+                value = lo if value < lo else value
+                value = hi if value > hi else value
+                scratch[j], slope[j] = abs(u[j]), value
+                ones[j] = one
+            for j in range(size, size + LANES):
+                scratch[j] = ones[j] = zero
+            count = int(radius) if radius > one else 1
+            lowest, _, _ = last_taken(scratch, ones, size, min(count, size), lanes, sums)
+            for j in range(size):
+                value = slope[j]
+                kept = scratch[j] >= lowest and value != x[at + j]
+                x_adv[at + j] = value if kept else x[at + j]
+            continue
         else:
             least, most = (lo, hi) if minds_bounds != 0 else (-infinite, infinite)
             for j in range(size):

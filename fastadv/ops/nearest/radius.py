@@ -11,9 +11,9 @@ from fastadv.ops.fab.step import check_rows, dense_as
 from fastadv.ops.nearest import reference
 from fastadv.ops.steps import arguments as step_arguments
 
-Norm = Literal["linf", "l2", "l1"]
+Norm = Literal["linf", "l2", "l1", "l0"]
 Rule = Literal["ddn", "fmn"]
-NORMS_OF: dict[str, tuple[str, ...]] = {"ddn": ("l2",), "fmn": ("linf", "l2", "l1")}
+NORMS_OF: dict[str, tuple[str, ...]] = {"ddn": ("l2",), "fmn": ("linf", "l2", "l1", "l0")}
 _FLOATS = (torch.float32, torch.float64)
 
 
@@ -74,7 +74,10 @@ def radius_step_(
        not above `distance` in the first case; in the second, while no adversarial point is known,
        it is ||x_adv - x|| + (1 + overshoot) * |loss| / ||grad||, in the dual norm. Not above
        `limit` (B,).
-    3. "linf": u is clamped to the radius; "l2": scaled to have it; "l1": projected onto the ball.
+    3. "linf": u is clamped to the radius; "l2": scaled to have it; "l1": projected onto the ball;
+       "l0": so many entries of the largest |u| are kept, and those that tie with the last, all
+       others being those of x bit for bit. There lengths count entries, and the radius falls and
+       rises by 1 at least, in whole numbers, from where it was.
 
     minds_bounds: the gradient counts as 0 where an element lies at a bound that it points out of,
     and the L1 ball is cut by the bounds. What is not finite in the gradient counts as 0. A zero

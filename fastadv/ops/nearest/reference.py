@@ -47,7 +47,7 @@ def radius_step(*arguments) -> None:
     dtype = layout.compute_dtype(step.x_adv)
     stored, clean = as_rows(step.x_adv), as_rows(step.x).to(dtype)
     away = stored.to(dtype) - clean
-    length = row_norms(away, step.norm)
+    length = _length(away, step.norm)
     verdict = judge(
         step.slots,
         step.loss,
@@ -85,7 +85,11 @@ def _moved(
     size, gamma = (rows[verdict.step.clamp(max=len(rows) - 1)] for rows in step.schedule)
     outer = step.radius * (1.0 + gamma)
     inner = step.radius * (1.0 - gamma)
-    if step.rule == "fmn":
+    if step.norm == "l0":
+        outer = torch.maximum(step.radius + 1.0, outer.floor())
+        inner = torch.minimum(torch.minimum(step.radius - 1.0, inner.floor()), step.distance)
+        inner = inner.clamp(min=0.0)
+    elif step.rule == "fmn":
         inner = torch.minimum(inner, step.distance)
         dual = row_norms(grad, DUAL[step.norm])
         gap = verdict.loss.abs() * scale.squeeze(1) / torch.where(dual > 0, dual, 1.0)
@@ -95,6 +99,10 @@ def _moved(
     step.radius.copy_(torch.where(verdict.moving, radius, step.radius))
     factor = torch.where(norm > 0, size / torch.where(norm > 0, norm, 1.0), 0.0)
     u, radius = away + grad * factor.unsqueeze(1), radius.unsqueeze(1)
+    if step.norm == "l0":
+        moved = (clean + u).clamp(step.lo, step.hi)
+        kept = _are_largest(u, radius)
+        return torch.where(kept & (moved != clean), moved, clean)  # the bits of x where it is kept
     if step.norm == "l1":
         far = (step.lo, step.hi) if step.minds_bounds else (-torch.inf, torch.inf)
         return project_rows(clean, u, clean, radius, *far).clamp(step.lo, step.hi)
@@ -104,3 +112,17 @@ def _moved(
         norm = row_norms(u, "l2").unsqueeze(1)
         u = u * torch.where(norm > 0, radius / torch.where(norm > 0, norm, 1.0), 1.0)
     return (clean + u).clamp(step.lo, step.hi)
+
+
+def _length(away: torch.Tensor, norm: str) -> torch.Tensor:
+    """The norm of each row, in L0 how many entries are not 0."""
+    return (away != 0).sum(1).to(away.dtype) if norm == "l0" else row_norms(away, norm)
+
+
+def _are_largest(u: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    """The entries of each row that reach its radius-th largest magnitude, ties included; one at
+    least. radius: (B, 1)."""
+    magnitude = u.abs()
+    count = radius.clamp(1, u.shape[1]).long()
+    least = magnitude.sort(1, descending=True).values.gather(1, count - 1)
+    return magnitude >= least

@@ -17,6 +17,7 @@ ATTACKS = {
     "fmn_linf": (fastadv.fmn, fastadv.Linf(), FMN_AS_THEY_DO),
     "fmn_l2": (fastadv.fmn, fastadv.L2(), FMN_AS_THEY_DO),
     "fmn_l1": (fastadv.fmn, fastadv.L1(), FMN_AS_THEY_DO),
+    "fmn_l0": (fastadv.fmn, fastadv.L0(), FMN_AS_THEY_DO | dict(step_size=1.0)),
     "alma": (fastadv.alma, fastadv.L2(), dict(step_size=0.1)),
     "alma_targeted": (fastadv.alma, fastadv.L2(), dict(tolerance=0.0)),
 }

@@ -8,7 +8,7 @@ from toy_models import Counting, Recording, differing_fields, mixed_problem, row
 
 import fastadv
 
-KINDS = {"linf": fastadv.Linf, "l2": fastadv.L2, "l1": fastadv.L1}
+KINDS = {"linf": fastadv.Linf, "l2": fastadv.L2, "l1": fastadv.L1, "l0": fastadv.L0}
 _DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
 PAIRS = [("ddn", "l2"), ("alma", "l2"), ("fmn", "linf"), ("fmn", "l2"), ("fmn", "l1")]
 EACH = pytest.mark.parametrize(("name", "norm"), PAIRS)
@@ -178,3 +178,30 @@ def test_a_mask_is_refused():
     model, x, y, _, _ = _linear((8,))
     with pytest.raises(ValueError, match="ddn in L2 takes no mask"):
         _attack("ddn", "l2").run(model, x, y, mask=torch.ones(1, 8, dtype=torch.bool))
+
+
+def test_in_l0_all_other_entries_keep_their_bits_and_the_fewest_are_found():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(24, 40, generator=generator)
+    x[:, ::5] = -0.0
+    weight = torch.randn(40, generator=generator)
+    need = 0.6 * torch.rand(24, generator=generator) + 0.1
+
+    def model(z):
+        score = (z - x[: len(z)]) @ weight - need[: len(z)]
+        return torch.stack([-score, score], 1)
+
+    y = torch.zeros(24, dtype=torch.long)
+    way = fastadv.Execution(batching="plain")
+    result = _attack("fmn", "l0").run(model, x, y, execution=way)
+    gains = torch.where(weight > 0, (1 - x) * weight, -x * weight).sort(1, descending=True).values
+    fewest = (gains.cumsum(1) < need[:, None]).sum(1) + 1
+    assert result.success.all()
+    assert (result.distance >= fewest).all() and (result.distance == fewest).float().mean() > 0.7
+    still = result.x_adv == x
+    assert same_bits(result.x_adv[still], x[still])
+    assert torch.equal((~still).sum(1).double(), result.distance)
+    few = _attack("fmn", "l0", 3).run(model, x, y, execution=way)
+    assert (few.distance[few.success] <= 3).all() and few.success.any()
+    with pytest.raises(ValueError, match="fmn counts entries"):
+        fastadv.fmn(fastadv.L0(unit="pixel"))

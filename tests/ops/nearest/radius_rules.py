@@ -5,10 +5,10 @@ import torch
 from fastadv.kernels import slots as columns
 from fastadv.ops.nearest.radius import radius_step_
 
-RULES = (("ddn", "l2"), ("fmn", "linf"), ("fmn", "l2"), ("fmn", "l1"))
+RULES = (("ddn", "l2"), ("fmn", "linf"), ("fmn", "l2"), ("fmn", "l1"), ("fmn", "l0"))
 STEPS = 6
 INF, NAN = float("inf"), float("nan")
-_P = {"linf": INF, "l2": 2, "l1": 1}
+_P = {"linf": INF, "l2": 2, "l1": 1, "l0": 0}
 _DUAL = {"linf": 1, "l2": 2, "l1": INF}
 IMAGES = ("x_adv", "closest", "grad", "x")
 
@@ -124,7 +124,12 @@ def simulate(s, rule, norm, *, targeted=False, stop_early=False, minds_bounds=Tr
         if minds_bounds:
             g = torch.where(((x_adv >= 1) & (g > 0)) | ((x_adv <= 0) & (g < 0)), 0.0, g)
         size, gamma = s.schedule[:, step].double().tolist()
-        if fooled:
+        if norm == "l0" and fooled:
+            fallen = radius * (1 - gamma) // 1 if radius < INF else INF
+            radius = max(min(radius - 1, fallen, float(s.distance[i])), 0)
+        elif norm == "l0":
+            radius = max(radius + 1, radius * (1 + gamma) // 1 if radius < INF else INF)
+        elif fooled:
             radius *= 1 - gamma
             radius = min(radius, float(s.distance[i])) if rule == "fmn" else radius
         elif rule == "fmn" and s.distance[i] == INF:
@@ -138,6 +143,9 @@ def simulate(s, rule, norm, *, targeted=False, stop_early=False, minds_bounds=Tr
             u = u.clamp(-radius, radius)
         elif norm == "l2":
             u = u * radius / u.norm() if u.any() else u
+        elif norm == "l0":
+            least = u.abs().sort(descending=True).values[max(int(radius), 1) - 1]
+            u = torch.where(u.abs() >= least, u, 0)
         else:
             u = _in_l1_ball(u, x, radius, *((0.0, 1.0) if minds_bounds else (-INF, INF)))
         s.x_adv[i] = (x + u).clamp(0, 1)

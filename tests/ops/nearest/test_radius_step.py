@@ -149,7 +149,7 @@ def test_the_op_keeps_the_dispatchers_rules(device):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(norm="l0"), "rule and norm"),
+        (dict(norm="lp"), "rule and norm"),
         (dict(rule="ddn", norm="linf"), "rule and norm"),
         (dict(bounds=(1.0, 0.0)), "bounds"),
         (dict(schedule=torch.ones(STEPS, 2)), "schedule"),
