@@ -79,6 +79,27 @@ def total_of(values, at, count):
 
 
 @inner
+def largest_of(values, at, count):
+    """The largest of `count` values >= 0 from `at`, none of them NaN; 0 of none."""
+    zero = type(values[at])(0)
+    a = b = c = d = e = f = g = h = zero
+    whole = count - count % 8
+    for j in range(at, at + whole, 8):
+        a = values[j] if values[j] > a else a
+        b = values[j + 1] if values[j + 1] > b else b
+        c = values[j + 2] if values[j + 2] > c else c
+        d = values[j + 3] if values[j + 3] > d else d
+        e = values[j + 4] if values[j + 4] > e else e
+        f = values[j + 5] if values[j + 5] > f else f
+        g = values[j + 6] if values[j + 6] > g else g
+        h = values[j + 7] if values[j + 7] > h else h
+    for j in range(at + whole, at + count):
+        a = values[j] if values[j] > a else a
+    a, b, c, d = max(a, e), max(b, f), max(c, g), max(d, h)
+    return max(max(a, c), max(b, d))
+
+
+@inner
 def squares_of(values, at, count):
     """The sum of the squares of `count` values from `at`, in float64."""
     a = b = c = d = e = f = g = h = 0.0

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fastadv.kernels import slots as columns
-from fastadv.ops.loop_math import squares_of, total_of
+from fastadv.ops.loop_math import largest_of, squares_of, total_of
 from fastadv.ops.loops import Address, Count, Real, inner, loop, pointer
 from fastadv.ops.loops_taken import LANES, last_taken
 from fastadv.ops.steps.loops_l1 import threshold_of
@@ -16,6 +16,7 @@ _KINDS = {"linf": 0, "l2": 1, "l1": 2, "l0": 3}
 _L0 = 3
 _GAP = 2 * LANES + 24  # numbers behind a row: padding, and another line of the cache
 _ROWS = 5
+_LEAST, _MOST = 1e-60, 1e60  # squares between add up without underflow or overflow
 
 
 @inner
@@ -23,7 +24,6 @@ def _length(row, size, kind, scratch):
     """The norm of `size` numbers; scratch: as many."""
     if kind == 1:
         return type(row[0])(math.sqrt(squares_of(row, 0, size)))
-    largest = type(row[0])(0)
     if kind == _L0:
         count = 0
         for j in range(size):
@@ -33,9 +33,7 @@ def _length(row, size, kind, scratch):
         scratch[j] = abs(row[j])
     if kind == 2:
         return total_of(scratch, 0, size)
-    for j in range(size):
-        largest = scratch[j] if scratch[j] > largest else largest
-    return largest
+    return largest_of(scratch, 0, size)
 
 
 @inner
@@ -46,26 +44,32 @@ def _whole(value):
 
 @inner
 def _slope(grad, x_adv, at, size, minds_bounds, lo, hi, slope):
-    """slope = grad times a power of two, which is returned, so that its squares neither vanish nor
-    overflow; 0 where it is not finite, and, if asked, where it points out of the bounds."""
-    zero, largest = type(lo)(0), 0.0
+    """(power of two, squares): slope = grad times that power, so that its squares add up without
+    underflow or overflow; 0 where it is not finite, and, if asked, where it points out of bounds.
+    """
+    zero, power = type(lo)(0), 1.0
     for j in range(size):
         value = grad[at + j]
-        value = value if value - value == 0 else zero
-        if minds_bounds != 0:
-            blocked = (value > zero and x_adv[at + j] >= hi) or (
-                value < zero and x_adv[at + j] <= lo
-            )
-            value = zero if blocked else value
-        slope[j] = value
-        largest = max(largest, abs(float(value)))
-    power = 1.0
+        slope[j] = value if value - value == 0 else zero
+    if minds_bounds != 0:
+        for j in range(size):
+            value, place = slope[j], x_adv[at + j]
+            blocked = ((value > zero) & (place >= hi)) | ((value < zero) & (place <= lo))
+            slope[j] = zero if blocked else value
+    square = squares_of(slope, 0, size)
+    if _LEAST < square < _MOST:
+        return power, square
+    largest = 0.0
+    for j in range(size):
+        largest = max(largest, abs(float(slope[j])))
     if largest > 0.0:
         while largest * power < 1.0 / 65536.0:
             power *= 65536.0
         while largest * power > 65536.0:
             power /= 65536.0
-    return power
+    for j in range(size):
+        slope[j] = type(lo)(float(slope[j]) * power)
+    return power, squares_of(slope, 0, size)
 
 
 @loop
@@ -131,11 +135,7 @@ def _step(
             slots[state + columns.ACTIVE] = 0
             continue
         slots[state + columns.STEP] = step + 1
-        power = _slope(grad, x_adv, at, size, minds_bounds, lo, hi, slope)
-        square = 0.0
-        for j in range(size):
-            slope[j] = type(lo)(float(slope[j]) * power)
-        square = squares_of(slope, 0, size)
+        power, square = _slope(grad, x_adv, at, size, minds_bounds, lo, hi, slope)
         gamma, radius = schedule[steps + step], radii[b]
         if kind == _L0 and fooled:
             fallen = _whole(radius * (one - gamma))
