@@ -140,6 +140,7 @@ ALGORITHMS = (
         (
             _adv_lib("carlini_wagner_l2", _stepped("max_iterations")),
             _foolbox("L2CarliniWagnerAttack", _stepped("steps")),
+            _fastadv("cw"),
         ),
     ),
     Algorithm("EAD, 9 constants", 74, ("l1",), (_foolbox("EADAttack", _stepped("steps")),)),

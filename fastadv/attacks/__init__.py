@@ -8,6 +8,7 @@ from fastadv.attacks.hyperplane.attack import fab, fab_t
 from fastadv.attacks.nearest.attack import ddn, fmn
 from fastadv.attacks.nearest.boundary import deepfool
 from fastadv.attacks.nearest.lagrangian_attack import alma
+from fastadv.attacks.nearest.penalty_attack import cw
 from fastadv.attacks.square_search.attack import square
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "apgd_dlr",
     "apgd_t",
     "bim",
+    "cw",
     "ddn",
     "deepfool",
     "fab",

@@ -23,13 +23,13 @@ def is_active(slots_ptr, row):
 def judge(
     slots_ptr, loss_ptr, prediction_ptr, aims_ptr, distance_ptr, eps_ptr, row, length, steps,
     TARGETED: tl.constexpr, STOP_EARLY: tl.constexpr, BEYOND: tl.constexpr, DTYPE: tl.constexpr,
-    STOP_ANYWHERE: tl.constexpr = False,
+    STOP_ANYWHERE: tl.constexpr = False, least=None,
 ):  # fmt: skip
     """(fooled, closer, over, step, loss, nearest) of an active row whose point lies at `length`.
 
-    Writes distance and all of the slot's state. BEYOND: only a loss above 0 fools. step: before
-    this; loss: 0 where it is NaN; nearest: the distance of the nearest adversarial point, inf while
-    there is none.
+    Writes distance and all of the slot's state. BEYOND: only a loss above 0 fools; least: only one
+    of at least it. step: before this; loss: 0 where it is NaN; nearest: the distance of the nearest
+    adversarial point, inf while there is none.
     """
     slot_ptr = slots_ptr + row * _WIDTH
     step = tl.load(slot_ptr + _STEP)
@@ -46,6 +46,8 @@ def judge(
         fooled = known & (hit == 0)
     if BEYOND:
         fooled = fooled & (loss > 0)
+    if least is not None:
+        fooled = fooled & (loss >= least)
     closer = fooled & (length < nearest)
     within = within & fooled
     over = step + 1 >= steps

@@ -27,15 +27,16 @@ def judge(
     eps: torch.Tensor,
     length: torch.Tensor,
     *,
-    steps: int,
+    steps: int | torch.Tensor,
     targeted: bool,
     stop_early: bool,
     beyond: bool = False,
     stop_anywhere: bool = False,
+    least: float | None = None,
 ) -> Verdict:
     """The verdict on points at `length`, (B,), written into `slots` and `distance`. beyond: only a
-    loss above 0 fools. stop_early, stop_anywhere: a row ends with its first adversarial point
-    within eps, or with any."""
+    loss above 0 fools, least: only one of at least it. stop_early, stop_anywhere: a row ends with
+    its first adversarial point within eps, or with any."""
     active = slots[:, columns.ACTIVE] != 0
     step = slots[:, columns.STEP].clone()
     success, fault = slots[:, columns.SUCCESS_STEP], slots[:, columns.FAULT]
@@ -43,6 +44,8 @@ def judge(
     fooled = active & known & ((prediction == aims) == targeted)
     if beyond:
         fooled = fooled & (loss > 0)
+    if least is not None:
+        fooled = fooled & (loss >= least)
     closer, within = fooled & (length < distance), fooled & (length <= eps)
     over = step + 1 >= steps
     if stop_early:

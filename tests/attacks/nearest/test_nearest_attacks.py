@@ -1,4 +1,4 @@
-"""DDN, FMN and ALMA: closed forms, what is returned without a radius, and where the peers err."""
+"""DDN, FMN, ALMA, C&W: closed forms, what is returned without a radius, where the peers err."""
 
 import math
 
@@ -10,7 +10,15 @@ import fastadv
 
 KINDS = {"linf": fastadv.Linf, "l2": fastadv.L2, "l1": fastadv.L1, "l0": fastadv.L0}
 _DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
-PAIRS = [("ddn", "l2"), ("alma", "l2"), ("fmn", "linf"), ("fmn", "l2"), ("fmn", "l1")]
+PAIRS = [
+    ("ddn", "l2"),
+    ("alma", "l2"),
+    ("cw", "l2"),
+    ("cw", "linf"),
+    ("fmn", "linf"),
+    ("fmn", "l2"),
+    ("fmn", "l1"),
+]
 EACH = pytest.mark.parametrize(("name", "norm"), PAIRS)
 
 
@@ -65,8 +73,9 @@ def test_best_at_counts_the_passes_that_a_sample_took(name, norm):
     p = mixed_problem(12, (3, 5, 6), curvature=3.0)
     asked = Recording(p.model, torch.clone)
     counted = Counting(asked)
-    gamma = dict(gamma=0.3) if name != "alma" else {}
-    result = _attack(name, norm, steps=20, **gamma).run(counted, p.x[4:5], p.y[4:5])
+    of_cw = dict(search_steps=1, first_constant=10.0)
+    own = {"alma": {}, "cw": of_cw}.get(name, dict(gamma=0.3))
+    result = _attack(name, norm, steps=20, **own).run(counted, p.x[4:5], p.y[4:5])
     where = [same_bits(z.detach(), result.x_adv) for z in asked.seen].index(True)
     assert 1 < where <= 20
     assert result.best_at.tolist() == [(where + 1) + (where - 1)]  # forwards and backwards
