@@ -12,7 +12,14 @@ from fastadv.cli import choices, networks, options, sources
 from fastadv.cli.kept_examples import KeptExamples, Recorder
 from fastadv.cli.mistakes import said_in_one_line
 from fastadv.cli.numbers import number_or_none
-from fastadv.cli.outcome import Outcome, check_place, goal_of, outcome_of, save_outcome
+from fastadv.cli.outcome import (
+    Outcome,
+    check_place,
+    check_spares,
+    goal_of,
+    outcome_of,
+    save_outcome,
+)
 from fastadv.cli.reports import check_reports, save_reports
 from fastadv.cli.user_error import UserError, said
 from fastadv.evaluation import Report, evaluate
@@ -67,6 +74,7 @@ def attack(
     with said_in_one_line():
         reports = report or []
         check_place("out", out)
+        check_spares("out", out, data, weights)
         check_reports(reports)
         if reports and target is not None:
             raise UserError(
@@ -108,9 +116,8 @@ def _recorder(
     target: str | None,
     batch_size: int | None,
 ) -> Recorder:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--checkpoint must be a folder; got the file {folder}")
     wanted, kept = choices.make_target(target), KeptExamples(folder)
+    kept.check("--checkpoint")
     if wanted is None:
         return Recorder(chosen, kept)
     x, size = samples.as_floats, batch_size or _BATCH_SIZE

@@ -12,7 +12,7 @@ from fastadv.attacks import Attack
 from fastadv.cli import choices, networks, options, sources
 from fastadv.cli.mistakes import said_in_one_line, was_given
 from fastadv.cli.numbers import number_or_none
-from fastadv.cli.outcome import Outcome
+from fastadv.cli.outcome import Outcome, check_spares
 from fastadv.cli.reports import check_reports, save_reports, shown_progress
 from fastadv.cli.saved_examples import Saved
 from fastadv.cli.user_error import UserError
@@ -100,6 +100,10 @@ def evaluate(
         check_reports(files, option="report" if was_given("--report") else "out")
         if uint8 and save_adversarial is None:
             raise UserError("--uint8 is of what is saved: it needs --save-adversarial")
+        if save_adversarial is not None and radii > 1:
+            raise UserError("--save-adversarial takes one --eps")
+        if save_adversarial is not None:
+            check_spares("save-adversarial", save_adversarial, data, weights)
         if checkpoint is not None and radii > 1:
             raise UserError("--checkpoint takes one --eps")
         words: dict[str, Any] = {  # from the shell: Execution says which there are
@@ -136,6 +140,8 @@ def evaluate(
         progress, x, y = shown_progress(), samples.as_floats, samples.y
         found: Report | Curve
         if radii == 1:
+            if examples is not None:
+                examples.begin()
             found = evaluate_model(
                 network.model,
                 (x, y),
@@ -146,8 +152,6 @@ def evaluate(
                 progress=progress,
             )
         else:
-            if examples is not None:
-                raise UserError("--save-adversarial takes one --eps")
             found = robustness_curve(
                 network.model,
                 (x, y),

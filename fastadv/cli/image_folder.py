@@ -1,7 +1,7 @@
 """A folder of images, one folder a class: read as bytes, and written as PNG files."""
 
 import importlib
-import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,17 +66,17 @@ def write(pixels: torch.Tensor, names: Sequence[str], folder: Path) -> None:
     Read again and compared: a PNG holds exactly the bytes that it was given.
     """
     writer = _pillow()
-    beside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    for image, name in zip(pixels, names, strict=True):
-        file = (beside / name).with_suffix(".png")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        array = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
-        writer.fromarray(np.ascontiguousarray(array)).save(file)
-        with writer.open(file) as again:
-            if not np.array_equal(np.asarray(again), array):
-                raise UserError(f"--out: {file} does not hold the bytes that were written")
-    beside.replace(folder)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as place:
+        beside = Path(place) / folder.name
+        for image, name in zip(pixels, names, strict=True):
+            file = (beside / name).with_suffix(".png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            array = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
+            writer.fromarray(np.ascontiguousarray(array)).save(file)
+            with writer.open(file) as again:
+                if not np.array_equal(np.asarray(again), array):
+                    raise UserError(f"--out: {file} does not hold the bytes that were written")
+        beside.replace(folder)
 
 
 def png_names(names: Sequence[str], y: torch.Tensor) -> list[str]:

@@ -1,6 +1,7 @@
 """Adversarial examples on the disk while an attack goes on: killed at any moment, none is lost."""
 
-import shutil
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from fastadv.execution import Execution
 from fastadv.files import save_tensors
 from fastadv.isolation import Model
 
+# beside examples the checkpoint of `evaluate`, of each process, and what is being written
+_OWN = re.compile(r"\.?(examples-\d+|evaluation(\.rank\d+of\d+)?)\.pt(\.tmp)?")
 _COLUMNS = ("ids", "x_adv", "prediction", "clean_prediction")
 
 
@@ -49,8 +52,27 @@ class KeptExamples:
             )
         return {name: torch.cat([part[name] for part in parts])[at] for name in _COLUMNS[1:]}
 
+    def check(self, option: str) -> None:
+        """UserError for a folder in which other files are, too: it is deleted in the end."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{option} must be a folder; got the file {self.folder}")
+        others = [file.name for file in self._files() if not _OWN.fullmatch(file.name)]
+        if others:
+            raise UserError(
+                f"{option} must be a folder of its own, a new one say: {self.folder} holds "
+                f"{others[0]}, too"
+            )
+
     def discard(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete what was kept, and the folder, unless something else has come into it."""
+        for file in self._files():
+            if _OWN.fullmatch(file.name):
+                file.unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _files(self) -> Iterator[Path]:
+        yield from sorted(self.folder.iterdir()) if self.folder.is_dir() else ()
 
     def _parts(self) -> list[dict[str, torch.Tensor]]:
         return [

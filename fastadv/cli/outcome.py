@@ -99,6 +99,13 @@ def check_place(option: str, path: Path, samples: Samples | None = None) -> None
         image_folder.check_pillow()
 
 
+def check_spares(option: str, path: Path, *read: str | Path | None) -> None:
+    """UserError if what is written would replace a file that is read."""
+    for other in read:
+        if other is not None and path.resolve() == Path(other).resolve() and path.exists():
+            raise UserError(f"--{option}: {path} is read, and would be lost: choose another name")
+
+
 def _archive(outcome: Outcome, y: torch.Tensor) -> bytes:
     arrays: dict[str, Any] = {
         "x_adv": outcome.pixels,

@@ -44,7 +44,11 @@ class Saved:
                 )
         self.checkpoint: Path = checkpoint or folder / "evaluation.pt"
         self.recorder: Recorder = Recorder(attack, KeptExamples(folder))
-        folder.mkdir(parents=True, exist_ok=True)
+        self.recorder.kept.check(f"--save-adversarial: the checkpoint {folder}")
+
+    def begin(self) -> None:
+        """Before the evaluation: nothing is written for one that is refused."""
+        self.recorder.kept.folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, model: Model, report: Report, *, size: int | None) -> Outcome:
         outcome = outcome_of(

@@ -232,7 +232,7 @@ def test_a_terminal_gets_a_bar_that_names_the_attack(small, capsys, monkeypatch)
         (command("--steps", "3"), "--steps needs --attack: AutoAttack has its own"),
         (command("--step-size", "1/9"), "--step-size needs --attack"),
         (command("--attack", "PGD", "--loss", "x"), "--loss must be one of"),  # pgd is known
-        (command("--attack", "cw"), "--attack must be one of apgd, apgd_ce"),
+        (command("--attack", "nosuch"), "--attack must be one of alma, apgd"),
         (command("--attack", "fgsm", "--restarts", "2"), "--restarts does not apply to fgsm"),
         (command("--out", "r.txt"), "--out must end in .json or .md or .html; got r.txt"),
         (command("--out", "no/r.md"), "--out: there is no folder no"),

@@ -153,3 +153,56 @@ def test_twelve_png_images_stay_adversarial_when_they_are_read_again(folder, cap
     assert bool(inside.all())
     code, _, err = run(capsys, arguments)
     assert code == 2 and "--out: adversarial is there already: choose another folder" in err
+
+
+def evaluated(*more, eps=("1/10",)) -> list[str]:
+    arguments = evaluate_command(*more, eps=eps)
+    arguments[arguments.index("--model") + 1] = "nets_of_cli_tests:digits"
+    return arguments
+
+
+@pytest.mark.parametrize("place", ["mine", "."])
+def test_a_folder_that_holds_other_files_is_neither_used_nor_deleted(folder, capsys, place):
+    (folder / "mine").mkdir()
+    (folder / "mine" / "notes.txt").write_text("kept")
+    before = sorted(folder.rglob("*"))
+    code, _, err = run(capsys, command("--checkpoint", place))
+    assert code == 2 and "--checkpoint must be a folder of its own" in err
+    assert sorted(folder.rglob("*")) == before
+    (folder / "e.npz.checkpoint").mkdir()
+    (folder / "e.npz.checkpoint" / "notes.txt").write_text("kept")
+    code, _, err = run(capsys, evaluated("--attack", "fgsm", "--save-adversarial", "e.npz"))
+    assert code == 2 and "e.npz.checkpoint must be a folder of its own" in err
+    assert (folder / "e.npz.checkpoint" / "notes.txt").read_text() == "kept"
+
+
+def test_what_comes_into_the_folder_meanwhile_stays(folder, capsys, monkeypatch):
+    put = kept_examples.KeptExamples.put
+
+    def and_another(self, *arguments):
+        put(self, *arguments)
+        (self.folder / "notes.txt").write_text("kept")
+
+    monkeypatch.setattr(kept_examples.KeptExamples, "put", and_another)
+    assert run(capsys, command("--checkpoint", "own"))[0] == 0
+    assert [file.name for file in (folder / "own").iterdir()] == ["notes.txt"]
+
+
+def test_what_is_read_is_not_written_over(folder, capsys):
+    before = (folder / "digits.npz").read_bytes()
+    over = str(folder / "mine" / ".." / "digits.npz")
+    (folder / "mine").mkdir()
+    for line in (
+        command("--out", over),
+        evaluated("--attack", "fgsm", "--save-adversarial", over),
+    ):
+        code, _, err = run(capsys, line)
+        assert code == 2 and "digits.npz is read, and would be lost" in err
+        assert (folder / "digits.npz").read_bytes() == before
+
+
+def test_a_refused_command_leaves_no_folder(folder, capsys):
+    line = evaluated("--save-adversarial", "e.npz", eps=("0.1", "0.2"))
+    code, _, err = run(capsys, line)
+    assert code == 2 and "--save-adversarial takes one --eps" in err
+    assert not (folder / "e.npz.checkpoint").exists()

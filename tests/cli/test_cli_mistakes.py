@@ -23,7 +23,7 @@ from fastadv.cli import entry as cli
         (command(eps="eight"), "--eps must be a number such as 0.03 or 8/255; got 'eight'"),
         (command(eps="1/0"), "--eps must be a number such as"),
         (command("--norm", "l3"), "--norm must be one of linf, l2, l1, l0; got 'l3'"),
-        (command("--attack", "cw"), "--attack must be one of apgd, apgd_ce"),
+        (command("--attack", "nosuch"), "--attack must be one of alma, apgd"),
         (command("--attack", "fgsm", "--restarts", "2"), "--restarts does not apply to fgsm"),
         (command("--steps", "0"), "--steps must be an integer of at least 1; got 0"),
         (command("--loss", "hinge"), "--loss must be one of"),
