@@ -47,6 +47,7 @@ _ATTACKS = (
 _LAZY = {
     **dict.fromkeys(_ATTACKS, "fastadv.attacks"),
     "autoattack": "fastadv.ensemble",
+    "Curve": "fastadv.evaluation",
     "DistanceReport": "fastadv.evaluation",
     "Report": "fastadv.evaluation",
     "evaluate": "fastadv.evaluation",
@@ -89,7 +90,7 @@ if TYPE_CHECKING:
     from fastadv.attacks.automatic import tune
     from fastadv.attacks.call.preparation import release
     from fastadv.ensemble import autoattack
-    from fastadv.evaluation import DistanceReport, Report, evaluate, robustness_curve
+    from fastadv.evaluation import Curve, DistanceReport, Report, evaluate, robustness_curve
     from fastadv.quantise import to_uint8
     from fastadv.recipes import load_run
 else:
@@ -117,6 +118,7 @@ __all__ = [
     "Attack",
     "AttackResult",
     "AttackWarning",
+    "Curve",
     "DistanceReport",
     "Execution",
     "ExecutionWarning",

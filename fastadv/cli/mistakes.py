@@ -20,17 +20,19 @@ _OPTIONS = {
         "attack", "batch_size", "checkpoint_every", "dataset", "device", "ema", "epochs", "eps",
         "learning_rate", "loss", "method", "model", "norm", "on_collapse", "precision", "restarts",
         "seed", "step_size", "steps", "target", "weights", "batching", "cuda_graph", "checkpoint",
-        "out",
+        "out", "precisions", "seconds",
     )},
     "root": "--data",
     "data": "--data",
     "images": "--data: images",
     "labels": "--data: labels",
     "queries": "--steps",
+    "x": "--data: x",
+    "y": "--data: y",
 }  # fmt: skip
 _FIRST_WORD = re.compile(
     r"^(?:fastadv\.\w+\([^)]*\): )?"
-    r"(\w+)(=|: | must | is | does | \S+ (?:was|does|has|belongs) | \S+: )"
+    r"(\w+)(=|: | must | is | does | has | \S+ (?:was|does|has|belongs) | \S+: )"
 )
 
 

@@ -13,8 +13,11 @@ from fastadv.evaluation.clean import device_of
 
 
 def tune(
-    model: Annotated[str, typer.Option(help="module:function that returns the model.")],
+    model: options.Model = None,
     data: options.DataOrNone = None,
+    weights: options.Weights = None,
+    run: options.Run = None,
+    device: options.Device = None,
     shape: Annotated[
         str | None, typer.Option(help="Instead: of one sample, as 3,32,32; noise in [0, 1].")
     ] = None,
@@ -33,15 +36,15 @@ def tune(
     """
     with said_in_one_line(kept="nothing is kept, and this begins again:"):
         x = _samples(data, shape, n, format, split)
-        net = networks.load_model(model)
-        device = device_of(net)
-        x = x if device is None else x.to(device)
+        net = networks.load_network(model, weights, run, device).model
+        where = device_of(net)
+        x = x if where is None else x.to(where)
         networks.try_out(net, x[:1])
         words: Any = tuple(precisions.split(","))  # from the shell: tune says which there are
         try:
             table = tuning_table(net, x, seconds=seconds, precisions=words)
-        except (ValueError, TypeError) as error:  # these name the option that is wrong
-            raise UserError(str(error)) from error
+        except (ValueError, TypeError):
+            raise  # they name what is wrong
         except Exception as error:  # whatever the user's model raises on the user's data
             raise UserError(said(error)) from error
     print(table.to_json() if json else table)

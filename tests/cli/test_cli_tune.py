@@ -61,8 +61,8 @@ def test_json_holds_the_same(capsys):
         ((), "one of them"),
         (("--data", "digits.npz", "--shape", "1,8,8"), "one of them"),
         (("--shape", "1,x"), "--shape must be"),
-        (("--shape", "1,8,8", "--precisions", "fp8"), "precisions must be"),
-        (("--shape", "1,8,8", "--seconds", "-1"), "seconds must be"),
+        (("--shape", "1,8,8", "--precisions", "fp8"), "--precisions must be"),
+        (("--shape", "1,8,8", "--seconds", "-1"), "--seconds must be"),
         (("--shape", "3,5"), "the model fails on one sample, (1, 3, 5)"),
     ],
 )
