@@ -5,7 +5,7 @@ import triton.language as tl
 
 from ..aot import AotCase, argument_types
 from ..fab.projection import finite_or_zero
-from ..geometry import LONG_ROW, ROW_BLOCK, compute_dtype, row_geometry
+from ..geometry import LONG_ROW, ROW_BLOCK, compute_dtype, held_row_geometry
 from ..launching import launch
 from ..rounding import clamp_keeping_nan, divide, root
 from .verdict import is_active, judge
@@ -158,7 +158,7 @@ def alma_step_kernel(
 
 
 def _geometry(size):
-    return row_geometry(size) if size <= ROW_BLOCK else LONG_ROW
+    return held_row_geometry(size, ROW_BLOCK) if size <= ROW_BLOCK else LONG_ROW
 
 
 def launch_alma_step(
