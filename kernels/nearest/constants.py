@@ -12,7 +12,7 @@ def bisected(constant, under, above, number, ends, found, rounds, increase):
     the least that worked; constant * increase while none has."""
     above = tl.where(ends & found, tl.minimum(above, constant), above)
     under = tl.where(ends & (found == 0), tl.maximum(under, constant), under)
-    middle = (under + above) / 2.0
+    middle = (under + above) * 0.5
     new = tl.where(above < float("inf"), middle, constant * increase)
     final = (rounds >= 10) & (number + 2 >= rounds)
     new = tl.where(final, tl.minimum(above, _LARGEST), new)

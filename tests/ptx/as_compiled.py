@@ -27,6 +27,7 @@ SHORT_ROWS = {
     "steps.l2": dict(ROW_LIMIT=64, BOX_ROW_LIMIT=64, CHUNK=128),
     "apgd.l2": dict(ROW_LIMIT=64, BOX_ROW_LIMIT=64, LONG_ROW=(128, 4)),
     "fab.step": dict(ROW_LIMIT=64, LONG_ROW=(128, 4)),
+    "nearest.radius": dict(ROW_LIMIT=64, LONG_ROW=(128, 4), _LONG_L1=(128, 4)),
 }
 
 
@@ -166,7 +167,7 @@ def short_rows(monkeypatch):
             monkeypatch.setattr(there, constant, value)
 
 
-@pytest.mark.parametrize("name", ["apgd_l2_step_", "fab_step_", "l0_step_"])
+@pytest.mark.parametrize("name", ["apgd_l2_step_", "fab_step_", "l0_step_", "radius_step_"])
 def test_long_rows(name, calls, short_rows):
     for arguments in calls[name]:
         assert_the_kernel_is_the_reference(name, given(name, arguments))
