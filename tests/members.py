@@ -107,8 +107,8 @@ GRADIENT_MEMBERS = tuple(name for name, one in ATTACKS.items() if one.passes[1])
 OF_THE_NEAREST = ("ddn", "fmn", "alma", "cw", "deepfool", "fab", "fab_t")
 # of one family, whose contracts are tested in tests/attacks/call and beside the members'
 WITH_FIXED_STEPS = ("fgsm", "rfgsm", "bim", "pgd", "mifgsm")
-# which make the attacks above: tests/attacks/auto_pgd/test_any_loss.py
-OTHER_NAMES = ("apgd",)
+# which make the attacks above, or call them: tests/attacks/auto_pgd/test_any_loss.py, and joint
+OTHER_NAMES = ("apgd", "minimum_norm")
 
 
 def member(name: str, norm: str, *, scale: float = 1.0, threat=None, **more: object) -> Attack:

@@ -3,8 +3,9 @@
 run: every algorithm in every norm, of fastadv and of the peers that are installed (adv-lib,
 foolbox: `pip install --no-deps adv-lib foolbox eagerpy`), on six third-party networks. Passes are
 counted by a wrapper of the model, the nearest wrong query counts, and time is taken without it.
-least: the nearest examples that are known, of the references beside the models and of every
-attack of fastadv with about 2,000 passes, kept in benchmarks/minimum_norm/least.json.
+least: the nearest examples that are known, of the references beside the models, of every attack of
+fastadv with about 2,000 passes, and of minimum_norm with 4,000 and three seeds, kept in
+benchmarks/minimum_norm/least.json.
 
     python -m benchmarks.minimum_norm run --models DIR --norms l2 --threads 1 --rounds 3
     python -m benchmarks.minimum_norm run --models DIR --only "FAB|DDN" --networks mnist_kw_0.1

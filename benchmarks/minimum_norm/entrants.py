@@ -25,6 +25,8 @@ OURS, ADV_LIB, FOOLBOX = "fastadv", "adv-lib", "foolbox"
 _THREATS = {"linf": fastadv.Linf, "l2": fastadv.L2, "l1": fastadv.L1, "l0": fastadv.L0}
 _FOOLBOX_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
+_BUDGETS = {"linf": (537, 600), "l2": (550, 1000), "l1": (500, 800), "l0": (1000,)}
+
 Attack = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 Arguments = Callable[[str, int], dict[str, Any]]  # (norm, steps) -> what a peer's function takes
 
@@ -54,6 +56,38 @@ def _fastadv(name: str) -> Entrant:
         return lambda model, x, y: attack(model, x, y)
 
     return Entrant(OURS, make)
+
+
+def minimum_norm(seed: int = 0) -> Entrant:
+    """Our ensemble, whose steps are passes."""
+
+    def make(norm: str, steps: int) -> Attack:
+        attack = fastadv.minimum_norm(_THREATS[norm](), budget=steps, seed=seed)
+        return lambda model, x, y: attack(model, x, y)
+
+    return Entrant(OURS, make)
+
+
+def _apgd_t_search(norm: str, steps: int) -> Attack:
+    """adv-lib's search over ten radii, each with five targets."""
+    search = _imported("adv_lib.attacks.auto_pgd", "torchvision", "visdom").minimal_apgd
+
+    def run(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        widest = 1.0 if x.shape[1] == 1 else 64 / 255  # of digits, and of photographs
+        return search(
+            model,
+            x,
+            y,
+            norm=NORMS[norm],
+            max_eps=widest,
+            n_iter=steps,
+            binary_search_steps=10,
+            loss_function="dlr",
+            targeted_version=True,
+            num_targets=5,
+        )
+
+    return run
 
 
 def _adv_lib(name: str, arguments: Arguments) -> Entrant:
@@ -143,6 +177,13 @@ ALGORITHMS = (
             _fastadv("cw"),
         ),
     ),
+    Algorithm("APGD-T search", 20, ("linf",), (Entrant(ADV_LIB, _apgd_t_search),)),
+    # half of the passes of the best single peer of the norm, and the budget of our goal
+    *[
+        Algorithm("minimum_norm", passes, (norm,), (minimum_norm(),))
+        for norm, budgets in _BUDGETS.items()
+        for passes in budgets
+    ],
     Algorithm("EAD, 9 constants", 74, ("l1",), (_foolbox("EADAttack", _stepped("steps")),)),
 )
 

@@ -5,6 +5,7 @@ from fastadv.attacks.auto_pgd.attack import apgd, apgd_ce, apgd_dlr, apgd_t
 from fastadv.attacks.call.result import AttackResult
 from fastadv.attacks.gradient.named import bim, fgsm, mifgsm, pgd, rfgsm
 from fastadv.attacks.hyperplane.attack import fab, fab_t
+from fastadv.attacks.joint.attack import minimum_norm
 from fastadv.attacks.nearest.attack import ddn, fmn
 from fastadv.attacks.nearest.boundary import deepfool
 from fastadv.attacks.nearest.lagrangian_attack import alma
@@ -28,6 +29,7 @@ __all__ = [
     "fgsm",
     "fmn",
     "mifgsm",
+    "minimum_norm",
     "pgd",
     "rfgsm",
     "square",

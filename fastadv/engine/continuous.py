@@ -162,9 +162,11 @@ class _Run:
         self.algorithm.start(self.state, where, work, numbers[1].int())
 
     def _shrink(self) -> None:
-        """Drop idle slots once they are half of the batch: the queue is empty when slots idle."""
-        rows = np.flatnonzero(self.busy)
-        if 0 < len(rows) <= len(self.busy) // 2:
+        """Drop idle slots once they are half of the batch, and every one of an algorithm that is
+        looked at after each step, unless steps are recorded: the queue is empty when slots idle."""
+        rows, is_tight = np.flatnonzero(self.busy), self.algorithm.stride == 1
+        most = len(self.busy) - 1 if is_tight and not self.stepper.records else len(self.busy) // 2
+        if 0 < len(rows) <= most:
             self.state = self.stepper.shrunk(self.state, self._device(rows))
             kept = np.resize(rows, len(self.state))
             self.samples, self.items, self.age = (

@@ -17,6 +17,7 @@ from fastadv.attacks.call.call import Call
 from fastadv.attacks.call.result import Cost
 from fastadv.attacks.call.settings import check_takes_regions
 from fastadv.attacks.call.verdict import warn_of_faults
+from fastadv.attacks.joint.attack import MinimumNorm
 from fastadv.attacks.square_search.attack import SquareAttack
 from fastadv.attacks.streaming import StreamingAttack
 from fastadv.called_here import answered
@@ -267,6 +268,8 @@ def autoattack(
                 f"an ensemble compares margins of classes, which {objective!r} has not: evaluate "
                 "its attacks one by one"
             )
+        if isinstance(attack, MinimumNorm):
+            raise ValueError(f"{attack!r} is an ensemble of its own: evaluate it alone")
         if attack.keep not in get_args(Keep):
             raise ValueError(f"every attack must have keep of {get_args(Keep)}; got {attack!r}")
     return AutoAttack(threat, version, chosen, keep, seed)

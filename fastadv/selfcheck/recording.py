@@ -19,7 +19,7 @@ Calls = dict[str, list[tuple[Any, ...]]]
 
 _KEPT = (1, 2, 4, 8, 12)  # which calls of an op are looked at: first steps, checks, late ones
 _KEPT_AGAIN = (4,)  # and of one that has been looked at in another norm
-_BUDGET = {"steps": 6, "queries": 24, "restarts": 2, "n_target_classes": 2}
+_BUDGET = {"steps": 6, "queries": 24, "restarts": 2, "n_target_classes": 2, "budget": 60}
 _CPU = torch.device("cpu")
 _EAGER = Execution(cuda_graph=False)  # what is copied while a graph is recorded has no values yet
 _THREATS = Linf(0.03), L2(0.3), L1(2.0)

@@ -27,6 +27,7 @@ from fastadv.attacks.call.verdict import (
 from fastadv.containment import contains
 from fastadv.elements import common_bounds
 from fastadv.engine.ledger import Ledger
+from fastadv.engine.state import SlotState
 from fastadv.engine.work import Work
 from fastadv.execution import Execution
 from fastadv.isolation import Model, isolated
@@ -39,8 +40,9 @@ from fastadv.oracle.gradient import Oracle
 class Call:
     """The arguments of one call, checked; `result`, `fallen` or `last_iterates` carries it out.
 
-    clean_logits: (n, C) of the model at x, where they are known already. cost: of what was carried
-    out.
+    clean_logits: (n, C) of the model at x, where they are known already. ranks: (n, C) the classes
+    that an attack aims at by itself come in this order, highest first; None: by those logits. cost:
+    of what was carried out.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Call:
         extra: Sequence[torch.Tensor] = (),
         mask: torch.Tensor | None = None,
         clean_logits: torch.Tensor | None = None,
+        ranks: torch.Tensor | None = None,
     ) -> None:
         inputs.check_model(model)
         self.began: float = time.perf_counter()
@@ -77,6 +80,7 @@ class Call:
             extra=extra,
             mask=mask,
             channels_last=execution.channels_last,
+            ranks=ranks,
         )
         inputs.check_device(model, self.given.x)
         if clean_logits is None:  # else asked before, of the whole ensemble
@@ -183,6 +187,15 @@ class Call:
         """What the model returns for other points of the samples, (n, ...) as x."""
         with self._isolated():
             return self._batched_outputs(x, self.given.extra)
+
+    def slopes_at(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """((n, ...) gradients of the attack's loss at other points of the samples, (n,) its values
+        there); clean_logits are known."""
+        work = self.given.work(self.known_logits)
+        state = SlotState.empty(work, len(work), keep_best=False, momentum=False, model_input=False)
+        state.load(None, work, x, best=x)
+        with self._isolated():
+            return self.oracle.gradient(state, None), state.loss
 
     def _search(self, outputs: torch.Tensor | None) -> Search:
         """The search, with what it needs made ready; outputs: the model's at x, where known."""

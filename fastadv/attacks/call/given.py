@@ -39,8 +39,10 @@ class Given:
         extra: Sequence[torch.Tensor],
         mask: torch.Tensor | None,
         channels_last: bool,
+        ranks: torch.Tensor | None = None,
     ) -> None:
         targets.check_rule(target)
+        self.ranks = ranks
         self.loss = attack.resolved_loss
         objective = self.loss.objective
         self.attack = attack
@@ -133,7 +135,8 @@ class Given:
         ranking = None
         if attack.most_targets and logits is not None:
             losses.check_classes(self.loss, logits.shape[1], targeted=True)
-            ranking = targets.rank(logits, labels, attack.most_targets)
+            ranks = logits if self.ranks is None else self.ranks
+            ranking = targets.rank(ranks, labels, attack.most_targets)
             chosen = ranking[:, 0].contiguous()
         given = (("eps", attack.threat.eps), ("step_size", self.step_size))
         # of elements, they are in the region
