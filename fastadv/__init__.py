@@ -43,6 +43,7 @@ _ATTACKS = (
     "minimum_norm",
     "pgd",
     "rfgsm",
+    "sigma_zero",
     "square",
 )
 _LAZY = {
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
         minimum_norm,
         pgd,
         rfgsm,
+        sigma_zero,
         square,
     )
     from fastadv.attacks.automatic import tune
@@ -154,6 +156,7 @@ __all__ = [
     "release",
     "rfgsm",
     "robustness_curve",
+    "sigma_zero",
     "square",
     "start_point",
     "to_uint8",

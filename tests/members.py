@@ -75,6 +75,13 @@ ATTACKS = {
         takes_target=True,
         scales={"linf": 0.6, "l2": 0.6},
     ),
+    "sigma_zero": Member(
+        dict(steps=12, threshold=0.1),
+        passes=(1, 1),
+        ops=2,
+        takes_target=True,
+        scales={"l0": 1.0},
+    ),
     # a backward for each class but the label; no further than to the boundary: many steps
     "deepfool": Member(
         dict(steps=8, overshoot=0.0, slack=0.0),
@@ -104,7 +111,7 @@ WITH_RESTARTS = tuple(
 GRADIENT_MEMBERS = tuple(name for name, one in ATTACKS.items() if one.passes[1])
 # which look for the nearest adversarial point: they draw nothing for their first start, and with
 # keep="best" return one at any distance
-OF_THE_NEAREST = ("ddn", "fmn", "alma", "cw", "deepfool", "fab", "fab_t")
+OF_THE_NEAREST = ("ddn", "fmn", "alma", "cw", "sigma_zero", "deepfool", "fab", "fab_t")
 # of one family, whose contracts are tested in tests/attacks/call and beside the members'
 WITH_FIXED_STEPS = ("fgsm", "rfgsm", "bim", "pgd", "mifgsm")
 # which make the attacks above, or call them: tests/attacks/auto_pgd/test_any_loss.py, and joint

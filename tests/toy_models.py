@@ -116,10 +116,13 @@ def mixed_problem(
 # radii at which `mixed_problem` has every outcome within a few steps of a tenth of the radius
 _THREATS = {"linf": (fastadv.Linf, 0.06), "l2": (fastadv.L2, 0.35), "l1": (fastadv.L1, 1.8)}
 NORMS = tuple(_THREATS)
+_ENTRIES = 12  # of L0, in which attacks without a radius are tested alone
 
 
 def threat_of(norm: str, scale: float = 1.0, **more: object) -> fastadv.Linf:
     """The threat model of `norm`, whose radius suits `mixed_problem` where scale is 1."""
+    if norm == "l0":
+        return fastadv.L0(round(_ENTRIES * scale), **more)  # type: ignore[return-value]
     make, eps = _THREATS[norm]
     return make(eps * scale, **more)
 

@@ -10,6 +10,7 @@ from fastadv.attacks.nearest.attack import ddn, fmn
 from fastadv.attacks.nearest.boundary import deepfool
 from fastadv.attacks.nearest.lagrangian_attack import alma
 from fastadv.attacks.nearest.penalty_attack import cw
+from fastadv.attacks.nearest.sparse_attack import sigma_zero
 from fastadv.attacks.square_search.attack import square
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "minimum_norm",
     "pgd",
     "rfgsm",
+    "sigma_zero",
     "square",
 ]
 

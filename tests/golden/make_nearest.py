@@ -26,7 +26,9 @@ RUNS = {
     "fmn_l1": ("fast_minimum_norm", "fmn", dict(norm=1)),
     "fmn_l0": ("fast_minimum_norm", "fmn", dict(norm=0)),
     "alma": ("augmented_lagrangian", "alma", {}),
+    "sigma_zero": ("sigma_zero", "sigma_zero", {}),
 }
+NORMS = {"sigma_zero": 0}  # where no option says it; else 2
 
 
 def _without_what_these_attacks_do_not_use() -> None:
@@ -57,6 +59,8 @@ def main(folder: Path) -> None:
     for run, (module, name, options) in RUNS.items():
         attack = getattr(importlib.import_module(f"adv_lib.attacks.{module}"), name)
         for targeted in (False, True):
+            if targeted and run == "sigma_zero":  # which takes none
+                continue
             points = []
 
             def asked(z, points=points):
@@ -67,8 +71,10 @@ def main(folder: Path) -> None:
             if run == "alma":  # whose tolerance lets targeted points miss
                 more = dict(logit_tolerance=0.0, init_lr_distance=0.1) if targeted else {}
                 own = dict(num_steps=STEPS) | more
+            if run == "sigma_zero":
+                own = dict(num_steps=STEPS)
             adv = attack(asked, x, labels, targeted=targeted, **own, **options)
-            p = options.get("norm", 2)
+            p = options.get("norm", NORMS.get(run, 2))
             lengths = [(z - x).flatten(1).norm(p=p, dim=1).numpy() for z in points]
             arrays = dict(
                 shown=np.array(SHOWN),

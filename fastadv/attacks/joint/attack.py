@@ -220,13 +220,14 @@ def minimum_norm(
 ) -> MinimumNorm:
     """Several attacks in turn, for the nearest adversarial example that `budget` passes find.
 
-    First FMN (L-infinity, L0) or FAB towards three classes (L2, L1); then rounds of ten steps of
-    APGD on z_t - z_y, in L0 of PGD, in a ball that is smaller than the distance known so far: by a
-    tenth at first, by more after a success, by less after a failure. A round begins at the nearest
-    example, drawn into the ball, and aims at its class; after a failure at the likeliest classes in
-    turn, in L-infinity from a random point as well. Where the first search finds nothing, as with
-    gradients that are masked, images are left to Square, in balls that shrink in the same way. At
-    the end, but in L0, x is projected onto the boundary, linearised at the nearest example.
+    First FMN (L-infinity), FAB towards three classes (L2, L1) or sigma-zero (L0); then rounds of
+    ten steps of APGD on z_t - z_y, in L0 of PGD, in a ball that is smaller than the distance known
+    so far: by a tenth at first, by more after a success, by less after a failure. A round begins at
+    the nearest example, drawn into the ball, and aims at its class; after a failure at the
+    likeliest classes in turn, in L-infinity from a random point as well. Where the first search
+    finds nothing, as with gradients that are masked, images are left to Square, in balls that
+    shrink in the same way. At the end, but in L0, x is projected onto the boundary, linearised at
+    the nearest example.
 
     threat: `fastadv.L2()`, `Linf()`, `L1()` or `L0()`; with a radius, `fastadv.L2(0.5)`, a sample
     is finished when one of them has found a point within it. budget: forward and backward passes a

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 from fastadv.attacks.attack import Attack
 from fastadv.attacks.hyperplane.attack import fab_t
 from fastadv.attacks.nearest.attack import fmn
+from fastadv.attacks.nearest.sparse_attack import sigma_zero
 from fastadv.threat_model import ThreatModel
 
 ROUND = 10  # steps of APGD in a smaller ball; 5 and 20 found less on tuning points
@@ -35,8 +36,9 @@ _PLANS = {
     "linf": Plan("fmn", 0.08, (NEAREST, _TURNED, _ANYWHERE)),
     "l2": Plan("fab_t", 0.5, (NEAREST, _TURNED)),
     "l1": Plan("fab_t", 0.5, (NEAREST, _TURNED)),
-    "l0": Plan("fmn", 0.5, (NEAREST,)),
+    "l0": Plan("sigma_zero", 0.7, (NEAREST,)),
 }
+_SEARCHES = {"fmn": fmn, "sigma_zero": sigma_zero}  # of two passes a step
 _CLASSES = 3  # that FAB aims at in turn, with three passes a step
 
 
@@ -61,7 +63,7 @@ def first_search(threat: ThreatModel, budget: int, seed: int) -> Attack:
     if plan.search == "fab_t":
         steps = max(2, int(plan.share * budget / (3 * _CLASSES)))
         return fab_t(threat, steps=steps, n_target_classes=_CLASSES, seed=seed)
-    return fmn(threat, steps=max(10, int(plan.share * budget / 2)), seed=seed)
+    return _SEARCHES[plan.search](threat, steps=max(10, int(plan.share * budget / 2)), seed=seed)
 
 
 def passes_of(search: Attack, classes: int) -> int:

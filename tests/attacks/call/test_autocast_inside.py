@@ -35,7 +35,8 @@ class Mixed(nn.Module):
 def test_every_step_sees_another_iterate(name, batching):
     p = member_problem(8)
     model = Mixed(p.x.shape[1:])
-    threat = fastadv.Linf(0.02) if "linf" in norms_of(name) else fastadv.L2(0.1)
+    of_norm = {"linf": fastadv.Linf(0.02), "l2": fastadv.L2(0.1), "l0": fastadv.L0(3)}
+    threat = next(of_norm[norm] for norm in of_norm if norm in norms_of(name))
     attack = getattr(fastadv, name)(threat, steps=6, keep="best")
     with torch.no_grad():
         y = model(p.x).argmax(1)

@@ -14,11 +14,19 @@ from fastadv.data import load_digits
 
 N = 90
 EPS, EPS_L2, EPS_L1 = fastadv.Linf(0.12), fastadv.L2(0.6), fastadv.L1(1.5)
+
+
+def _threat(name: str) -> fastadv.Linf:
+    """Of the first norm that the attack has, where it breaks some and not all."""
+    of_norm = {"linf": EPS, "l2": EPS_L2, "l0": fastadv.L0(4)}
+    return next(threat for norm, threat in of_norm.items() if norm in norms_of(name))  # type: ignore[return-value]
+
+
 STEPS = dict(steps=10)
 ATTACKS = {
     # every kind of attack, with its budget where nothing below says otherwise
     **{
-        name: member(name, "linf", threat=EPS if "linf" in norms_of(name) else EPS_L2)
+        name: member(name, "linf", threat=_threat(name))
         for name in one_of_each_kind(GRADIENT_MEMBERS)
     },
     "fgsm": fastadv.fgsm(EPS),
@@ -38,6 +46,7 @@ ATTACKS = {
     "fab": fastadv.fab(EPS_L2, steps=6),
     "deepfool": fastadv.deepfool(EPS, **STEPS),
     "cw": fastadv.cw(EPS, steps=12, search_steps=1, first_constant=10.0, step_size=0.02),
+    "sigma_zero": fastadv.sigma_zero(fastadv.L0(2), steps=24),
     "authors": fastadv.apgd_ce(EPS, keep="authors", **STEPS),
     "autoattack": fastadv.autoattack(
         EPS,

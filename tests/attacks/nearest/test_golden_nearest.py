@@ -1,4 +1,4 @@
-"""DDN, FMN and ALMA take adversarial-library's steps: see tests/golden/README.md."""
+"""DDN, FMN, ALMA and sigma-zero take adversarial-library's steps: see tests/golden/README.md."""
 
 from pathlib import Path
 
@@ -20,8 +20,12 @@ ATTACKS = {
     "fmn_l0": (fastadv.fmn, fastadv.L0(), FMN_AS_THEY_DO | dict(step_size=1.0)),
     "alma": (fastadv.alma, fastadv.L2(), dict(step_size=0.1)),
     "alma_targeted": (fastadv.alma, fastadv.L2(), dict(tolerance=0.0)),
+    "sigma_zero": (fastadv.sigma_zero, fastadv.L0(), {}),
 }
-RUNS = sorted({*ATTACKS, *(f"{name.removesuffix('_targeted')}_targeted" for name in ATTACKS)})
+RUNS = sorted(
+    {path.stem for path in (FOLDER / "nearest").glob("*.npz")}
+    & {f"{name.removesuffix('_targeted')}{end}" for name in ATTACKS for end in ("", "_targeted")}
+)
 
 
 def _stored(path):

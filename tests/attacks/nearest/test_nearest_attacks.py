@@ -1,4 +1,4 @@
-"""DDN, FMN, ALMA, C&W: closed forms, what is returned without a radius, where the peers err."""
+"""DDN, FMN, ALMA, C&W, sigma-zero: closed forms, results without a radius, where the peers err."""
 
 import math
 
@@ -175,6 +175,10 @@ def test_the_defaults_are_in_units_of_the_bounds(name, norm, width):
         (lambda: fastadv.fmn(fastadv.L2(), overshoot=-0.1), "overshoot"),
         (lambda: fastadv.fmn(fastadv.L2(), final_step_size=-1.0), "final_step_size"),
         (lambda: fastadv.fmn(fastadv.L2(), steps=0), "steps"),
+        (lambda: fastadv.sigma_zero(fastadv.L1()), "sigma_zero takes threat models in l0 only"),
+        (lambda: fastadv.sigma_zero(fastadv.L0(), threshold=1.5), "threshold"),
+        (lambda: fastadv.sigma_zero(fastadv.L0(), threshold_factor=-0.1), "threshold_factor"),
+        (lambda: fastadv.sigma_zero(fastadv.L0(), smoothing=0.0), "smoothing"),
         (lambda: fastadv.fmn(fastadv.L2(torch.ones(1, 8))), "radii and bounds of elements"),
     ],
 )
@@ -189,7 +193,8 @@ def test_a_mask_is_refused():
         _attack("ddn", "l2").run(model, x, y, mask=torch.ones(1, 8, dtype=torch.bool))
 
 
-def test_in_l0_all_other_entries_keep_their_bits_and_the_fewest_are_found():
+@pytest.mark.parametrize(("name", "steps"), [("fmn", 100), ("sigma_zero", 300)])
+def test_in_l0_all_other_entries_keep_their_bits_and_the_fewest_are_found(name, steps):
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(24, 40, generator=generator)
     x[:, ::5] = -0.0
@@ -202,7 +207,7 @@ def test_in_l0_all_other_entries_keep_their_bits_and_the_fewest_are_found():
 
     y = torch.zeros(24, dtype=torch.long)
     way = fastadv.Execution(batching="plain")
-    result = _attack("fmn", "l0").run(model, x, y, execution=way)
+    result = _attack(name, "l0", steps=steps).run(model, x, y, execution=way)
     gains = torch.where(weight > 0, (1 - x) * weight, -x * weight).sort(1, descending=True).values
     fewest = (gains.cumsum(1) < need[:, None]).sum(1) + 1
     assert result.success.all()
@@ -210,7 +215,37 @@ def test_in_l0_all_other_entries_keep_their_bits_and_the_fewest_are_found():
     still = result.x_adv == x
     assert same_bits(result.x_adv[still], x[still])
     assert torch.equal((~still).sum(1).double(), result.distance)
-    few = _attack("fmn", "l0", 3).run(model, x, y, execution=way)
+    few = _attack(name, "l0", 3, steps=steps).run(model, x, y, execution=way)
     assert (few.distance[few.success] <= 3).all() and few.success.any()
-    with pytest.raises(ValueError, match="fmn counts entries"):
-        fastadv.fmn(fastadv.L0(unit="pixel"))
+    with pytest.raises(ValueError, match=f"{name} counts entries"):
+        _attack(name, "l0", math.inf, "pixel")
+
+
+def _attack_of_entries(**more):
+    return fastadv.sigma_zero(fastadv.L0(), **more)
+
+
+def test_sigma_zero_is_the_same_alone_and_in_any_batch_and_counts_its_passes():
+    p = mixed_problem(12, (3, 5, 6), curvature=3.0)
+    attack = _attack_of_entries(steps=40)
+    together = attack.run(p.model, p.x, p.y, execution=fastadv.Execution(batching="plain"))
+    assert together.success.sum() > 6
+    for size in (5, 1):
+        other = attack.run(p.model, p.x, p.y, execution=fastadv.Execution(batch_size=size))
+        assert differing_fields(other, together) == []
+        assert torch.equal(other.best_at, together.best_at)
+    counted = Counting(p.model)
+    alone = attack.run(counted, p.x[4:5], p.y[4:5])
+    assert differing_fields(alone, rows_of(together, torch.tensor([4]))) == []
+    assert (counted.forwards, counted.backwards) == (1 + 40 + 1, 40)
+    assert 2 < int(alone.best_at) <= 81
+
+
+def test_sigma_zero_reaches_a_target_and_leaves_what_it_cannot_fool():
+    p = mixed_problem(12, (3, 5, 6), curvature=3.0, wrong_every=50)
+    target = (p.y + 1) % p.model(p.x[:1]).shape[1]
+    result = _attack_of_entries(steps=200).run(p.model, p.x, p.y, target=target)
+    assert result.success.sum() > 6
+    assert torch.equal(result.prediction[result.success], target[result.success])
+    lost = ~result.success
+    assert same_bits(result.x_adv[lost], p.x[lost]) and result.distance[lost].isinf().all()
