@@ -63,7 +63,8 @@ class Execution:
         ):
             value = getattr(self, name)
             if value not in choices:
-                raise ValueError(f"{name} must be one of {choices}; got {value!r}")
+                words = ", ".join(map(repr, choices))
+                raise ValueError(f"{name} must be one of {words}; got {value!r}")
         if not isinstance(self.cuda_graph, str | bool):  # 0 is not False, which it equals
             raise ValueError(
                 f"cuda_graph must be one of {get_args(CudaGraph)}; got {self.cuda_graph!r}"

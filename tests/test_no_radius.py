@@ -92,7 +92,7 @@ def test_recipes_need_a_radius():
 def test_curves_need_radii_and_take_an_attack_without_one():
     problem = mixed_problem(6)
     data, attack = (problem.x, problem.y), fastadv.fab(fastadv.L2(), steps=3)
-    with pytest.raises(ValueError, match="at least one and none infinite"):
+    with pytest.raises(ValueError, match="an infinite one is given alone"):
         fastadv.robustness_curve(problem.model, data, attack, eps=[0.1, math.inf], progress=False)
     curve = fastadv.robustness_curve(problem.model, data, attack, eps=[0.1], progress=False)
     own = fastadv.fab(fastadv.L2(0.1), steps=3).run(problem.model, problem.x, problem.y)

@@ -4,9 +4,10 @@ import inspect
 from typing import Any
 
 from fastadv.attacks import Attack
-from fastadv.attacks.attack import constructors
+from fastadv.attacks.attack import constructors, norms_of
 from fastadv.cli.numbers import number
 from fastadv.cli.user_error import UserError
+from fastadv.elements import has_radius
 from fastadv.execution import Auto
 from fastadv.recipes import TrainedRun
 from fastadv.sparse import L0
@@ -66,6 +67,14 @@ def make_attack(name: str, threat: ThreatModel, options: dict[str, Any]) -> Atta
     for key in given:
         if key not in inspect.signature(constructor).parameters:
             raise UserError(f"--{key.replace('_', '-')} does not apply to {name}")
+    norms = norms_of(name)
+    if threat.norm not in norms:
+        raise UserError(f"--attack {name} takes --norm {' or '.join(norms)}; got {threat.norm}")
+    if not has_radius(threat) and constructor(_THREATS[threat.norm](1.0)).needs_radius:
+        raise UserError(
+            f"--eps inf is for attacks that look for the nearest example, as minimum_norm and fmn: "
+            f"{name} needs a radius"
+        )
     return constructor(threat, **given)
 
 

@@ -55,7 +55,8 @@ def checked_device(text: str) -> torch.device:
         device = torch.device(text)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise UserError(f"--device {text} cannot be used here: {said(error)}") from error
+        why = "torch knows no such device" if "Expected one of" in str(error) else said(error)
+        raise UserError(f"--device {text} cannot be used here: {why}") from error
     return device
 
 

@@ -147,10 +147,12 @@ def _checked(samples: Samples) -> Samples:
         raise UserError(f"--data: x must be bytes or floats; got {_dtype(x)}")
     if x.ndim == 0:
         raise UserError("--data: x must have one row a sample; got a scalar")
+    if not len(x):
+        raise UserError("--data: it holds no samples")
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]  # as some archives of images have them
     is_integer = not y.dtype.is_floating_point and y.dtype not in (torch.bool, torch.complex64)
-    if not is_integer or y.shape != x.shape[:1] or not len(x):
+    if not is_integer or y.shape != x.shape[:1]:
         raise UserError(
             f"--data: y must be {len(x)} integers, one for each x; got {_dtype(y)} of shape "
             f"{tuple(y.shape)}"

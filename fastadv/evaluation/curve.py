@@ -267,10 +267,13 @@ def checked_radii(eps: object) -> list[float]:
     if isinstance(eps, str) or not isinstance(eps, Iterable):
         raise TypeError(f"eps must be a list of radii, as in eps=[2 / 255, 8 / 255]; got {eps!r}")
     radii = sorted(float(radius) for radius in eps)
-    if not radii or len(set(radii)) != len(radii) or not 0 <= radii[0] <= radii[-1] < math.inf:
+    if math.inf in radii:
         raise ValueError(
-            f"eps must be different radii >= 0, at least one and none infinite; got {list(eps)}"
+            f"eps must be finite radii; got {list(eps)}: an infinite one is given alone, and its "
+            "report of distances holds the accuracy at every radius"
         )
+    if not radii or len(set(radii)) != len(radii) or not 0 <= radii[0] <= radii[-1]:
+        raise ValueError(f"eps must be different radii >= 0, at least one; got {list(eps)}")
     return radii
 
 

@@ -45,6 +45,8 @@ def read(path: Path, report: type) -> dict[str, Any]:
             f"path must end in .json: of the files of a report it alone holds every sample; got "
             f"{path}"
         )
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
     try:
         content = json.loads(
             path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite

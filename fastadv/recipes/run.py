@@ -106,6 +106,7 @@ def train(
     if saved:
         learner.restore(saved)
         _warn_of_threads(position.threads, chosen)
+    folder.mkdir(parents=True, exist_ok=True)  # nothing is refused from here on
     screen = Progress(wanted=progress)
     if resume and not saved:
         screen.say(f"nothing to go on from in {folder}: begins")
@@ -288,6 +289,10 @@ def header(recipe: Recipe, learner: Learner) -> str:
     floor = f", floor {100 * recipe.floor:.3g} % under PGD-10" if recipe.floor else ""
     return (
         f"{recipe.model} by {learner.step!r} on {samples:,} samples of {recipe.dataset} "
-        f"({held:,} held out), {recipe.epochs} epochs of {len(learner.loader)} batches, seed "
+        f"({held:,} held out), {_epochs(recipe.epochs)} of {len(learner.loader)} batches, seed "
         f"{recipe.seed}; on collapse: {recipe.on_collapse}{floor}"
     )
+
+
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"

@@ -136,9 +136,8 @@ def _check_recipe(path: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> N
 
 
 def check_folder(out: str | os.PathLike[str], *, resume: bool) -> Path:
-    """The folder, made if need be; ValueError if it holds a run and that is not resumed."""
+    """The folder, which need not be there; ValueError if it holds a run and that is not resumed."""
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     held = [name for name in ("last.pt", "model.pt") if (folder / name).exists()]
     if held and not resume:
         raise ValueError(

@@ -27,7 +27,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     if path.suffix not in _SUFFIXES:
-        raise ValueError(f"weights must end in {', '.join(_SUFFIXES)}; got {path}")
+        raise ValueError(f"{path} is no file of weights: these end in {', '.join(_SUFFIXES)}")
     content: Any = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
     for name in _INSIDE:
         if isinstance(content, dict) and isinstance(content.get(name), dict):

@@ -119,7 +119,7 @@ def check_linf(step: Any) -> None:
     if step.threat.norm != "linf":
         raise ValueError(
             f"{type(step).__name__} is defined for fastadv.Linf only; got {step.threat!r}. "
-            "Use PGDAT or TRADES"
+            "Use PGDAT or TRADES, as recipes the methods pgd and trades"
         )
 
 

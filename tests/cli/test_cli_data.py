@@ -112,7 +112,7 @@ def test_missing_pillow_says_what_to_install(folder, monkeypatch):
         ("trap.pt", "trap.pt holds more than tensors, or is damaged, and nothing of it was run"),
         ("three.pt", r"three.pt must hold two tensors, \(x, y\); got tuple"),
         ("no_module:f", "--data: importing 'no_module' fails"),
-        ("empty.npz", "--data: y must be 0 integers"),
+        ("empty.npz", "--data: it holds no samples"),
     ],
 )
 def test_mistakes_name_the_option(folder, data, message):

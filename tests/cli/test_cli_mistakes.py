@@ -22,6 +22,12 @@ from fastadv.cli import entry as cli
         (command(eps="8"), "--eps 8 is larger than the box"),
         (command(eps="eight"), "--eps must be a number such as 0.03 or 8/255; got 'eight'"),
         (command(eps="1/0"), "--eps must be a number such as"),
+        (command("--attack", "ddn"), "--attack ddn takes --norm l2; got linf"),
+        (
+            command("--attack", "pgd", eps="inf"),
+            "--eps inf is for attacks that look for the nearest example, as minimum_norm and fmn",
+        ),
+        (command("--device", "cdua"), "--device cdua cannot be used here: torch knows no such"),
         (command("--norm", "l3"), "--norm must be one of linf, l2, l1, l0; got 'l3'"),
         (command("--attack", "nosuch"), "--attack must be one of alma, apgd"),
         (command("--attack", "fgsm", "--restarts", "2"), "--restarts does not apply to fgsm"),
@@ -94,6 +100,7 @@ def test_data_that_do_not_fit_the_model_are_said_in_one_line(folder, capsys):
     [
         ({"x": np.zeros((2, 1))}, "must hold the arrays x and y"),
         ({"x": np.zeros((2, 1), np.int32), "y": np.zeros(2, int)}, "x must be bytes or floats"),
+        ({"x": np.zeros((0, 1)), "y": np.zeros(0, int)}, "--data: it holds no samples"),
         ({"x": np.zeros((2, 1)), "y": np.zeros(3, int)}, "y must be 2 integers"),
         ({"x": np.zeros((2, 1)), "y": np.zeros(2)}, "y must be 2 integers"),
         ({"x": np.array(0.5), "y": np.array(1)}, "x must have one row a sample; got a scalar"),

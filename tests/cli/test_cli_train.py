@@ -179,7 +179,7 @@ def test_mnist_is_read_from_the_folder_given(folder, capsys):
     options = ["--dataset", "mnist", "--data", "mnist", "--epochs", "1", "--on-collapse", "warn"]
     code, out, _ = run_command(capsys, command(*options))
     assert code == 0 and "mnist by fastadv.training.FastAT(fastadv.Linf(0.3)" in out
-    assert "on 32 samples of mnist (8 held out), 1 epochs of 1 batches" in out
+    assert "on 32 samples of mnist (8 held out), 1 epoch of 1 batches" in out
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_the_curve_is_that_of_the_distances_and_its_passes_are_made_once(report)
     whole = report.curve()
     assert whole.eps[0] == 0 and whole.eps[-1] == float(report.distance.max())
     assert whole.robust_accuracy == tuple(map(report.accuracy_at, whole.eps))
-    with pytest.raises(ValueError, match="none infinite"):
+    with pytest.raises(ValueError, match="an infinite one is given alone"):
         report.curve([0.1, math.inf])
 
 
