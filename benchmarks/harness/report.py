@@ -6,9 +6,9 @@
 A block `<!-- benchmark:NAME -->` ... `<!-- /benchmark -->` is rewritten from the newest run of its
 suites. NAME: why-switch, attacks-by-case, attacks, attack-ratios, attacks-chart, ops, step-cost,
 host, training, mnist, autoattack, autoattack-attacks, autoattack-ops, execution, tuning,
-tuning-attacks, tuning-autoattack, masked, minimum-norm, tasks, clamping, clamping-forms,
-gpu-ops, gpu-ops-chart, gpu-attacks, gpu-attacks-chart, gpu-autoattack, gpu-training or gpu-steps,
-with @device for one device.
+tuning-attacks, tuning-autoattack, masked, minimum-norm, minimum-norm-curves, tasks, clamping,
+clamping-forms, gpu-ops, gpu-ops-chart, gpu-attacks, gpu-attacks-chart, gpu-autoattack, gpu-training
+or gpu-steps, with @device for one device.
 """
 
 import argparse
@@ -71,6 +71,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[schema.Row]], str]]] = {
     "clamping-forms": ("clamping", clamping_tables.forms),
     "masked": ("masked", masked_tables.masked),
     "minimum-norm": ("minimum_norm", minimum_norm_tables.attacks),
+    "minimum-norm-curves": ("minimum_norm_curve", minimum_norm_tables.curves),
     "tuning": ("tuning", tuning_tables.sweep),
     "tuning-attacks": ("tuning_attacks", tuning_tables.short),
     "tuning-autoattack": ("tuning_autoattack", tuning_tables.ensembles),
@@ -92,6 +93,7 @@ _CHOSEN = {
     "autoattack": schema.newest_of_each_case,
     "masked": schema.newest_of_each_case,
     "minimum_norm": schema.newest_of_each_case,
+    "minimum_norm_curve": schema.newest_of_each_case,
 }
 # suites whose command is not called like them
 _MODULES = {"counts": "attacks.counts", "mnist": "training.mnist"}

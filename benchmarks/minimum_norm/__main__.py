@@ -7,6 +7,9 @@ least: the nearest examples that are known, of the references beside the models,
 fastadv with about 2,000 passes, and of minimum_norm with 4,000 and three seeds, kept in
 benchmarks/minimum_norm/least.json.
 
+curve: the accuracy of 250 samples at eight radii of L-infinity, from the distances that
+minimum_norm finds with 4,000 passes, beside AutoAttack at each radius, on three of the networks.
+
     python -m benchmarks.minimum_norm run --models DIR --norms l2 --threads 1 --rounds 3
     python -m benchmarks.minimum_norm run --models DIR --only "FAB|DDN" --networks mnist_kw_0.1
     python -m benchmarks.minimum_norm least --models DIR --out DIR
@@ -25,7 +28,7 @@ from benchmarks.execution.runs import process_clock
 from benchmarks.harness import environment, harness, output, schema, selection
 from benchmarks.harness.networks import Problem
 from benchmarks.harness.peers import Unavailable
-from benchmarks.minimum_norm import least, points, runs
+from benchmarks.minimum_norm import curves, least, points, runs
 from benchmarks.minimum_norm.counted import NORMS
 from benchmarks.minimum_norm.entrants import ALGORITHMS, Algorithm
 from benchmarks.minimum_norm.optimality import optimality
@@ -97,16 +100,30 @@ def _extra(
     return {name: float(f"{value:.4g}") for name, value in (extra | marks).items()}
 
 
-def _run(options: argparse.Namespace, arguments: list[str] | None) -> None:
-    names = [f"{a.name} x {a.steps}" for a in ALGORITHMS]
-    wanted = selection.matching(options.only, names, option="--only")
-    where = environment.describe(
+def _where(arguments: list[str] | None) -> schema.Environment:
+    return environment.describe(
         ["adv-lib", "foolbox"],
         device=torch.device("cpu"),
         module="benchmarks.minimum_norm",
         arguments=arguments,
     )
-    rows = []
+
+
+def _curves(options: argparse.Namespace, arguments: list[str] | None) -> None:
+    where, rows = _where(arguments), []
+    for problem, eps in curves.problems(options.models, options.networks):
+        print(problem.name, flush=True)
+        new = curves.rows_of(problem, eps, where)
+        for row in new:
+            print(f"    {row.provider}: {row.extra}", flush=True)
+        rows += new
+    output.record(rows, options.results)
+
+
+def _run(options: argparse.Namespace, arguments: list[str] | None) -> None:
+    names = [f"{a.name} x {a.steps}" for a in ALGORITHMS]
+    wanted = selection.matching(options.only, names, option="--only")
+    where, rows = _where(arguments), []
     for network in options.networks:
         problem = points.load(options.models, network, options.points)
         for norm in options.norms:
@@ -128,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("part", choices=("run", "least"))
+    parser.add_argument("part", choices=("run", "least", "curve"))
     parser.add_argument("--models", type=Path, required=True, help="folder of load_models.py")
     parser.add_argument("--networks", nargs="+", choices=points.MODELS, default=points.MODELS)
     parser.add_argument("--norms", nargs="+", choices=tuple(NORMS), default=tuple(NORMS))
@@ -142,6 +159,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     if options.part == "run":
         _run(options, arguments)
+    elif options.part == "curve":
+        _curves(options, arguments)
     elif options.out is None:
         parser.error("least needs --out, a folder in which its runs are kept")
     else:

@@ -8,9 +8,11 @@ import torch
 import fastadv
 from benchmarks.harness.networks import Problem
 from benchmarks.minimum_norm import __main__ as suite
-from benchmarks.minimum_norm import entrants, least, points, runs, tables
+from benchmarks.minimum_norm import curves, entrants, least, points, runs, tables
 from benchmarks.minimum_norm.counted import Counted
 from benchmarks.minimum_norm.optimality import optimality, tightened
+from fastadv.data import load_digits
+from fastadv.models import digits_net
 
 
 class _Above(torch.nn.Module):
@@ -148,3 +150,20 @@ def test_each_class_of_a_vectorised_backward_pass_is_counted():
     result = fastadv.deepfool(fastadv.L2()).run(counted, x, y)
     assert result.success.all() and counted.backwards == result.backwards / 2 > 1
     assert counted.forwards == result.forwards / 2
+
+
+def test_a_curve_of_distances_stands_beside_autoattack_at_each_radius(environment):
+    x, y = load_digits("test")
+    problem = Problem("digits", "UCI digits, test", digits_net(weights="fast-at"), x[:8], y[:8])
+    reference, ours = curves.rows_of(problem, 0.18, environment, budget=200)
+    assert (reference.provider, ours.provider) == (curves.REFERENCE, curves.OURS)
+    robust = [
+        [row.extra[name] for name in row.extra if name.startswith("robust at")]
+        for row in (reference, ours)
+    ]
+    assert robust[0] == sorted(robust[0], reverse=True) and len(robust[0]) == 8
+    assert robust[0][0] == 8 > robust[0][-1]
+    more = max(b - a for a, b in zip(*robust, strict=True))
+    assert ours.equality.error == max(0, more)
+    lines = tables.curves([reference, ours]).splitlines()
+    assert lines[2].startswith("| digits | 0.045 | 8 | 8 | 8 | 0 |")
