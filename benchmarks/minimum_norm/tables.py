@@ -65,7 +65,8 @@ def curves(rows: Sequence[Row]) -> str:
     note = (
         "Robust samples of n at each radius of L-infinity: AutoAttack, version standard, attacks "
         "at every radius, seed 0; minimum_norm once, for distances. Above: how many more the "
-        f"distances leave robust. Process time of AutoAttack at all radii over that of minimum_norm: {times}."
+        "distances leave robust. Process time of AutoAttack at all radii over that of "
+        f"minimum_norm: {times}."
     )
     return "\n\n".join([formatting.table(heads, lines), note, formatting.provenance(rows)])
 
