@@ -45,6 +45,8 @@ _ATTACKS = {
     "Square": ("square", ""),
     **dict.fromkeys(("DDN", "DDNAttack"), ("ddn", "")),
     "ALMA": ("alma", ""),
+    "PDGD": ("pdgd", ""),
+    "PDPGD": ("pdpgd", ""),
     **dict.fromkeys(("CW", "L2CarliniWagnerAttack"), ("cw", "")),
     **dict.fromkeys(("FMN", "L1FMNAttack", "L2FMNAttack", "LInfFMNAttack"), ("fmn", "")),
     "AutoAttack": ("autoattack", "autoattack.AutoAttack"),

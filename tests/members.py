@@ -12,6 +12,9 @@ from fastadv.attacks import Attack
 from fastadv.attacks.attack import norms_of
 from fastadv.ensemble.constructor import AutoAttack
 
+_OF_PRIMAL_DUAL = dict(
+    steps=16, step_size=0.006, reduction=1.0, first_ratio=0.1, dual_step_size=0.5
+)
 _SCALES = {"linf": 0.6, "l2": 0.6, "l1": 0.8}
 
 
@@ -68,6 +71,19 @@ ATTACKS = {
         takes_target=True,
         scales={"l2": 0.6},
     ),
+    "pdgd": Member(
+        _OF_PRIMAL_DUAL,
+        passes=(1, 1),
+        ops=2,
+        takes_target=True,
+        scales={"l2": 0.6},
+    ),
+    "pdpgd": Member(
+        _OF_PRIMAL_DUAL | dict(proximal_steps=2),
+        passes=(1, 1),
+        ops=2,
+        takes_target=True,
+    ),
     "cw": Member(
         dict(steps=12, search_steps=1, first_constant=10.0, step_size=0.005),
         passes=(1, 1),
@@ -111,7 +127,18 @@ WITH_RESTARTS = tuple(
 GRADIENT_MEMBERS = tuple(name for name, one in ATTACKS.items() if one.passes[1])
 # which look for the nearest adversarial point: they draw nothing for their first start, and with
 # keep="best" return one at any distance
-OF_THE_NEAREST = ("ddn", "fmn", "alma", "cw", "sigma_zero", "deepfool", "fab", "fab_t")
+OF_THE_NEAREST = (
+    "ddn",
+    "fmn",
+    "alma",
+    "pdgd",
+    "pdpgd",
+    "cw",
+    "sigma_zero",
+    "deepfool",
+    "fab",
+    "fab_t",
+)
 # of one family, whose contracts are tested in tests/attacks/call and beside the members'
 WITH_FIXED_STEPS = ("fgsm", "rfgsm", "bim", "pgd", "mifgsm")
 # which make the attacks above, or call them: tests/attacks/auto_pgd/test_any_loss.py, and joint

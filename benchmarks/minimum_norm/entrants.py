@@ -154,8 +154,13 @@ ALGORITHMS = (
         ),
     ),
     Algorithm("ALMA", 1000, ("l2", "l1"), (_adv_lib("alma", _of_alma), _fastadv("alma"))),
-    Algorithm("PDGD", 500, ("l2",), (_adv_lib("pdgd", _stepped("num_steps")),)),
-    Algorithm("PDPGD", 500, ("linf", "l2", "l1", "l0"), (_adv_lib("pdpgd", _named("num_steps")),)),
+    Algorithm("PDGD", 500, ("l2",), (_adv_lib("pdgd", _stepped("num_steps")), _fastadv("pdgd"))),
+    Algorithm(
+        "PDPGD",
+        500,
+        ("linf", "l2", "l1", "l0"),
+        (_adv_lib("pdpgd", _named("num_steps")), _fastadv("pdpgd")),
+    ),
     Algorithm(
         "sigma-zero",
         1000,

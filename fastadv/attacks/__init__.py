@@ -10,6 +10,7 @@ from fastadv.attacks.nearest.attack import ddn, fmn
 from fastadv.attacks.nearest.boundary import deepfool
 from fastadv.attacks.nearest.lagrangian_attack import alma
 from fastadv.attacks.nearest.penalty_attack import cw
+from fastadv.attacks.nearest.primal_dual_attack import pdgd, pdpgd
 from fastadv.attacks.nearest.sparse_attack import sigma_zero
 from fastadv.attacks.square_search.attack import square
 
@@ -31,6 +32,8 @@ __all__ = [
     "fmn",
     "mifgsm",
     "minimum_norm",
+    "pdgd",
+    "pdpgd",
     "pgd",
     "rfgsm",
     "sigma_zero",

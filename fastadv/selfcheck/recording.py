@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastadv import ops
-from fastadv.attacks import Attack, apgd_ce, fmn, pgd, sigma_zero
+from fastadv.attacks import Attack, apgd_ce, fmn, pdpgd, pgd, sigma_zero
 from fastadv.attacks.attack import constructors, norms_of
 from fastadv.execution import Execution
 from fastadv.ops.fab.projection import NORMS, hyperplane_projection
@@ -95,6 +95,7 @@ def _attacks() -> Iterator[Attack]:
     yield pgd(L0(30), steps=5, keep="last")
     yield pgd(L0(9, unit="pixel"), steps=5, keep="best")
     yield fmn(L0(9), steps=6)
+    yield pdpgd(L0(9), steps=6, first_ratio=1e-4)
     yield sigma_zero(L0(9), steps=6, threshold=0.05)
 
 

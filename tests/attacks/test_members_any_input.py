@@ -177,7 +177,7 @@ def test_every_number_of_classes(name, classes):
     def model(z):
         return z.flatten(1) @ weight.t()
 
-    slow = {"square": 6, "ddn": 6, "alma": 20, "cw": 12, "sigma_zero": 40}
+    slow = {"square": 6, "ddn": 6, "alma": 20, "cw": 12, "sigma_zero": 40, "pdgd": 12, "pdpgd": 12}
     few = of_steps(name, slow.get(name, 2 if classes > 4 else 4))
     attack = member(name, "linf", scale=4.0, **(few | of_one_target(name)))
     refused = classes < _DLR_CLASSES.get(name, 0)

@@ -27,6 +27,7 @@ SHORT_ROWS = {
     "steps.l2": dict(ROW_LIMIT=64, BOX_ROW_LIMIT=64, CHUNK=128),
     "apgd.l2": dict(ROW_LIMIT=64, BOX_ROW_LIMIT=64, LONG_ROW=(128, 4)),
     "fab.step": dict(ROW_LIMIT=64, LONG_ROW=(128, 4)),
+    "nearest.primal_dual": dict(ROW_BLOCK=64, LONG_ROW=(128, 4)),
     "nearest.radius": dict(ROW_LIMIT=64, LONG_ROW=(128, 4), _LONG_L1=(128, 4)),
 }
 

@@ -12,7 +12,7 @@ from fastadv.ops.loops import Address, Count, Real, inner, loop, pointer
 from fastadv.ops.loops_taken import LANES, last_taken
 from fastadv.ops.steps.loops_l1 import threshold_of
 
-_KINDS = {"linf": 0, "l2": 1, "l1": 2, "l0": 3}
+KINDS = {"linf": 0, "l2": 1, "l1": 2, "l0": 3}
 _L0 = 3
 _GAP = 2 * LANES + 24  # numbers behind a row: padding, and another line of the cache
 _ROWS = 5
@@ -20,7 +20,7 @@ _LEAST, _MOST = 1e-60, 1e60  # squares between add up without underflow or overf
 
 
 @inner
-def _length(row, size, kind, scratch):
+def length_of(row, size, kind, scratch):
     """The norm of `size` numbers; scratch: as many."""
     if kind == 1:
         return type(row[0])(math.sqrt(squares_of(row, 0, size)))
@@ -120,7 +120,7 @@ def _step(
         fooled = known and (hit if targeted != 0 else not hit)
         for j in range(size):
             u[j] = x_adv[at + j] - x[at + j]
-        far = _length(u, size, kind, scratch)
+        far = length_of(u, size, kind, scratch)
         within = fooled and far <= eps[b]
         if fooled and far < distance[b]:
             distance[b] = far
@@ -150,7 +150,7 @@ def _step(
             if is_fmn != 0:
                 radius = distance[b] if distance[b] < radius else radius
         elif is_fmn != 0 and not distance[b] < infinite:
-            dual = _length(slope, size, 2 - kind, scratch)
+            dual = length_of(slope, size, 2 - kind, scratch)
             gap = type(lo)(float(abs(loss[b]) if known else zero) * power)
             gap = gap / dual * (one + overshoot) if dual > zero else infinite
             radius = far + gap
@@ -262,7 +262,7 @@ def radius_step_(
         overshoot,
         lo,
         hi,
-        _KINDS[norm],
+        KINDS[norm],
         rule == "fmn",
         minds_bounds,
         targeted,

@@ -47,7 +47,7 @@ def radius_step(*arguments) -> None:
     dtype = layout.compute_dtype(step.x_adv)
     stored, clean = as_rows(step.x_adv), as_rows(step.x).to(dtype)
     away = stored.to(dtype) - clean
-    length = _length(away, step.norm)
+    length = lengths_of(away, step.norm)
     verdict = judge(
         step.slots,
         step.loss,
@@ -114,7 +114,7 @@ def _moved(
     return (clean + u).clamp(step.lo, step.hi)
 
 
-def _length(away: torch.Tensor, norm: str) -> torch.Tensor:
+def lengths_of(away: torch.Tensor, norm: str) -> torch.Tensor:
     """The norm of each row, in L0 how many entries are not 0."""
     return (away != 0).sum(1).to(away.dtype) if norm == "l0" else row_norms(away, norm)
 
