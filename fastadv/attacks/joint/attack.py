@@ -17,7 +17,7 @@ from fastadv.attacks.call.result import AttackResult, Cost
 from fastadv.attacks.call.targets import Target
 from fastadv.attacks.call.verdict import margin_of
 from fastadv.attacks.joint.found import Clean, Found
-from fastadv.attacks.joint.plans import first_search, passes_of
+from fastadv.attacks.joint.plans import first_search
 from fastadv.attacks.joint.polish import polish
 from fastadv.attacks.joint.rounds import Attacked, run_round, run_squares
 from fastadv.attacks.nearest.search import Keep, NearestAttack
@@ -165,7 +165,7 @@ class MinimumNorm(NearestAttack):
         with looks.heard_by(None):
             search = self._first()
             first = attacked.call(search, rows).result()
-            found.enter_first(rows, first, passes_of(search, attacked.logits.shape[1]))
+            found.enter_first(rows, first, 2 * search.steps + 1)
             passes = [(first.forwards, first.backwards)]
             with diagnostics.without(*_OF_ROUNDS):
                 self._note(found, outer)
@@ -220,14 +220,14 @@ def minimum_norm(
 ) -> MinimumNorm:
     """Several attacks in turn, for the nearest adversarial example that `budget` passes find.
 
-    First FMN (L-infinity), FAB towards three classes (L2, L1) or sigma-zero (L0); then rounds of
-    ten steps of APGD on z_t - z_y, in L0 of PGD, in a ball that is smaller than the distance known
-    so far: by a tenth at first, by more after a success, by less after a failure. A round begins at
-    the nearest example, drawn into the ball, and aims at its class; after a failure at the
-    likeliest classes in turn, in L-infinity from a random point as well. Where the first search
-    finds nothing, as with gradients that are masked, images are left to Square, in balls that
-    shrink in the same way. At the end, but in L0, x is projected onto the boundary, linearised at
-    the nearest example.
+    First FMN (L-infinity; L2 and L1 with few passes), PDPGD (L2, L1) or sigma-zero (L0); then
+    rounds of ten steps of APGD on z_t - z_y, in L0 of PGD, in a ball that is smaller than the
+    distance known so far: by a tenth at first, by more after a success, by less after a failure. A
+    round begins at the nearest example, drawn into the ball, and aims at its class; after a failure
+    at the likeliest classes in turn, in L-infinity from a random point as well. Where the first
+    search finds nothing, as with gradients that are masked, images are left to Square, in balls
+    that shrink in the same way. At the end, but in L0, x is projected onto the boundary, linearised
+    at the nearest example.
 
     threat: `fastadv.L2()`, `Linf()`, `L1()` or `L0()`; with a radius, `fastadv.L2(0.5)`, a sample
     is finished when one of them has found a point within it. budget: forward and backward passes a

@@ -77,17 +77,16 @@ class Found:
 
     def enter_first(self, rows: torch.Tensor, result: AttackResult, passes: int) -> None:
         """Of `rows`, what the first search has found, with so many passes a sample."""
+        assert result.best_at is not None
         hit = result.success.nonzero()[:, 0]
         self.left[rows] -= passes
-        at_end = torch.full_like(rows, passes + 1)  # FAB does not note when
-        best_at = at_end if result.best_at is None else result.best_at
         self.enter(
             rows[hit],
             layout.gather_rows(result.x_adv, hit),
             result.distance[hit],
             loss=result.loss[hit],
             prediction=result.prediction[hit],
-            best_at=best_at[hit],
+            best_at=result.best_at[hit],
             step=result.step[hit],
         )
         lost = rows[~result.success]

@@ -3,8 +3,8 @@
 from typing import Literal, NamedTuple
 
 from fastadv.attacks.attack import Attack
-from fastadv.attacks.hyperplane.attack import fab_t
 from fastadv.attacks.nearest.attack import fmn
+from fastadv.attacks.nearest.primal_dual_attack import pdpgd
 from fastadv.attacks.nearest.sparse_attack import sigma_zero
 from fastadv.threat_model import ThreatModel
 
@@ -34,12 +34,13 @@ class Plan(NamedTuple):
 NEAREST, _TURNED, _ANYWHERE = Try("nearest", "same"), Try("nearest", "next"), Try("random", "next")
 _PLANS = {
     "linf": Plan("fmn", 0.08, (NEAREST, _TURNED, _ANYWHERE)),
-    "l2": Plan("fab_t", 0.5, (NEAREST, _TURNED)),
-    "l1": Plan("fab_t", 0.5, (NEAREST, _TURNED)),
+    "l2": Plan("pdpgd", 0.65, (NEAREST, _TURNED)),
+    "l1": Plan("pdpgd", 0.55, (NEAREST, _TURNED)),
     "l0": Plan("sigma_zero", 0.7, (NEAREST,)),
 }
-_SEARCHES = {"fmn": fmn, "sigma_zero": sigma_zero}  # of two passes a step
-_CLASSES = 3  # that FAB aims at in turn, with three passes a step
+_FEW = Plan("fmn", 0.2, (NEAREST, _TURNED))  # in place of PDPGD, whose first steps say little
+_LEAST_PDPGD = 135  # steps
+_SEARCHES = {"fmn": fmn, "pdpgd": pdpgd, "sigma_zero": sigma_zero}  # of two passes a step
 
 
 def polish_in(norm: str) -> int:
@@ -60,13 +61,6 @@ def first_search(threat: ThreatModel, budget: int, seed: int) -> Attack:
             f"first search, and a round of APGD; got {budget}"
         )
     plan = _PLANS[threat.norm]
-    if plan.search == "fab_t":
-        steps = max(2, int(plan.share * budget / (3 * _CLASSES)))
-        return fab_t(threat, steps=steps, n_target_classes=_CLASSES, seed=seed)
+    if plan.search == "pdpgd" and plan.share * budget < 2 * _LEAST_PDPGD:
+        plan = _FEW
     return _SEARCHES[plan.search](threat, steps=max(10, int(plan.share * budget / 2)), seed=seed)
-
-
-def passes_of(search: Attack, classes: int) -> int:
-    """Passes a sample of a first search, of a model with so many classes, with the one that
-    confirms what it has found."""
-    return search.steps * (2 if search.most_targets == 0 else 3 * min(_CLASSES, classes - 1)) + 1
