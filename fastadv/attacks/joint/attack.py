@@ -17,7 +17,7 @@ from fastadv.attacks.call.result import AttackResult, Cost
 from fastadv.attacks.call.targets import Target
 from fastadv.attacks.call.verdict import margin_of
 from fastadv.attacks.joint.found import Clean, Found
-from fastadv.attacks.joint.plans import first_search
+from fastadv.attacks.joint.plans import first_searches
 from fastadv.attacks.joint.polish import polish
 from fastadv.attacks.joint.rounds import Attacked, run_round, run_squares
 from fastadv.attacks.nearest.search import Keep, NearestAttack
@@ -46,8 +46,8 @@ class MinimumNorm(NearestAttack):
         self.check("budget")
         self._first()
 
-    def _first(self) -> Attack:
-        return first_search(self._unlimited, self.budget, self.seed)
+    def _first(self) -> list[Attack]:
+        return first_searches(self._unlimited, self.budget, self.seed)
 
     @property
     def _unlimited(self) -> ThreatModel:
@@ -121,9 +121,9 @@ class MinimumNorm(NearestAttack):
                     f"minimum_norm goes from x to the nearest wrong class and takes no {name}=: "
                     "use fastadv.fmn"
                 )
-        execution = resolved(execution, [self._first()], model, x, extra)
+        execution = resolved(execution, self._first(), model, x, extra)
         look = Call(
-            self._first(),
+            self._first()[0],
             model,
             x,
             y,
@@ -163,16 +163,20 @@ class MinimumNorm(NearestAttack):
         if len(rows) == 0:
             return 0, 0
         with looks.heard_by(None):
-            search = self._first()
-            first = attacked.call(search, rows).result()
-            found.enter_first(rows, first, 2 * search.steps + 1)
-            passes = [(first.forwards, first.backwards)]
+            passes = []
+            for search in self._first():
+                result = attacked.call(search, rows).result()
+                found.enter_search(rows, result, 2 * search.steps + 1)
+                passes.append((result.forwards, result.backwards))
+            found.mask(rows)
             with diagnostics.without(*_OF_ROUNDS):
                 self._note(found, outer)
                 passes.append(run_squares(attacked, found, self.seed))
-                while passes[-1] != (0, 0) or len(passes) == 2:
+                number = 0
+                while number == 0 or passes[-1] != (0, 0):
                     self._note(found, outer)
-                    passes.append(run_round(attacked, found, self.seed + len(passes)))
+                    passes.append(run_round(attacked, found, self.seed + number))
+                    number += 1
                 passes.append(polish(attacked, found))
         return sum(f for f, _ in passes), sum(b for _, b in passes)
 
@@ -220,7 +224,7 @@ def minimum_norm(
 ) -> MinimumNorm:
     """Several attacks in turn, for the nearest adversarial example that `budget` passes find.
 
-    First FMN (L-infinity; L2 and L1 with few passes), PDPGD (L2, L1) or sigma-zero (L0); then
+    First FMN (L-infinity; L2 and L1 with few passes), PDPGD (L2, L1, L0) and sigma-zero (L0); then
     rounds of ten steps of APGD on z_t - z_y, in L0 of PGD, in a ball that is smaller than the
     distance known so far: by a tenth at first, by more after a success, by less after a failure. A
     round begins at the nearest example, drawn into the ball, and aims at its class; after a failure

@@ -30,7 +30,7 @@ class Found:
     while there is none, 0 for a sample that is wrong as it is. loss, prediction: the model's there.
     best_at: passes when it was found; step: steps at the first success; -1 if there was none.
     left: passes that the sample still has. share: of the distance, by which the next ball is
-    smaller. failures: balls in which nothing was found. masked: where the first search has found
+    smaller. failures: balls in which nothing was found. masked: where the first searches have found
     nothing. budget: passes that every sample had.
     """
 
@@ -75,10 +75,11 @@ class Found:
         made = 1 - self.left[open_] / self.budget
         return looks.Look(len(open_), int((~open_).sum()), float(made.sum()))
 
-    def enter_first(self, rows: torch.Tensor, result: AttackResult, passes: int) -> None:
-        """Of `rows`, what the first search has found, with so many passes a sample."""
+    def enter_search(self, rows: torch.Tensor, result: AttackResult, passes: int) -> None:
+        """Of `rows`, what a search from x has found, with so many passes a sample."""
         assert result.best_at is not None
         hit = result.success.nonzero()[:, 0]
+        before = self.budget - 1 - self.left[rows[hit]]
         self.left[rows] -= passes
         self.enter(
             rows[hit],
@@ -86,10 +87,13 @@ class Found:
             result.distance[hit],
             loss=result.loss[hit],
             prediction=result.prediction[hit],
-            best_at=result.best_at[hit],
-            step=result.step[hit],
+            best_at=before + result.best_at[hit],
+            step=before // 2 + result.step[hit],
         )
-        lost = rows[~result.success]
+
+    def mask(self, rows: torch.Tensor) -> None:
+        """Note for which of `rows` the searches from x have found nothing."""
+        lost = rows[self.distance[rows].isinf()]
         self.masked[lost] = True
         self.share[lost] = _MASKED_SHARE
 
