@@ -64,7 +64,7 @@ def first_searches(threat: ThreatModel, budget: int, seed: int) -> list[Attack]:
     for name, share in _PLANS[threat.norm].searches:
         if name == "pdpgd" and share * budget < 2 * _LEAST_PDPGD:
             name, share = _FEW[threat.norm]
-        chosen[name] = share
+        chosen.setdefault(name, share)
     return [
         _SEARCHES[name](threat, steps=max(10, int(share * budget / 2)), seed=seed)
         for name, share in chosen.items()

@@ -212,3 +212,34 @@ def test_arguments_that_it_does_not_take_are_refused(name):
     given = {"target": y, "x_init": x, "mask": torch.ones(1, 40, dtype=torch.bool)}[name]
     with pytest.raises(ValueError, match=f"{name}"):
         _attack("l2").run(model, x, y, **{name: given})
+
+
+@EACH
+def test_the_model_and_the_random_state_are_left_as_they_were(norm):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(30, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3)
+    ).train()
+    x = torch.rand(6, 1, 5, 6)
+    x.requires_grad_()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    state, kept = torch.get_rng_state(), x.detach().clone()
+    result = _attack(norm, budget=100).run(net, x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert net.training and all(module.training for module in net.modules())
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert x.requires_grad and x.grad is None and torch.equal(x, kept)
+    assert not result.x_adv.requires_grad and result.success.any()
+    with torch.no_grad():
+        assert torch.equal(net.eval()(result.x_adv).argmax(1), result.prediction)
+
+
+def test_bfloat16_channels_last_and_empty_batches_are_taken():
+    p = mixed_problem(6, (3, 5, 6), curvature=3.0)
+    attack = _attack("l2", budget=100)
+    x = p.x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(attack.run(p.model, x, p.y).x_adv, attack.run(p.model, p.x, p.y).x_adv)
+    half = attack.run(lambda z: p.model(z.float()), p.x.bfloat16(), p.y)
+    assert half.x_adv.dtype == torch.bfloat16 and half.success.any()
+    assert len(attack.run(p.model, p.x[:0], p.y[:0]).distance) == 0
