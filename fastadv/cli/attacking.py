@@ -44,6 +44,7 @@ def attack(
     norm: options.Norm = None,
     attack: Annotated[str, typer.Option(help=", ".join(choices.ATTACKS))] = "pgd",
     steps: options.Steps = None,
+    budget: options.Budget = None,
     step_size: options.StepSize = None,
     restarts: options.Restarts = None,
     loss: options.Loss = None,
@@ -84,6 +85,7 @@ def attack(
         (threat,) = choices.make_threats(norm, None if eps is None else [eps], network.run)
         settings = {
             "steps": steps,
+            "budget": budget,
             "step_size": number_or_none("step-size", step_size),
             "restarts": restarts,
             "loss": loss,

@@ -49,6 +49,7 @@ def evaluate(
         typer.Option(help=f"{', '.join(choices.ATTACKS)}; default: AutoAttack."),
     ] = None,
     steps: options.Steps = None,
+    budget: options.Budget = None,
     step_size: options.StepSize = None,
     restarts: options.Restarts = None,
     loss: options.Loss = None,
@@ -124,6 +125,7 @@ def evaluate(
             raise UserError("--execution auto finds out how to run: leave out what else says it")
         settings = {
             "steps": steps,
+            "budget": budget,
             "step_size": number_or_none("step-size", step_size),
             "restarts": restarts,
             "loss": loss,

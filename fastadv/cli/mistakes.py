@@ -15,13 +15,14 @@ from fastadv.diagnostics import AttackWarning
 
 _command: ContextVar[tuple[str, ...]] = ContextVar("_command", default=())
 # arguments of the library that errors begin with -> the option that gave them
+_SAME = (
+    *("attack", "batch_size", "batching", "budget", "checkpoint", "checkpoint_every", "cuda_graph"),
+    *("dataset", "device", "ema", "epochs", "eps", "learning_rate", "loss", "method", "model"),
+    *("norm", "on_collapse", "out", "precision", "precisions", "restarts", "seconds", "seed"),
+    *("step_size", "steps", "target", "weights"),
+)
 _OPTIONS = {
-    **{name: f"--{name.replace('_', '-')}" for name in (
-        "attack", "batch_size", "checkpoint_every", "dataset", "device", "ema", "epochs", "eps",
-        "learning_rate", "loss", "method", "model", "norm", "on_collapse", "precision", "restarts",
-        "seed", "step_size", "steps", "target", "weights", "batching", "cuda_graph", "checkpoint",
-        "out", "precisions", "seconds",
-    )},
+    **{name: f"--{name.replace('_', '-')}" for name in _SAME},
     "root": "--data",
     "data": "--data",
     "images": "--data: images",
@@ -29,7 +30,7 @@ _OPTIONS = {
     "queries": "--steps",
     "x": "--data: x",
     "y": "--data: y",
-}  # fmt: skip
+}
 _FIRST_WORD = re.compile(
     r"^(?:fastadv\.\w+\([^)]*\): )?"
     r"(\w+)(=|: | must | is | does | has | \S+ (?:was|does|has|belongs) | \S+: )"

@@ -36,6 +36,9 @@ Norm = Annotated[
     str | None, typer.Option(help="linf, l2, l1 or l0; default: that of --run, else linf.")
 ]
 Steps = Annotated[int | None, typer.Option(help="Steps; default: the attack's own.")]
+Budget = Annotated[
+    int | None, typer.Option(help="Of minimum_norm: passes a sample; default: 1000.")
+]
 StepSize = Annotated[
     str | None, typer.Option(help="As --eps; default: the attack's own, in units of eps.")
 ]

@@ -31,6 +31,11 @@ from fastadv.cli import entry as cli
         (command("--norm", "l3"), "--norm must be one of linf, l2, l1, l0; got 'l3'"),
         (command("--attack", "nosuch"), "--attack must be one of alma, apgd"),
         (command("--attack", "fgsm", "--restarts", "2"), "--restarts does not apply to fgsm"),
+        (
+            command("--attack", "minimum-norm", "--budget", "20"),
+            "minimum_norm needs a budget of at least 60 passes a sample",
+        ),
+        (command("--budget", "100"), "--budget does not apply to pgd"),
         (command("--steps", "0"), "--steps must be an integer of at least 1; got 0"),
         (command("--loss", "hinge"), "--loss must be one of"),
         (command("--target", "first"), "--target must be a (B,) tensor or one of"),
