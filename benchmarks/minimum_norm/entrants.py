@@ -20,6 +20,7 @@ from torch import nn
 import fastadv
 from benchmarks.harness.peers import Unavailable
 from benchmarks.minimum_norm.counted import NORMS
+from fastadv.attacks.attack import norms_of
 
 OURS, ADV_LIB, FOOLBOX = "fastadv", "adv-lib", "foolbox"
 _THREATS = {"linf": fastadv.Linf, "l2": fastadv.L2, "l1": fastadv.L1, "l0": fastadv.L0}
@@ -52,6 +53,8 @@ class Algorithm:
 
 def _fastadv(name: str) -> Entrant:
     def make(norm: str, steps: int) -> Attack:
+        if norm not in norms_of(name):
+            raise Unavailable(f"{name} is not there in {norm}")
         attack = getattr(fastadv, name)(_THREATS[norm](), steps=steps)
         return lambda model, x, y: attack(model, x, y)
 

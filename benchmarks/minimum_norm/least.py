@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness.networks import Problem
+from benchmarks.harness.peers import Unavailable
 from benchmarks.minimum_norm import points
 from benchmarks.minimum_norm.counted import NORMS
 from benchmarks.minimum_norm.entrants import ALGORITHMS, OURS, Algorithm, Entrant, minimum_norm
@@ -75,9 +76,17 @@ def _members(norm: str) -> list[tuple[Algorithm, Entrant]]:
     for algorithm in ALGORITHMS:
         for entrant in algorithm.entrants:
             is_single = entrant.library == OURS and algorithm.name != "minimum_norm"
-            if is_single and norm in algorithm.norms:
+            if is_single and norm in algorithm.norms and _is_there(entrant, norm):
                 found.setdefault(algorithm.name, (algorithm, entrant))
     return list(found.values())
+
+
+def _is_there(entrant: Entrant, norm: str) -> bool:
+    try:
+        entrant.make(norm, 10)
+    except Unavailable:
+        return False
+    return True
 
 
 def _kept(
