@@ -145,3 +145,4 @@ class Found:
         """Put x back where `rows`, (n,) bool, says; loss, prediction: the model's at x."""
         self.x_adv[rows] = x[rows]
         self.loss[rows], self.prediction[rows] = loss[rows], prediction[rows]
+        self.best_at[rows] = -1

@@ -147,6 +147,7 @@ def test_with_a_radius_a_sample_ends_within_it_and_with_fewer_passes(norm):
     assert result.backwards < free.backwards
     assert (result.distance[result.success] <= eps * (1 + 1e-6)).all()
     assert same_bits(result.x_adv[~result.success], x[~result.success])
+    assert torch.equal(result.best_at < 0, ~result.success)
     best = _attack(norm, eps, keep="best").run(p.model, x, y)
     assert torch.equal(best.distance, free.distance) and same_bits(best.x_adv, free.x_adv)
 
