@@ -34,7 +34,7 @@ NEAREST, _TURNED, _ANYWHERE = Try("nearest", "same"), Try("nearest", "next"), Tr
 _PLANS = {
     "linf": Plan((("fmn", 0.08),), (NEAREST, _TURNED, _ANYWHERE)),
     "l2": Plan((("pdpgd", 0.65),), (NEAREST, _TURNED)),
-    "l1": Plan((("pdpgd", 0.55),), (NEAREST, _TURNED)),
+    "l1": Plan((("pdpgd", 0.8),), (NEAREST, _TURNED)),
     # on digits one finds the fewest entries, on photographs the other
     "l0": Plan((("pdpgd", 0.6), ("sigma_zero", 0.3)), (NEAREST,)),
 }
